@@ -1,0 +1,64 @@
+"""What an edit is: a request, and the probes that measure it. No tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from types import MappingProxyType
+
+from PIL import Image
+
+from mmedit.errors import EmptyAnswerError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A prompt about an image (or about none) and its answer.
+
+    `prompt` reaches the language model verbatim, after the image and inside the model family's own conversation markers.
+    `context` stands between image and prompt: it conditions the answer but belongs to no metric (in-context editing puts its
+    demonstrations there). `target` is the answer without leading space.
+    """
+
+    prompt: str
+    target: str
+    image: Path | Image.Image | None = None
+    context: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.target.strip():
+            raise EmptyAnswerError(
+                f"the target of {self.prompt!r} is empty; give the answer that the model shall learn or be scored on"
+            )
+
+
+class Probe(StrEnum):
+    """What a probe measures; the value is its name in records and tables."""
+
+    RELIABILITY = "reliability"
+    TEXT_GENERALITY = "text_generality"
+    IMAGE_GENERALITY = "image_generality"
+    TEXT_LOCALITY = "text_locality"
+    IMAGE_LOCALITY = "image_locality"
+    PORTABILITY = "portability"
+
+    @property
+    def is_locality(self) -> bool:
+        """Whether the edit must leave the answer alone (else it must change it to the target)."""
+        return self in (Probe.TEXT_LOCALITY, Probe.IMAGE_LOCALITY)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditCase:
+    """One edit of a benchmark. `probes` need not hold the request itself: reliability is the request."""
+
+    id: str
+    request: Example
+    probes: Mapping[Probe, tuple[Example, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        probes = {Probe.RELIABILITY: (self.request,), **self.probes}
+        ordered = {probe: tuple(probes[probe]) for probe in Probe if probes.get(probe)}
+        object.__setattr__(self, "probes", MappingProxyType(ordered))

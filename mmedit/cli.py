@@ -1,0 +1,469 @@
+"""The command line: the only file that prints."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from mmedit.errors import MmeditError, UnknownNameError
+
+if TYPE_CHECKING:
+    from mmedit.bench.records import ProbeRecord, Record
+    from mmedit.bench.runs import Plan
+    from mmedit.cases import Example
+    from mmedit.editors import Editor
+    from mmedit.vlm import VLM
+
+# torch and transformers take seconds to import: each command imports what it needs.
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Edit knowledge in vision-language models, and measure what else changed.",
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+DEMO_EDITORS = ("ft-l", "ft", "ike", "mend")
+DEMO_SHOWN = "MEND"
+
+VlmOption = Annotated[
+    str, typer.Option("--vlm", help="A name of `mmedit ls vlms`, a model folder, or a hub id.")
+]
+EditorOption = Annotated[
+    str,
+    typer.Option("--editor", help="A name of `mmedit ls editors`, or a fitted editor's folder."),
+]
+DatasetOption = Annotated[str, typer.Option("--dataset", help="A name of `mmedit ls datasets`.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a setting: editor.lr=1e-5 (repeatable).")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of cases and training.")]
+
+
+def main() -> None:
+    """Run the command line: errors raised on purpose are one message and exit code 2."""
+    try:
+        app()
+    except MmeditError as error:
+        err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("stopped; what was finished is kept, and the same command continues from there")
+        sys.exit(130)
+
+
+class Listed(StrEnum):
+    editors = "editors"
+    vlms = "vlms"
+    datasets = "datasets"
+
+
+@app.command("ls")
+def list_names(what: Annotated[str, typer.Argument(help="editors, vlms or datasets")]) -> None:
+    """List what there is by name."""
+    if what not in set(Listed):
+        raise UnknownNameError("list", what, set(Listed))
+    from mmedit.config import describe
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("name", style="bold")
+    table.add_column("what it is")
+    for name, text in describe(what.removesuffix("s")):  # pyright: ignore[reportArgumentType]
+        table.add_row(name, text)
+    out.print(table)
+
+
+@app.command()
+def edit(
+    prompt: Annotated[str, typer.Option(help="What is asked, word for word.")],
+    target: Annotated[str, typer.Option(help="The answer the VLM shall give from now on.")],
+    image: Annotated[
+        Path | None, typer.Option(help="The image that the question is about.")
+    ] = None,
+    vlm: VlmOption = "embedded",
+    editor: EditorOption = "ft",
+    dataset: DatasetOption = "easyvqa",
+    settings: SetOption = None,
+    seed: SeedOption = 0,
+) -> None:
+    """Make one edit and print the answer before and after, and what it did to three unrelated questions."""
+    from mmedit.cases import Example, Probe
+    from mmedit.config import load_cases, load_editor, load_vlm_file
+    from mmedit.images import open_image
+
+    overrides = settings or []
+    request = Example(
+        prompt=prompt, target=target, image=open_image(image) if image is not None else None
+    )
+    vlm_file = load_vlm_file(vlm, overrides)
+    label, method = load_editor(editor, vlm, overrides)
+    cases = load_cases(dataset, "test", limit=2, seed=seed, overrides=overrides)
+    unrelated = [
+        cases[0].probes[Probe.TEXT_LOCALITY][0],
+        cases[0].probes[Probe.IMAGE_LOCALITY][0],
+        cases[1].probes[Probe.IMAGE_LOCALITY][0],
+    ]
+    loaded = _load_vlm(vlm_file)
+    if method.needs_fit and not method.is_fitted:
+        _fit(
+            label,
+            method,
+            loaded,
+            lambda: load_cases(dataset, "train", seed=seed, overrides=overrides),
+            seed,
+        )
+    begun = time.perf_counter()
+    edited = method.apply(loaded, [request])
+    seconds = time.perf_counter() - begun
+    _print_edit(label, loaded, edited, [request, *unrelated], vlm_file.max_new_tokens)
+    out.print(
+        f"\n{label} took {seconds:.2f} s. The VLM itself is unchanged; the edit lives in the copy that was asked."
+    )
+
+
+@app.command()
+def fit(
+    out_folder: Annotated[Path, typer.Option("--out", help="Where the fitted editor goes.")],
+    vlm: VlmOption = "embedded",
+    editor: EditorOption = "mend",
+    dataset: DatasetOption = "easyvqa",
+    limit: Annotated[int | None, typer.Option(help="At most so many training cases.")] = None,
+    settings: SetOption = None,
+    seed: SeedOption = 0,
+) -> None:
+    """Train an editor that learns, and save it: then `mmedit bench --editor DIR`."""
+    from mmedit.config import load_cases, load_editor, load_vlm_file
+    from mmedit.errors import ConfigError
+
+    overrides = settings or []
+    vlm_file = load_vlm_file(vlm, overrides)
+    label, method = load_editor(editor, vlm, overrides)
+    if not method.needs_fit:
+        raise ConfigError(
+            f"{editor} has nothing to learn; use it directly: mmedit bench --editor {editor}"
+        )
+    if method.is_fitted:
+        raise ConfigError(f"{editor} is a fitted editor already; name a method to fit anew")
+    cases = load_cases(dataset, "train", limit=limit, seed=seed, overrides=overrides)
+    loaded = _load_vlm(vlm_file)
+    seconds = _fit(label, method, loaded, lambda: cases, seed)
+    method.save(out_folder)
+    out.print(f"{label} was fitted on {len(cases)} cases in {seconds:.0f} s -> {out_folder}")
+    out.print(
+        f"next: mmedit bench --vlm {vlm} --editor {out_folder} --dataset {dataset} --out runs/x"
+    )
+
+
+@app.command()
+def bench(
+    out_folder: Annotated[
+        Path, typer.Option("--out", help="The run's folder; a stopped run in it is continued.")
+    ],
+    vlm: VlmOption = "embedded",
+    editor: Annotated[
+        list[str] | None,
+        typer.Option("--editor", help="A name or a fitted editor's folder (repeatable)."),
+    ] = None,
+    dataset: DatasetOption = "easyvqa",
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many test edits.")] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Edits per pass; the result does not depend on it.")
+    ] = 25,
+    generate: Annotated[bool, typer.Option(help="Also let the VLM answer freely.")] = True,
+    settings: SetOption = None,
+    seed: SeedOption = 0,
+) -> None:
+    """Measure editors on a benchmark, each edit by itself from the base model, and print the table."""
+    from mmedit.config import load_cases, load_editor, load_vlm_file
+
+    overrides = settings or []
+    vlm_file = load_vlm_file(vlm, overrides)
+    editors = dict(load_editor(name, vlm, overrides) for name in editor or ["mend"])
+    cases = load_cases(dataset, "test", limit=limit, seed=seed, overrides=overrides)
+    plan = _plan(
+        vlm, dataset, limit, seed, editors, batch_size, vlm_file.max_new_tokens if generate else 0
+    )
+    records, training_seconds = _run(
+        plan, out_folder, lambda: _load_vlm(vlm_file), cases,
+        lambda: load_cases(dataset, "train", seed=seed, overrides=overrides),
+    )  # fmt: skip
+    _print_table(records, training_seconds)
+    _write_tables(out_folder, records, training_seconds)
+    out.print(f"records and tables: {out_folder}/")
+
+
+@app.command()
+def table(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    format: Annotated[str, typer.Option("--format", help="md, latex or csv")] = "md",
+) -> None:
+    """Make the paper's table from the records of one or more runs."""
+    from mmedit.bench.records import read_manifest, read_records
+    from mmedit.bench.tables import FORMATS, method_table, render
+
+    if format not in FORMATS:
+        raise UnknownNameError("table format", format, FORMATS)
+    records: dict[tuple[str, str], Record] = {}
+    training_seconds: dict[str, float] = {}
+    for path in runs:
+        for record in read_records(path):
+            records.setdefault((record.editor, record.case_id), record)
+        if (path / "manifest.json").exists():
+            training_seconds |= read_manifest(path).training_seconds
+    print(
+        render(
+            method_table(list(records.values()), training_seconds=training_seconds or None), format
+        ),
+        end="",
+    )
+
+
+@app.command()
+def demo(
+    out_folder: Annotated[
+        Path, typer.Option("--out", help="Where the records, tables and report go.")
+    ] = Path("runs/demo"),
+    edits: Annotated[int, typer.Option(min=3, help="Number of test edits.")] = 100,
+    seed: SeedOption = 0,
+) -> None:
+    """The whole job in minutes: train MEND, compare it with FT and IKE on the embedded VLM, print the table."""
+    from mmedit.config import load_cases, load_editor, load_vlm_file
+
+    vlm_file = load_vlm_file("embedded")
+    editors = dict(load_editor(name, "embedded") for name in DEMO_EDITORS)
+    cases = load_cases("easyvqa", "test", limit=edits, seed=seed)
+    out.print(
+        f"[bold]mmedit demo[/]: {len(cases)} edits of the embedded BLIP-2 on easy-VQA pictures it never saw, each from the "
+        f"unedited model; {', '.join(editors)}. About four minutes on two cores."
+    )
+    plan = _plan("embedded", "easyvqa", edits, seed, editors, 25, vlm_file.max_new_tokens)
+    records, training_seconds = _run(
+        plan,
+        out_folder,
+        lambda: _load_vlm(vlm_file),
+        cases,
+        lambda: load_cases("easyvqa", "train", seed=seed),
+    )
+    _print_table(records, training_seconds)
+    _print_examples([r for r in records if r.editor == DEMO_SHOWN][:3])
+    _write_tables(out_folder, records, training_seconds)
+    _write_report(out_folder, plan, records, cases, training_seconds)
+    _print_next(out_folder, cases[0].request)
+
+
+def _plan(
+    vlm: str, dataset: str, limit: int | None, seed: int, editors: dict[str, Editor], batch_size: int,
+    max_new_tokens: int,
+) -> Plan:  # fmt: skip
+    from mmedit.bench.runs import Plan
+
+    return Plan(
+        vlm_name=vlm, dataset=dataset, limit=limit, seed=seed, editors=editors, batch_size=batch_size,
+        max_new_tokens=max_new_tokens, command=" ".join(["mmedit", *sys.argv[1:]]),
+    )  # fmt: skip
+
+
+def _run(
+    plan: Plan,
+    folder: Path,
+    load: Callable[[], VLM],
+    cases: Sequence[Any],
+    training_cases: Callable[[], Sequence[Any]],
+) -> tuple[list[Record], dict[str, float]]:
+    from mmedit.bench.runs import check_directory, run
+
+    check_directory(plan, folder)
+    vlm = load()
+    with _progress() as report:
+        return run(plan, folder, vlm, cases, training_cases, report=report)
+
+
+def _load_vlm(vlm_file: Any) -> VLM:
+    import transformers
+
+    from mmedit.vlm import load_vlm
+
+    transformers.utils.logging.disable_progress_bar()
+    with err.status("loading the VLM"):
+        return load_vlm(vlm_file.name_or_path, dtype=vlm_file.dtype, device_map=vlm_file.device_map)
+
+
+def _fit(
+    label: str, editor: Editor, vlm: VLM, cases: Callable[[], Sequence[Any]], seed: int
+) -> float:
+    begun = time.perf_counter()
+    with _progress() as report:
+        editor.fit(
+            vlm, cases(), seed=seed,
+            report=lambda done, total, figures: report(f"fitting {label}", done, total, figures),
+        )  # fmt: skip
+    return time.perf_counter() - begun
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int, str], None]]:
+    """A bar for everything that reports: done/total, rate, time passed and left."""
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("[dim]{task.fields[figures]}"),
+    )  # fmt: skip
+    tasks: dict[str, Any] = {}
+    with Progress(*columns, console=err) as progress:
+
+        def report(what: str, done: int, total: int, figures: str) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(
+                    what, total=total, completed=done, figures="", rate=""
+                )
+            speed = progress.tasks[tasks[what]].speed
+            rate = f"{speed:.1f}/s" if speed else ""
+            progress.update(tasks[what], completed=done, total=total, figures=figures, rate=rate)
+
+        yield report
+
+
+def _print_edit(
+    label: str, before: VLM, after: VLM, examples: Sequence[Example], max_new_tokens: int
+) -> None:
+    said_before = before.generate(examples, max_new_tokens=max_new_tokens)
+    said_after = after.generate(examples, max_new_tokens=max_new_tokens)
+    answers = Table(
+        box=None, pad_edge=False, title=f"{label}: answers before and after", title_justify="left"
+    )
+    for heading in ("", "question", "before", "after", ""):
+        answers.add_column(heading)
+    for number, (example, old, new) in enumerate(
+        zip(examples, said_before, said_after, strict=True)
+    ):
+        about = "" if example.image is None else " (image)" if number == 0 else " (another image)"
+        if number == 0:
+            verdict = (
+                "[green]as wanted"
+                if new == example.target
+                else f"[red]wanted: {escape(example.target)}"
+            )
+        else:
+            verdict = "[green]unchanged" if new == old else "[red]changed"
+        answers.add_row(
+            "edit" if number == 0 else "unrelated",
+            escape(example.prompt + about),
+            escape(old),
+            escape(new),
+            verdict,
+        )
+    out.print(answers)
+
+
+def _print_table(records: Sequence[Record], training_seconds: dict[str, float]) -> None:
+    """The method table for the terminal: both metrics of a split in one column, where 80 characters are little."""
+    from mmedit.bench.tables import cells, columns, footnote, method_table
+
+    frame = method_table(records, training_seconds=training_seconds or None)
+    shown = cells(frame)
+    rendered = Table(title="token accuracy / exact match, %", title_justify="left")
+    rendered.add_column("editor", style="bold")
+    splits = list(dict.fromkeys(group for group, name in columns(frame) if name in ("tok", "EM")))
+    others = [column for column in columns(frame) if column[0] not in splits]
+    for heading in (*splits, *(name for _, name in others)):
+        rendered.add_column(heading, justify="right")
+    for row, label in enumerate(frame.index):
+        pairs = [f"{shown[s, 'tok'][row].value} / {shown[s, 'EM'][row].value}" for s in splits]
+        rendered.add_row(str(label), *pairs, *(shown[column][row].value for column in others))
+    out.print(rendered)
+    out.print(f"[dim]{escape(footnote(frame))}", soft_wrap=True)
+
+
+def _print_examples(records: Sequence[Record]) -> None:
+    from mmedit.cases import Probe
+
+    for record in records:
+        request = record.probes[Probe.RELIABILITY][0]
+        out.print(
+            f"\n[bold]{escape(record.editor)}[/]: {escape(request.prompt)} -> [bold]{escape(request.target)}[/]"
+        )
+        for probe, asked in record.probes.items():
+            for one in asked:
+                out.print(
+                    f"  {probe.replace('_', ' '):<17} {escape(one.prompt):<52} {_said(probe.is_locality, one)}"
+                )
+
+
+def _said(is_locality: bool, asked: ProbeRecord) -> str:
+    before, after = asked.generated_pre or "", asked.generated_post or ""
+    good = after == (before if is_locality else asked.target)
+    return f"{escape(before)} -> [{'green' if good else 'red'}]{escape(after)}[/]"
+
+
+def _write_tables(
+    folder: Path, records: Sequence[Record], training_seconds: dict[str, float]
+) -> None:
+    from mmedit.bench.records import write_atomically
+    from mmedit.bench.tables import method_table, render
+
+    frame = method_table(records, training_seconds=training_seconds or None)
+    for name, format in (("table.md", "md"), ("table.tex", "latex")):
+        write_atomically(folder / name, render(frame, format).encode())
+
+
+def _write_report(
+    folder: Path,
+    plan: Plan,
+    records: Sequence[Record],
+    cases: Sequence[Any],
+    training_seconds: dict[str, float],
+) -> None:
+    from mmedit.bench.report import write_report
+    from mmedit.bench.runs import save_images
+
+    write_report(
+        folder,
+        records,
+        images=save_images(cases[:REPORTED], folder / "images"),
+        title="mmedit demo",
+        intro=f"{len(cases)} edits of the embedded VLM on easy-VQA, each from the unedited model.",
+        examples=REPORTED,
+        manifest=plan.manifest(training_seconds),
+    )
+
+
+def _print_next(folder: Path, request: Example) -> None:
+    out.print(
+        f"\nwritten: {folder}/records.jsonl, table.md, table.tex, and [bold]report.html[/] with the images: open it."
+    )
+    out.print("\n[bold]try next[/]")
+    fitted = folder / "editors" / "mend"
+    for line in (
+        f'mmedit edit --editor {fitted} --image "{request.image}" --prompt "{request.prompt}" --target "{request.target}"',
+        f"mmedit bench --editor {fitted} --dataset easyvqa-caption --limit 200 --out runs/captions",
+        "mmedit bench --editor ft --set editor.steps=30 --limit 100 --out runs/ft-30",
+        "mmedit ls editors",
+    ):
+        out.print(f"  {escape(line)}", soft_wrap=True)
+
+
+REPORTED = 8
+"""Edits shown with pictures in the report."""
+
+if __name__ == "__main__":
+    main()

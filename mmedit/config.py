@@ -1,0 +1,241 @@
+"""YAML to typed settings, strictly: an unknown name or key is an error that tells the nearest right one.
+
+`configs/vlm`, `configs/editor` and `configs/dataset` are composed by name. An editor's file may extend another one and holds
+what differs for a VLM under `per_vlm`; `--set editor.lr=1e-5` overrides any value last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from importlib import resources
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mmedit.cases import EditCase
+from mmedit.datasets import DATASETS
+from mmedit.datasets.pictures import Split
+from mmedit.editors import EDITORS, Editor
+from mmedit.editors.base import read_description
+from mmedit.errors import ConfigError, UnknownNameError
+from mmedit.vlm import resolve_vlm
+
+Kind = Literal["vlm", "editor", "dataset"]
+Settings = dict[str, Any]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class VLMFile(_Strict):
+    """`configs/vlm/*.yaml`."""
+
+    name_or_path: str
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    device_map: str | None = None
+    max_new_tokens: int = Field(12, ge=1)
+
+
+class EditorFile(_Strict):
+    """`configs/editor/*.yaml`."""
+
+    method: str
+    label: str
+    settings: Settings = {}
+    per_vlm: dict[str, Settings] = {}
+
+
+class DatasetFile(_Strict):
+    """`configs/dataset/*.yaml`."""
+
+    loader: str
+    settings: Settings = {}
+
+
+def config_folder() -> Path:
+    """Inside the installed package, else beside it in a checkout."""
+    package = Path(str(resources.files("mmedit")))
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def names(kind: Kind) -> list[str]:
+    """The names that `load_*` and the command line take."""
+    return sorted(file.stem for file in (config_folder() / kind).glob("*.yaml"))
+
+
+def describe(kind: Kind) -> list[tuple[str, str]]:
+    """Every name with the comment at the head of its file."""
+    described = []
+    for name in names(kind):
+        lines = (config_folder() / kind / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+        head = takewhile(lambda line: line.startswith("#"), lines)
+        described.append((name, " ".join(line.removeprefix("#").strip() for line in head)))
+    return described
+
+
+def load_vlm_file(name: str, overrides: Sequence[str] = ()) -> VLMFile:
+    """A named VLM, or a model folder or hub id as it is. The model is not loaded."""
+    written = _read("vlm", name) if name in names("vlm") else {"name_or_path": name}
+    file = _validate(VLMFile, _overridden(written, "vlm", overrides), f"vlm {name}")
+    try:
+        resolve_vlm(file.name_or_path)
+    except UnknownNameError:
+        raise UnknownNameError(
+            "VLM (nor model folder, nor hub id like owner/name)", name, names("vlm")
+        ) from None
+    return file
+
+
+def load_editor(name: str, vlm: str, overrides: Sequence[str] = ()) -> tuple[str, Editor]:
+    """Label and editor: by name with its settings for this VLM, or as saved by `mmedit fit` in a folder."""
+    if name not in names("editor") and Path(name).is_dir():
+        return _load_saved_editor(Path(name), overrides)
+    file = _validate(EditorFile, _extended(name), f"configs/editor/{name}.yaml")
+    if file.method not in EDITORS:
+        raise UnknownNameError("editing method", file.method, EDITORS)
+    settings = _merged(file.settings, file.per_vlm.get(vlm, {}))
+    method = EDITORS[file.method]
+    config = _validate(
+        method.config_class, _overridden(settings, "editor", overrides), f"editor {name}"
+    )
+    return file.label, method(config)
+
+
+def load_cases(
+    name: str,
+    split: Split,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    overrides: Sequence[str] = (),
+) -> Sequence[EditCase]:
+    """The edit cases of a named dataset."""
+    file = _validate(DatasetFile, _read("dataset", name), f"configs/dataset/{name}.yaml")
+    if file.loader not in DATASETS:
+        raise UnknownNameError("dataset loader", file.loader, DATASETS)
+    settings = _overridden(file.settings, "dataset", overrides)
+    try:
+        return DATASETS[file.loader](split, limit=limit, seed=seed, **settings)
+    except TypeError as error:
+        raise ConfigError(f"dataset {name}: {error}") from error
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Every `--set` must be `part.key=value` with part vlm, editor or dataset."""
+    for override in overrides:
+        path, equals, _ = override.partition("=")
+        part, dot, key = path.partition(".")
+        if not (equals and dot and key):
+            raise ConfigError(
+                f"--set {override!r}: part.key=value was wanted, for instance editor.lr=1e-5"
+            )
+        if part not in ("vlm", "editor", "dataset"):
+            raise UnknownNameError("part of the configuration", part, ("vlm", "editor", "dataset"))
+
+
+def _load_saved_editor(path: Path, overrides: Sequence[str]) -> tuple[str, Editor]:
+    if any(override.startswith("editor.") for override in overrides):
+        raise ConfigError(
+            f"{path} is a fitted editor; its settings are fixed, so --set editor.* cannot change them"
+        )
+    method = read_description(path)["method"]
+    if method not in EDITORS:
+        raise UnknownNameError("editing method", str(method), EDITORS)
+    return f"{method.upper()} ({path.name})", EDITORS[method].load(path)
+
+
+def _extended(name: str) -> Settings:
+    written = _read("editor", name)
+    parent = written.pop("extends", None)
+    return _merged(_extended(parent), written) if parent else written
+
+
+def _read(kind: Kind, name: str) -> Settings:
+    if name not in names(kind):
+        raise UnknownNameError(kind, name, names(kind))
+    file = config_folder() / kind / f"{name}.yaml"
+    try:
+        written = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(written, dict):
+        raise ConfigError(f"{file} must hold keys and values")
+    return written
+
+
+def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> Settings:
+    """The second over the first, key by key at every depth."""
+    result = dict(first)
+    for key, value in second.items():
+        there = result.get(key)
+        result[key] = (
+            _merged(there, value) if isinstance(there, dict) and isinstance(value, dict) else value
+        )
+    return result
+
+
+def _overridden(settings: Mapping[str, Any], part: Kind, overrides: Sequence[str]) -> Settings:
+    check_overrides(overrides)
+    result = dict(settings)
+    for override in overrides:
+        path, _, text = override.partition("=")
+        owner, *keys = path.split(".")
+        if owner != part:
+            continue
+        nested: Any = _value(text, override)
+        for key in reversed(keys):
+            nested = {key: nested}
+        result = _merged(result, nested)
+    return result
+
+
+def _value(text: str, override: str) -> Any:
+    """As YAML reads it, but 1e-5 is a number (YAML 1.1 wants 1.0e-5)."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not valid YAML") from error
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _validate(model: type[Model], settings: Mapping[str, Any], source: str) -> Model:
+    try:
+        return model.model_validate(dict(settings))
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {'; '.join(_faults(model, error))}") from None
+
+
+def _faults(model: type[BaseModel], error: ValidationError) -> list[str]:
+    faults = []
+    for fault in error.errors():
+        key = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            known = _keys(model)
+            near = get_close_matches(key, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            faults.append(f"unknown key {key!r}.{hint} There are: {', '.join(known)}")
+        else:
+            faults.append(f"{key}: {fault['msg']} (found {fault.get('input')!r})")
+    return faults
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            keys += _keys(info.annotation, f"{prefix}{name}.")
+        else:
+            keys.append(f"{prefix}{name}")
+    return keys

@@ -1,0 +1,11 @@
+"""Benchmarks: files to edit cases. A new dataset is one file and one row here."""
+
+from collections.abc import Callable, Sequence
+
+from mmedit.cases import EditCase
+from mmedit.datasets import easyvqa
+
+DATASETS: dict[str, Callable[..., Sequence[EditCase]]] = {"easyvqa": easyvqa.load}
+"""Loaders by name; each takes a split, keyword settings (see `configs/dataset`), `limit` and `seed`."""
+
+__all__ = ["DATASETS"]

@@ -1,0 +1,141 @@
+"""Edit cases in the form of E-VQA and E-IC (Cheng et al. 2023), made from easy-VQA: one case per picture, seeded.
+
+request: a picture, one of its questions (`task="vqa"`) or a caption prompt (`task="caption"`), and a wrong answer of the same type.
+rephrase: the question in another wording; for the test split one that neither the embedded VLM nor an editor was trained on.
+image rephrase: another rendering of the picture (`shapes.Rendering`). text locality: a fact without image; the facts of the two
+splits are about different countries. image locality: a question about another picture of the same split that shows another
+shape in another colour. Editors train on easy-VQA's train pictures and are tested on its test pictures.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Literal, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from mmedit.cases import EditCase, Example, Probe
+from mmedit.datasets import facts, shapes
+from mmedit.datasets.pictures import Asked, Picture, Split, known_pictures
+from mmedit.datasets.shapes import Kind, Rendering, Scene, counterfactual_caption, find_shape
+from mmedit.images import open_image
+
+Task = Literal["vqa", "caption"]
+Option = TypeVar("Option")
+
+TEST_COUNTRIES = 5
+"""Every fifth country (by name) is kept for the test split's text locality."""
+
+
+def load(
+    split: Split, *, task: Task = "vqa", limit: int | None = None, seed: int = 0
+) -> list[EditCase]:
+    """All cases of a split (3,227 for train, 798 for test), or the first `limit` of them, in a seeded order.
+
+    The order and every case depend on the seed alone, so a smaller limit is a prefix of a larger one.
+    """
+    known = known_pictures(split)
+    order = np.random.default_rng([seed, 0]).permutation(len(known))
+    chosen = [known[index] for index in order[:limit]]
+    make = _vqa_case if task == "vqa" else _caption_case
+    return [make(split, picture, scene, seed) for picture, scene in chosen]
+
+
+def _vqa_case(split: Split, picture: Picture, scene: Scene, seed: int) -> EditCase:
+    rng = np.random.default_rng([seed, 1, picture.number])
+    asked = _draw_asked(rng, picture)
+    target = _choose(rng, asked.question.other_answers(scene))
+    phrasings = shapes.PHRASINGS[asked.question.kind]
+    rephrase = asked.question.ask(_other_wording(rng, phrasings, split, asked))
+    return _case(
+        "vqa", split, picture, scene, rng, prompt=asked.text, rephrase=rephrase, target=target
+    )
+
+
+def _caption_case(split: Split, picture: Picture, scene: Scene, seed: int) -> EditCase:
+    rng = np.random.default_rng([seed, 2, picture.number])
+    target = counterfactual_caption(scene, find_shape(open_image(picture.path)).size, rng)
+    prompts = shapes.CAPTION_PROMPTS
+    rephrase = _choose(rng, prompts.held_out if split == "test" else prompts.further)
+    return _case(
+        "caption",
+        split,
+        picture,
+        scene,
+        rng,
+        prompt=prompts.original[0],
+        rephrase=rephrase,
+        target=target,
+    )
+
+
+def _case(
+    task: Task,
+    split: Split,
+    picture: Picture,
+    scene: Scene,
+    rng: np.random.Generator,
+    *,
+    prompt: str,
+    rephrase: str,
+    target: str,
+) -> EditCase:
+    return EditCase(
+        id=f"easyvqa-{task}-{split}-{picture.number}",
+        request=Example(prompt=prompt, target=target, image=picture.path),
+        probes={
+            Probe.TEXT_GENERALITY: (Example(prompt=rephrase, target=target, image=picture.path),),
+            Probe.IMAGE_GENERALITY: (
+                Example(prompt=prompt, target=target, image=_render(rng, picture)),
+            ),
+            Probe.TEXT_LOCALITY: (_unrelated_fact(rng, split),),
+            Probe.IMAGE_LOCALITY: (_unrelated_picture(rng, split, scene),),
+        },
+    )
+
+
+def _render(rng: np.random.Generator, picture: Picture) -> Image.Image:
+    return Rendering.draw(rng).apply(open_image(picture.path))
+
+
+def _draw_asked(rng: np.random.Generator, picture: Picture) -> Asked:
+    """First a kind of question, then one of it: else three quarters of the cases would be yes or no."""
+    by_kind: dict[Kind, list[Asked]] = defaultdict(list)
+    for asked in picture.asked:
+        by_kind[asked.question.kind].append(asked)
+    return _choose(rng, by_kind[_choose(rng, list(by_kind))])
+
+
+def _other_wording(
+    rng: np.random.Generator, phrasings: shapes.Phrasings, split: Split, asked: Asked
+) -> str:
+    if split == "test":
+        return _choose(rng, phrasings.held_out)
+    return _choose(rng, [p for p in phrasings.train if asked.question.ask(p) != asked.text])
+
+
+def _unrelated_fact(rng: np.random.Generator, split: Split) -> Example:
+    fact = _choose(rng, split_facts(split))
+    wording = _choose(rng, facts.PHRASINGS[fact.relation].train)
+    return Example(prompt=fact.ask(wording), target=fact.answer)
+
+
+def split_facts(split: Split) -> list[facts.Fact]:
+    """The facts that serve a split."""
+    countries = sorted({fact.subject for fact in facts.load_facts()})
+    test = set(countries[::TEST_COUNTRIES])
+    return [fact for fact in facts.load_facts() if (fact.subject in test) == (split == "test")]
+
+
+def _unrelated_picture(rng: np.random.Generator, split: Split, scene: Scene) -> Example:
+    known = known_pictures(split)
+    while True:
+        picture, other = known[int(rng.integers(len(known)))]
+        if other.color != scene.color and other.shape != scene.shape:
+            asked = _draw_asked(rng, picture)
+            return Example(prompt=asked.text, target=asked.answer, image=picture.path)
+
+
+def _choose(rng: np.random.Generator, options: list[Option] | tuple[Option, ...]) -> Option:
+    return options[int(rng.integers(len(options)))]

@@ -1,0 +1,63 @@
+"""Text-only facts that the embedded VLM knows: countries, their capitals, regions and peoples.
+
+From the PyPI package countryinfo 1.0.1 (MIT), extracted by `scripts/build_facts.py` into `assets/facts.json`. What the
+package says is taken as it stands; the facts serve as text-locality probes, where only a *change* of the answer counts.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+from mmedit.datasets.shapes import Phrasings
+
+PHRASINGS: dict[str, Phrasings] = {
+    "capital": Phrasings(
+        original=("what is the capital of {subject}?",),
+        further=(
+            "which city is the capital of {subject}?",
+            "name the capital of {subject}.",
+            "the capital of {subject} is which city?",
+        ),
+        held_out=("tell me the capital of {subject}.",),
+    ),
+    "region": Phrasings(
+        original=("in which region is {subject}?",),
+        further=(
+            "which region is {subject} in?",
+            "name the region of {subject}.",
+            "tell me which region contains {subject}.",
+        ),
+        held_out=("what is the region of {subject}?",),
+    ),
+    "people": Phrasings(
+        original=("what are people from {subject} called?",),
+        further=(
+            "what do you call people from {subject}?",
+            "name the people of {subject}.",
+            "tell me what people from {subject} are called.",
+        ),
+        held_out=("what is the name of people from {subject}?",),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """For instance the capital of Albania is Tirana."""
+
+    relation: str
+    subject: str
+    answer: str
+
+    def ask(self, phrasing: str) -> str:
+        return phrasing.format(subject=self.subject)
+
+
+@cache
+def load_facts() -> tuple[Fact, ...]:
+    """All facts, in the order of the file."""
+    text = resources.files("mmedit").joinpath("assets/facts.json").read_text(encoding="utf-8")
+    return tuple(Fact(**fact) for fact in json.loads(text))

@@ -1,0 +1,294 @@
+"""A weight edit as data: `y = W x + b` becomes `y = W x + b + Δ(x)`, with Δ(x) = U^T (V x) or Δ(x) = ΔW x.
+
+A delta may have a leading `edits` axis: then row i of a batch is answered under edit i alone. Deltas are added by forward
+hooks that live only inside one call (`added`), so the network itself is never written to.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mmedit.errors import DataError, SiteError
+
+
+class Delta(ABC):
+    """What is added to the output of one `nn.Linear`."""
+
+    @property
+    @abstractmethod
+    def edits(self) -> int | None:
+        """Length of the edits axis; None for one edit that holds for every row."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """(out, in), as of the weight."""
+
+    @abstractmethod
+    def __call__(self, x: Float[Tensor, "rows tokens in"]) -> Float[Tensor, "rows tokens out"]:
+        """Δ(x), in the delta's own dtype."""
+
+    @abstractmethod
+    def weight(self) -> Float[Tensor, "*edits out in"]:
+        """Δ as a matrix to add to the weight (export)."""
+
+    @abstractmethod
+    def select(self, rows: Sequence[int]) -> Delta:
+        """The delta under which row i is answered by edit rows[i]; without edits axis, itself."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file holds of it, by name."""
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank(Delta):
+    """Δ(x) = Σ_r u_r (v_r · x); the factors of rank r are u[r] and v[r]."""
+
+    u: Float[Tensor, "*edits rank out"]
+    v: Float[Tensor, "*edits rank in"]
+
+    @property
+    def edits(self) -> int | None:
+        return len(self.u) if self.u.ndim == 3 else None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.u.shape[-1], self.v.shape[-1]
+
+    def __call__(self, x: Float[Tensor, "rows tokens in"]) -> Float[Tensor, "rows tokens out"]:
+        return x.to(self.v) @ self.v.mT @ self.u
+
+    def weight(self) -> Float[Tensor, "*edits out in"]:
+        return self.u.mT @ self.v
+
+    def select(self, rows: Sequence[int]) -> LowRank:
+        if self.edits is None or list(rows) == list(range(self.edits)):
+            return self
+        index = torch.tensor(rows, device=self.u.device)
+        return LowRank(self.u[index], self.v[index])
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"u": self.u, "v": self.v}
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(Delta):
+    """Δ(x) = ΔW x."""
+
+    change: Float[Tensor, "*edits out in"]
+
+    @property
+    def edits(self) -> int | None:
+        return len(self.change) if self.change.ndim == 3 else None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.change.shape[-2], self.change.shape[-1]
+
+    def __call__(self, x: Float[Tensor, "rows tokens in"]) -> Float[Tensor, "rows tokens out"]:
+        return x.to(self.change) @ self.change.mT
+
+    def weight(self) -> Float[Tensor, "*edits out in"]:
+        return self.change
+
+    def select(self, rows: Sequence[int]) -> Dense:
+        if self.edits is None or list(rows) == list(range(self.edits)):
+            return self
+        return Dense(self.change[torch.tensor(rows, device=self.change.device)])
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"change": self.change}
+
+
+@dataclass(frozen=True, eq=False)
+class Sum(Delta):
+    """Deltas that cannot be merged into one without cost: of two kinds, or one per edit and one for all."""
+
+    parts: tuple[Delta, ...]
+
+    @property
+    def edits(self) -> int | None:
+        return next((part.edits for part in self.parts if part.edits is not None), None)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.parts[0].shape
+
+    def __call__(self, x: Float[Tensor, "rows tokens in"]) -> Float[Tensor, "rows tokens out"]:
+        total = self.parts[0](x)
+        for part in self.parts[1:]:
+            total = total + part(x)
+        return total
+
+    def weight(self) -> Float[Tensor, "*edits out in"]:
+        total = self.parts[0].weight()
+        for part in self.parts[1:]:
+            total = total + part.weight()
+        return total
+
+    def select(self, rows: Sequence[int]) -> Sum:
+        return Sum(tuple(part.select(rows) for part in self.parts))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{number}.{_kind(part)}.{name}": tensor
+            for number, part in enumerate(self.parts)
+            for name, tensor in part.tensors().items()
+        }
+
+
+KINDS: dict[str, type[LowRank] | type[Dense]] = {"low_rank": LowRank, "dense": Dense}
+
+
+def compose(first: Delta, second: Delta) -> Delta:
+    """Both deltas at once; of the same kind and edits axis they merge, so that a long sequence stays one delta."""
+    if first.shape != second.shape:
+        raise SiteError(f"deltas of shapes {first.shape} and {second.shape} cannot act at one site")
+    if None not in (first.edits, second.edits) and first.edits != second.edits:
+        raise SiteError(
+            f"one delta has {first.edits} edits and the other {second.edits}; select the same rows of both"
+        )
+    parts = list(first.parts) if isinstance(first, Sum) else [first]
+    for part in second.parts if isinstance(second, Sum) else (second,):
+        for place, there in enumerate(parts):
+            if merged := _merge(there, part):
+                parts[place] = merged
+                break
+        else:
+            parts.append(part)
+    return parts[0] if len(parts) == 1 else Sum(tuple(parts))
+
+
+def _merge(first: Delta, second: Delta) -> Delta | None:
+    if first.edits != second.edits:
+        return None
+    if isinstance(first, LowRank) and isinstance(second, LowRank):
+        return LowRank(
+            torch.cat([first.u, second.u], dim=-2), torch.cat([first.v, second.v], dim=-2)
+        )
+    if isinstance(first, Dense) and isinstance(second, Dense):
+        return Dense(first.change + second.change)
+    return None
+
+
+def compose_all(first: Mapping[str, Delta], second: Mapping[str, Delta]) -> dict[str, Delta]:
+    """Site by site."""
+    both = {site: compose(first[site], second[site]) for site in first.keys() & second.keys()}
+    return {**first, **second, **both}
+
+
+def fold(weight: Float[Tensor, "out in"], delta: Delta) -> Float[Tensor, "*edits out in"]:
+    """The edited weight, in the weight's dtype: half precision may round a small edit away."""
+    return (weight.float() + delta.weight().float()).to(weight.dtype)
+
+
+@contextmanager
+def added(network: nn.Module, deltas: Mapping[str, Delta], rows: int) -> Iterator[None]:
+    """While the context lasts, every named Linear of the network adds its delta. `rows`: the batch size of the call.
+
+    The number of rows must be told: OPT flattens (rows, tokens) to one axis before fc1 and fc2.
+    """
+    hooks = []
+    try:
+        for site, delta in deltas.items():
+            linear = linear_at(network, site)
+            if delta.edits is not None and delta.edits != rows:
+                raise SiteError(
+                    f"{delta.edits} separate edits cannot answer {rows} rows: row i is answered under edit i. "
+                    "Use select(rows) to say which edit answers which row."
+                )
+            if delta.shape != (linear.out_features, linear.in_features):
+                raise SiteError(
+                    f"the delta for {site} is {delta.shape}, the weight there "
+                    f"({linear.out_features}, {linear.in_features})"
+                )
+            hooks.append(linear.register_forward_hook(_adder(delta, rows)))
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _adder(delta: Delta, rows: int):
+    def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x = inputs[0]
+        change = delta(x.reshape(rows, -1, x.shape[-1])).reshape(output.shape)
+        return (output + change).to(output.dtype)
+
+    return add
+
+
+def linear_at(network: nn.Module, site: str) -> nn.Linear:
+    """The Linear of that name; SiteError tells the nearest one."""
+    try:
+        module = network.get_submodule(site)
+    except AttributeError:
+        linears = (
+            name for name, module in network.named_modules() if isinstance(module, nn.Linear)
+        )
+        raise SiteError(_no_site(site, list(linears))) from None
+    if not isinstance(module, nn.Linear):
+        raise SiteError(f"{site} is a {type(module).__name__}; an edit site must be an nn.Linear")
+    return module
+
+
+def _no_site(site: str, linears: list[str]) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(site, linears, n=1, cutoff=0.3)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"the network has no Linear named {site!r}.{hint}"
+
+
+def save_deltas(path: Path, deltas: Mapping[str, Delta]) -> None:
+    """One safetensors file: `site|kind|name`, or `site|sum|number.kind.name`."""
+    tensors = {
+        f"{site}|{_kind(delta)}|{name}": tensor.detach().contiguous()
+        for site, delta in deltas.items()
+        for name, tensor in delta.tensors().items()
+    }
+    save_file(tensors, path)
+
+
+def load_deltas(path: Path) -> dict[str, Delta]:
+    """The inverse of `save_deltas`."""
+    groups: dict[tuple[str, str], dict[str, Tensor]] = {}
+    for key, tensor in load_file(path).items():
+        site, kind, name = _split_key(path, key)
+        groups.setdefault((site, kind), {})[name] = tensor
+    return {site: _build(path, kind, tensors) for (site, kind), tensors in groups.items()}
+
+
+def _split_key(path: Path, key: str) -> tuple[str, str, str]:
+    parts = key.split("|")
+    if len(parts) != 3:
+        raise DataError(
+            f"{path}: tensor {key!r} is not named site|kind|name; this is no file of deltas"
+        )
+    return parts[0], parts[1], parts[2]
+
+
+def _build(path: Path, kind: str, tensors: dict[str, Tensor]) -> Delta:
+    if kind == "sum":
+        numbered: dict[tuple[int, str], dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            number, part_kind, part_name = name.split(".")
+            numbered.setdefault((int(number), part_kind), {})[part_name] = tensor
+        return Sum(tuple(_build(path, part, numbered[n, part]) for n, part in sorted(numbered)))
+    if kind not in KINDS:
+        raise DataError(f"{path}: unknown kind of delta {kind!r}; known: {', '.join(KINDS)}")
+    return KINDS[kind](**tensors)
+
+
+def _kind(delta: Delta) -> str:
+    return next((name for name, kind in KINDS.items() if isinstance(delta, kind)), "sum")

@@ -1,0 +1,10 @@
+"""Editing methods. A new method is one file, one row here, one yaml, and one line in the promise tests."""
+
+from mmedit.editors.base import Editor, EditorConfig
+from mmedit.editors.ft import FT
+from mmedit.editors.ike import IKE
+from mmedit.editors.mend import MEND
+
+EDITORS: dict[str, type[Editor]] = {editor.method: editor for editor in (FT, IKE, MEND)}
+
+__all__ = ["EDITORS", "FT", "IKE", "MEND", "Editor", "EditorConfig"]

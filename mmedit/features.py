@@ -1,0 +1,113 @@
+"""What is computed once and looked up afterwards: frozen image features, and the base model's outputs on probes.
+
+A cache maps keys (content hashes) to tensors. It keeps the recently used ones in memory and, where a directory is given, all of
+them on disk, both bounded in bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+GIGABYTE = 2**30
+
+
+class TensorCache:
+    """Least recently used tensors in memory, then on disk. Not a value: it is shared by all VLMs over one network.
+
+    `misses` counts the tensors that had to be computed, `hits` those that did not.
+    """
+
+    def __init__(
+        self,
+        *,
+        memory_bytes: int = 4 * GIGABYTE,
+        directory: Path | None = None,
+        disk_bytes: int = 64 * GIGABYTE,
+    ) -> None:
+        self.hits = 0
+        self.misses = 0
+        self._memory: OrderedDict[str, Tensor] = OrderedDict()
+        self._memory_bytes = memory_bytes
+        self._used = 0
+        self._directory = directory
+        self._disk_bytes = disk_bytes
+
+    def lookup(
+        self, keys: Sequence[str], compute: Callable[[Sequence[int]], Sequence[Tensor]]
+    ) -> list[Tensor]:
+        """One tensor per key. `compute` gets the first positions of the distinct missing keys, at most once per call."""
+        found: dict[str, Tensor] = {}
+        missing: dict[str, int] = {}
+        for position, key in enumerate(keys):
+            if key in found or key in missing:
+                continue
+            tensor = self._read(key)
+            if tensor is None:
+                missing[key] = position
+            else:
+                found[key] = tensor
+        self.misses += len(missing)
+        self.hits += len(keys) - len(missing)
+        if missing:
+            computed = compute(list(missing.values()))
+            for key, tensor in zip(missing, computed, strict=True):
+                found[key] = tensor.detach()
+                self._write(key, found[key])
+        return [found[key] for key in keys]
+
+    def _read(self, key: str) -> Tensor | None:
+        if key in self._memory:
+            self._memory.move_to_end(key)
+            return self._memory[key]
+        if self._directory is None:
+            return None
+        try:
+            tensor = load_file(self._file(self._directory, key))["value"]
+        except (FileNotFoundError, SafetensorError):
+            return None
+        self._remember(key, tensor)
+        return tensor
+
+    def _write(self, key: str, tensor: Tensor) -> None:
+        self._remember(key, tensor)
+        if self._directory is None:
+            return
+        self._directory.mkdir(parents=True, exist_ok=True)
+        file = self._file(self._directory, key)
+        partial = file.with_suffix(f".{os.getpid()}.partial")
+        save_file({"value": tensor.contiguous()}, partial)
+        os.replace(partial, file)
+        self._prune_disk(self._directory)
+
+    def _remember(self, key: str, tensor: Tensor) -> None:
+        self._memory[key] = tensor
+        self._used += tensor.nbytes
+        while self._used > self._memory_bytes and len(self._memory) > 1:
+            _, dropped = self._memory.popitem(last=False)
+            self._used -= dropped.nbytes
+
+    def _prune_disk(self, directory: Path) -> None:
+        files = sorted(directory.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+        used = sum(file.stat().st_size for file in files)
+        for file in files[:-1]:
+            if used <= self._disk_bytes:
+                return
+            used -= file.stat().st_size
+            file.unlink(missing_ok=True)
+
+    @staticmethod
+    def _file(directory: Path, key: str) -> Path:
+        return directory / f"{key}.safetensors"
+
+
+def stack(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """The looked-up tensors as one batch on the device."""
+    return torch.stack(list(tensors)).to(device)

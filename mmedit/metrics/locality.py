@@ -1,0 +1,142 @@
+"""Whether an edit left alone what it should not touch: base against edited logits.
+
+    top-k agreement = |{r ≤ k : base_r = edited_r}| / k      set overlap = |base_≤k ∩ edited_≤k| / k
+    KL(base ‖ edited) = Σ_v p_base(v) (log p_base(v) - log p_edited(v))
+
+with base_r the token of rank r. The rank by rank top-10 over all text positions is the published
+M-Locality of MMEdit (Cheng et al. 2023, "Can We Edit Multimodal Large Language Models?"); one token
+that enters at rank 1 shifts all others and makes it 0, so the overlap of the two sets stands beside
+it. KL is the locality loss of MEND (Mitchell et al. 2022, "Fast Model Editing at Scale").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mmedit.metrics.multiclass_log_probs import all_right, log_softmax, require_tokens, row_mean
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LocalityScores:
+    """One number per sequence: over its "answer" positions, or over "all" text positions."""
+
+    top1_answer: Float[Tensor, " batch"]
+    """Share of answer positions where base and edited argmax agree."""
+    exact_answer: Float[Tensor, " batch"]
+    """1 if they agree at every answer position, else 0."""
+    top1_all: Float[Tensor, " batch"]
+    """Share of text positions where they agree."""
+    top10_ordered_all: Float[Tensor, " batch"]
+    """Share of agreeing ranks of the two top-10 lists, over text positions."""
+    top10_set_answer: Float[Tensor, " batch"]
+    """Mean overlap of the two top-10 sets, over answer positions."""
+    kl: Float[Tensor, " batch"]
+    """Mean KL(base ‖ edited) in nats, over answer positions."""
+
+
+def locality(
+    base_logits: Float[Tensor, "batch text vocab"],
+    edited_logits: Float[Tensor, "batch text vocab"],
+    *,
+    is_text: Bool[Tensor, "batch text"],
+    is_answer: Bool[Tensor, "batch text"],
+) -> LocalityScores:
+    """All locality scores of a batch. KL, here, is taken over the answer positions.
+
+    Masks mark positions of the logits, that is, what they predict. Raises EmptyAnswerError naming
+    the rows without any text or answer position.
+    """
+    text = (base_logits, edited_logits, is_text)
+    answer = (base_logits, edited_logits, is_answer)
+    return LocalityScores(
+        top1_answer=top1(*answer),
+        exact_answer=exact(*answer),
+        top1_all=top1(*text),
+        top10_ordered_all=topk_ordered(*text),
+        top10_set_answer=topk_set(*answer),
+        kl=kl(*answer),
+    )
+
+
+def top1(
+    base: Float[Tensor, "batch text vocab"],
+    edited: Float[Tensor, "batch text vocab"],
+    mask: Bool[Tensor, "batch text"],
+) -> Float[Tensor, " batch"]:
+    """Share of masked-in positions where base and edited argmax agree.
+
+    Raises EmptyAnswerError for rows without such a position.
+    """
+    require_tokens(mask)
+    return row_mean(base[mask].argmax(-1) == edited[mask].argmax(-1), mask)
+
+
+def exact(
+    base: Float[Tensor, "batch text vocab"],
+    edited: Float[Tensor, "batch text vocab"],
+    mask: Bool[Tensor, "batch text"],
+) -> Float[Tensor, " batch"]:
+    """1 if base and edited argmax agree at every masked-in position, else 0.
+
+    Raises EmptyAnswerError for rows without such a position.
+    """
+    return all_right(top1(base, edited, mask))
+
+
+def topk_ordered(
+    base: Float[Tensor, "batch text vocab"],
+    edited: Float[Tensor, "batch text vocab"],
+    mask: Bool[Tensor, "batch text"],
+    k: int = 10,
+) -> Float[Tensor, " batch"]:
+    """Share of ranks 1 to k that hold the same token, averaged over masked-in positions.
+
+    A vocabulary smaller than k is compared whole. Equal logits rank as `torch.topk` puts them.
+    Raises EmptyAnswerError for rows without masked-in position.
+    """
+    require_tokens(mask)
+    same = _top_tokens(base[mask], k) == _top_tokens(edited[mask], k)
+    return row_mean(same.float().mean(-1), mask)
+
+
+def topk_set(
+    base: Float[Tensor, "batch text vocab"],
+    edited: Float[Tensor, "batch text vocab"],
+    mask: Bool[Tensor, "batch text"],
+    k: int = 10,
+) -> Float[Tensor, " batch"]:
+    """Share of the base's k best tokens that are among the edited k best, in any order.
+
+    Averaged over masked-in positions. A vocabulary smaller than k is compared whole: the overlap is
+    then 1. Raises EmptyAnswerError for rows without masked-in position.
+    """
+    require_tokens(mask)
+    pairs = _top_tokens(base[mask], k)[:, :, None] == _top_tokens(edited[mask], k)[:, None, :]
+    return row_mean(pairs.any(-1).float().mean(-1), mask)
+
+
+def kl(
+    base: Float[Tensor, "batch text vocab"],
+    edited: Float[Tensor, "batch text vocab"],
+    mask: Bool[Tensor, "batch text"],
+) -> Float[Tensor, " batch"]:
+    """KL(base ‖ edited) in nats, averaged over masked-in positions. Differentiable in `edited`.
+
+    A token that the base gives probability 0 adds 0; one that only the edit rules out (-inf) makes
+    it infinite. Raises EmptyAnswerError for rows without masked-in position.
+    """
+    require_tokens(mask)
+    log_base, log_edited = log_softmax(base[mask]), log_softmax(edited[mask])
+    base_prob = log_base.exp()
+    # 0 (-inf - log q) is NaN to a computer and 0 in the limit.
+    log_ratio = (log_base - log_edited).masked_fill(base_prob == 0, 0.0)
+    return row_mean((base_prob * log_ratio).sum(-1), mask)
+
+
+def _top_tokens(logits: Float[Tensor, "tokens vocab"], k: int) -> Int[Tensor, "tokens rank"]:
+    return logits.topk(min(k, logits.shape[-1])).indices

@@ -1,0 +1,121 @@
+import math
+import time
+
+import numpy as np
+import pytest
+
+from mmedit.bench.statistics import Summary, clustered_bootstrap_interval, summarise
+from mmedit.errors import DataError
+
+
+def width(interval):
+    return interval[1] - interval[0]
+
+
+def test_the_summary_has_the_plain_mean_and_the_number_of_values():
+    summary = summarise([1.0, 0.0, 1.0, 0.5], ["a", "a", "b", "c"])
+    assert (summary.mean, summary.n) == (0.625, 4)
+    assert summary.low <= summary.mean <= summary.high
+    assert summary.half_width == pytest.approx((summary.high - summary.low) / 2)
+    assert float(summary) == 0.625
+
+
+def test_two_clusters_give_the_interval_of_their_three_possible_draws():
+    low, high = clustered_bootstrap_interval([0.0, 0.0, 0.0, 1.0], ["a", "a", "a", "b"])
+    assert (low, high) == (0.0, 1.0)  # aa: 0, ab: 1/4, bb: 1
+
+
+def test_the_interval_matches_the_normal_approximation_for_independent_edits():
+    rng = np.random.default_rng(1)
+    values = rng.normal(5.0, 2.0, size=4000)
+    interval = clustered_bootstrap_interval(values, range(4000))
+    error = values.std() / math.sqrt(4000)
+    assert interval == pytest.approx(
+        (values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.1 * error
+    )
+
+
+@pytest.mark.parametrize("continuous", [False, True], ids=["accuracy", "continuous"])
+def test_about_95_of_100_intervals_hold_the_true_mean(continuous):
+    rng = np.random.default_rng(2)
+    clusters = np.repeat(range(60), 3).tolist()
+    covered = 0
+    for trial in range(200):
+        chance = np.repeat(rng.beta(2, 1, size=60), 3)  # mean 2/3, shared by an image's edits
+        values = chance if continuous else (rng.random(180) < chance).astype(float)
+        low, high = clustered_bootstrap_interval(values, clusters, seed=trial, resamples=500)
+        covered += low <= 2 / 3 <= high
+    assert 0.90 <= covered / 200 <= 0.99
+
+
+def test_edits_that_share_an_image_widen_the_interval():
+    rng = np.random.default_rng(3)
+    values = np.repeat((rng.random(100) < 0.7).astype(float), 10)
+    by_image = clustered_bootstrap_interval(values, np.repeat(range(100), 10).tolist())
+    naive = clustered_bootstrap_interval(values, range(1000))
+    assert width(by_image) == pytest.approx(math.sqrt(10) * width(naive), rel=0.15)
+
+
+def test_larger_clusters_weigh_more():
+    low, high = clustered_bootstrap_interval([1.0] * 98 + [0.0, 0.0], ["big"] * 98 + ["x", "y"])
+    assert high == 1.0
+    assert low == 0.0
+    values = [1.0] * 90 + [0.0] * 10
+    equal = clustered_bootstrap_interval(values, [i // 10 for i in range(100)])
+    assert equal[0] == pytest.approx(0.7)
+
+
+def test_the_order_of_the_records_does_not_move_the_interval():
+    rng = np.random.default_rng(4)
+    values, clusters = rng.random(500), rng.integers(100, size=500)
+    shuffled = rng.permutation(500)
+    assert clustered_bootstrap_interval(values, clusters.tolist()) == clustered_bootstrap_interval(
+        values[shuffled], clusters[shuffled].tolist()
+    )
+
+
+def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
+    rng = np.random.default_rng(5)
+    values = rng.random(50)
+    once = clustered_bootstrap_interval(values, range(50), seed=1)
+    assert once == clustered_bootstrap_interval(values, range(50), seed=1)
+    assert once != clustered_bootstrap_interval(values, range(50), seed=2)
+
+
+def test_a_higher_level_gives_a_wider_interval():
+    values = np.random.default_rng(6).random(200)
+    narrow = clustered_bootstrap_interval(values, range(200), level=0.5)
+    wide = clustered_bootstrap_interval(values, range(200), level=0.99)
+    assert width(wide) > 3 * width(narrow)
+
+
+def test_values_that_are_all_equal_have_an_interval_of_no_width():
+    assert summarise([100.0] * 20, range(20)) == Summary(100.0, 100.0, 100.0, 20)
+
+
+def test_a_single_cluster_tells_no_interval():
+    summary = summarise([0.0, 1.0], ["a", "a"])
+    assert summary.mean == 0.5
+    assert math.isnan(summary.low)
+    assert math.isnan(summary.half_width)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_nan_and_infinity_are_refused_with_their_position(bad):
+    with pytest.raises(DataError, match="1 of 3 values are NaN or infinite, first at position 2"):
+        summarise([1.0, 0.0, bad], "abc")
+
+
+def test_no_values_and_lengths_that_differ_are_refused():
+    with pytest.raises(DataError, match="no values to average"):
+        summarise([], [])
+    with pytest.raises(DataError, match="one value and one cluster per edit"):
+        summarise([1.0, 0.0], ["a"])
+
+
+@pytest.mark.parametrize("continuous", [False, True], ids=["accuracy", "continuous"])
+def test_ten_thousand_records_take_less_than_a_second(continuous):
+    values = np.random.default_rng(7).random(10_000)
+    started = time.process_time()  # not the wall: the machine may be busy
+    clustered_bootstrap_interval(values if continuous else values.round(), range(10_000))
+    assert time.process_time() - started < 1.0
