@@ -21,7 +21,7 @@ help:
 	@echo "make demo    edit the embedded vision-language model and show what changed"
 	@echo "make test    all tests, on the CPU, offline"
 	@echo "make check   ruff, pyright, import-linter"
-	@echo "make bench   speed and memory"
+	@echo "make bench   the benchmark on the embedded model, into runs/bench (continued if it was stopped)"
 	@echo "make clean   remove caches and build outputs (.venv and runs/ stay)"
 
 demo: .venv/.installed
@@ -37,7 +37,7 @@ check: .venv/.installed-dev
 	$(BIN)/lint-imports --no-logo
 
 bench: .venv/.installed
-	$(BIN)/mmedit bench $(ARGS)
+	$(BIN)/mmedit bench --out runs/bench $(ARGS)
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

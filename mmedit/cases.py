@@ -17,9 +17,10 @@ from mmedit.errors import EmptyAnswerError
 class Example:
     """A prompt about an image (or about none) and its answer.
 
-    `prompt` reaches the language model verbatim, after the image and inside the model family's own conversation markers.
-    `context` stands between image and prompt: it conditions the answer but belongs to no metric (in-context editing puts its
-    demonstrations there). `target` is the answer without leading space.
+    `prompt` reaches the language model verbatim, after the image and inside the model family's own
+    conversation markers. `context` stands between image and prompt: it conditions the answer but
+    belongs to no metric (in-context editing puts its demonstrations there). `target` is the answer
+    without leading space.
     """
 
     prompt: str
@@ -52,7 +53,9 @@ class Probe(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class EditCase:
-    """One edit of a benchmark. `probes` need not hold the request itself: reliability is the request."""
+    """One edit of a benchmark. `probes` need not hold the request itself: reliability is the
+    request.
+    """
 
     id: str
     request: Example

@@ -107,7 +107,9 @@ def edit(
     settings: SetOption = None,
     seed: SeedOption = 0,
 ) -> None:
-    """Make one edit and print the answer before and after, and what it did to three unrelated questions."""
+    """Make one edit and print the answer before and after, and what it did to three unrelated
+    questions.
+    """
     from mmedit.cases import Example, Probe
     from mmedit.config import load_cases, load_editor, load_vlm_file
     from mmedit.images import open_image
@@ -247,7 +249,9 @@ def demo(
     edits: Annotated[int, typer.Option(min=3, help="Number of test edits.")] = 100,
     seed: SeedOption = 0,
 ) -> None:
-    """The whole job in minutes: train MEND, compare it with FT and IKE on the embedded VLM, print the table."""
+    """The whole job in minutes: train MEND, compare it with FT and IKE on the embedded VLM, print
+    the table.
+    """
     from mmedit.config import load_cases, load_editor, load_vlm_file
 
     vlm_file = load_vlm_file("embedded")
@@ -376,7 +380,9 @@ def _print_edit(
 
 
 def _print_table(records: Sequence[Record], training_seconds: dict[str, float]) -> None:
-    """The method table for the terminal: both metrics of a split in one column, where 80 characters are little."""
+    """The method table for the terminal: both metrics of a split in one column, where 80 characters
+    are little.
+    """
     from mmedit.bench.tables import cells, columns, footnote, method_table
 
     frame = method_table(records, training_seconds=training_seconds or None)

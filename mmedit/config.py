@@ -1,7 +1,9 @@
-"""YAML to typed settings, strictly: an unknown name or key is an error that tells the nearest right one.
+"""YAML to typed settings, strictly: an unknown name or key is an error that tells the nearest right
+one.
 
-`configs/vlm`, `configs/editor` and `configs/dataset` are composed by name. An editor's file may extend another one and holds
-what differs for a VLM under `per_vlm`; `--set editor.lr=1e-5` overrides any value last.
+`configs/vlm`, `configs/editor` and `configs/dataset` are composed by name. An editor's file may
+extend another one and holds what differs for a VLM under `per_vlm`; `--set editor.lr=1e-5`
+overrides any value last.
 """
 
 from __future__ import annotations
@@ -94,7 +96,9 @@ def load_vlm_file(name: str, overrides: Sequence[str] = ()) -> VLMFile:
 
 
 def load_editor(name: str, vlm: str, overrides: Sequence[str] = ()) -> tuple[str, Editor]:
-    """Label and editor: by name with its settings for this VLM, or as saved by `mmedit fit` in a folder."""
+    """Label and editor: by name with its settings for this VLM, or as saved by `mmedit fit` in a
+    folder.
+    """
     if name not in names("editor") and Path(name).is_dir():
         return _load_saved_editor(Path(name), overrides)
     file = _validate(EditorFile, _extended(name), f"configs/editor/{name}.yaml")

@@ -1,7 +1,9 @@
-"""A weight edit as data: `y = W x + b` becomes `y = W x + b + Δ(x)`, with Δ(x) = U^T (V x) or Δ(x) = ΔW x.
+"""A weight edit as data: `y = W x + b` becomes `y = W x + b + Δ(x)`, with Δ(x) = U^T (V x) or Δ(x)
+= ΔW x.
 
-A delta may have a leading `edits` axis: then row i of a batch is answered under edit i alone. Deltas are added by forward
-hooks that live only inside one call (`added`), so the network itself is never written to.
+A delta may have a leading `edits` axis: then row i of a batch is answered under edit i alone.
+Deltas are added by forward hooks that live only inside one call (`added`), so the network itself is
+never written to.
 """
 
 from __future__ import annotations
@@ -112,7 +114,9 @@ class Dense(Delta):
 
 @dataclass(frozen=True, eq=False)
 class Sum(Delta):
-    """Deltas that cannot be merged into one without cost: of two kinds, or one per edit and one for all."""
+    """Deltas that cannot be merged into one without cost: of two kinds, or one per edit and one for
+    all.
+    """
 
     parts: tuple[Delta, ...]
 
@@ -151,7 +155,9 @@ KINDS: dict[str, type[LowRank] | type[Dense]] = {"low_rank": LowRank, "dense": D
 
 
 def compose(first: Delta, second: Delta) -> Delta:
-    """Both deltas at once; of the same kind and edits axis they merge, so that a long sequence stays one delta."""
+    """Both deltas at once; of the same kind and edits axis they merge, so that a long sequence
+    stays one delta.
+    """
     if first.shape != second.shape:
         raise SiteError(f"deltas of shapes {first.shape} and {second.shape} cannot act at one site")
     if None not in (first.edits, second.edits) and first.edits != second.edits:
@@ -194,7 +200,8 @@ def fold(weight: Float[Tensor, "out in"], delta: Delta) -> Float[Tensor, "*edits
 
 @contextmanager
 def added(network: nn.Module, deltas: Mapping[str, Delta], rows: int) -> Iterator[None]:
-    """While the context lasts, every named Linear of the network adds its delta. `rows`: the batch size of the call.
+    """While the context lasts, every named Linear of the network adds its delta. `rows`: the batch
+    size of the call.
 
     The number of rows must be told: OPT flattens (rows, tokens) to one axis before fc1 and fc2.
     """
@@ -253,7 +260,9 @@ def _no_site(site: str, linears: list[str]) -> str:
 def save_deltas(path: Path, deltas: Mapping[str, Delta]) -> None:
     """One safetensors file: `site|kind|name`, or `site|sum|number.kind.name`."""
     tensors = {
-        f"{site}|{_kind(delta)}|{name}": tensor.detach().contiguous()
+        f"{site}|{_kind(delta)}|{name}": tensor.detach().clone(
+            memory_format=torch.contiguous_format
+        )  # safetensors refuses memory that two names share
         for site, delta in deltas.items()
         for name, tensor in delta.tensors().items()
     }

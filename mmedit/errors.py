@@ -1,4 +1,6 @@
-"""Every error that mmedit raises on purpose. Each says what was found, what was wanted, and what to do."""
+"""Every error that mmedit raises on purpose. Each says what was found, what was wanted, and what to
+do.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ class UnknownNameError(MmeditError, KeyError):
     >>> raise UnknownNameError("editor", "mnd", ["ft", "ike", "mend"])
     Traceback (most recent call last):
     ...
-    mmedit.errors.UnknownNameError: no editor named 'mnd'. Did you mean 'mend'? There are: ft, ike, mend.
+    mmedit.errors.UnknownNameError: no editor named 'mnd'. Did you mean 'mend'? There are: ft, ike,
+    mend.
     """
 
     def __init__(self, kind: str, found: str, known: Iterable[str]) -> None:
@@ -55,7 +58,9 @@ class SiteError(MmeditError, ValueError):
 
 
 class EditorError(MmeditError, RuntimeError):
-    """An editor used before it was trained, with settings that exclude each other, or loaded onto another VLM."""
+    """An editor used before it was trained, with settings that exclude each other, or loaded onto
+    another VLM.
+    """
 
 
 class TrainingError(MmeditError, ArithmeticError):

@@ -1,7 +1,8 @@
-"""What is computed once and looked up afterwards: frozen image features, and the base model's outputs on probes.
+"""What is computed once and looked up afterwards: frozen image features, and the base model's
+outputs on probes.
 
-A cache maps keys (content hashes) to tensors. It keeps the recently used ones in memory and, where a directory is given, all of
-them on disk, both bounded in bytes.
+A cache maps keys (content hashes) to tensors. It keeps the recently used ones in memory and, where
+a directory is given, all of them on disk, both bounded in bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ GIGABYTE = 2**30
 
 
 class TensorCache:
-    """Least recently used tensors in memory, then on disk. Not a value: it is shared by all VLMs over one network.
+    """Least recently used tensors in memory, then on disk. Not a value: it is shared by all VLMs
+    over one network.
 
     `misses` counts the tensors that had to be computed, `hits` those that did not.
     """
@@ -43,7 +45,9 @@ class TensorCache:
     def lookup(
         self, keys: Sequence[str], compute: Callable[[Sequence[int]], Sequence[Tensor]]
     ) -> list[Tensor]:
-        """One tensor per key. `compute` gets the first positions of the distinct missing keys, at most once per call."""
+        """One tensor per key. `compute` gets the first positions of the distinct missing keys, at
+        most once per call.
+        """
         found: dict[str, Tensor] = {}
         missing: dict[str, int] = {}
         for position, key in enumerate(keys):
@@ -59,7 +63,7 @@ class TensorCache:
         if missing:
             computed = compute(list(missing.values()))
             for key, tensor in zip(missing, computed, strict=True):
-                found[key] = tensor.detach()
+                found[key] = tensor.detach().clone()  # a row of a batch would keep the batch alive
                 self._write(key, found[key])
         return [found[key] for key in keys]
 
@@ -110,4 +114,4 @@ class TensorCache:
 
 def stack(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     """The looked-up tensors as one batch on the device."""
-    return torch.stack(list(tensors)).to(device)
+    return torch.stack([tensor.to(device) for tensor in tensors])  # read from disk: on the CPU

@@ -18,17 +18,16 @@ MAX_PIXELS = 50_000_000
 def open_image(image: Path | Image.Image) -> Image.Image:
     """The image in RGB, upright (EXIF orientation), fully decoded.
 
-    Raises ImageError: the file is missing, is no image, is cut off, or has more than `MAX_PIXELS` pixels.
+    Raises ImageError: the file is missing, is no image, is cut off, has more than `MAX_PIXELS`
+    pixels, or more than 8 bits per pixel and channel.
     """
-    if isinstance(image, Image.Image):
-        _check_size(image, "the given image")
-        return image.convert("RGB")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            if isinstance(image, Image.Image):
+                return _decode(image, "the given image")
             with Image.open(image) as opened:
-                _check_size(opened, str(image))
-                return ImageOps.exif_transpose(opened).convert("RGB")
+                return _decode(opened, str(image))
     except FileNotFoundError:
         raise ImageError(f"image not found: {image}. Check the path.") from None
     except IsADirectoryError:
@@ -50,8 +49,9 @@ def open_image(image: Path | Image.Image) -> Image.Image:
 def image_key(image: Path | Image.Image) -> str:
     """A hash of the content: equal pixels in memory, or equal bytes in a file, have equal keys."""
     if isinstance(image, Image.Image):
-        header = f"{image.mode} {image.size}".encode()
-        return hashlib.blake2b(header + image.tobytes(), digest_size=16).hexdigest()
+        seen = open_image(image)  # palette and orientation count, not only the stored numbers
+        header = f"{seen.size}".encode()
+        return hashlib.blake2b(header + seen.tobytes(), digest_size=16).hexdigest()
     try:
         status = image.stat()
         return _file_key(image, status.st_mtime_ns, status.st_size)
@@ -65,6 +65,16 @@ def image_key(image: Path | Image.Image) -> str:
 def _file_key(path: Path, modified_ns: int, size: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _decode(image: Image.Image, name: str) -> Image.Image:
+    _check_size(image, name)
+    if image.mode.startswith(("I", "F")):
+        raise ImageError(
+            f"{name} has more than 8 bits per pixel (mode {image.mode!r}), which would be clipped "
+            "to white: scale its values to 0 to 255 and save it as an 8-bit image."
+        )
+    return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def _check_size(image: Image.Image, name: str) -> None:

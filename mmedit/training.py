@@ -1,4 +1,6 @@
-"""The outer loop for editors that learn: batches of training cases, a loss, an optimiser. It knows no method."""
+"""The outer loop for editors that learn: batches of training cases, a loss, an optimiser. It knows
+no method.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ Report = Callable[[int, int, str], None]
 """Called with (steps done, steps in all, figures)."""
 
 OuterLoss = Callable[[Sequence[EditCase]], tuple[Tensor, Mapping[str, Tensor]]]
-"""From a batch of cases to the loss (with graph) and figures to show (0-d tensors, without graph)."""
+"""From a batch of cases to the loss (with graph) and figures to show (0-d tensors, without graph).
+"""
 
 
 class TrainingConfig(BaseModel):
@@ -29,16 +32,18 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int = Field(30_000, ge=1)
-    batch_size: int = Field(1, ge=1)
+    steps: int = Field(default=30_000, ge=1)
+    batch_size: int = Field(default=1, ge=1)
     """Edits per step, each independent of the others."""
-    warmup_steps: int = Field(0, ge=0)
-    final_lr_share: float = Field(1.0, ge=0, le=1)
-    """Every learning rate falls along a cosine to this share of itself; 1: constant, as published."""
-    grad_clip: float = Field(100.0, gt=0)
-    max_seconds: float | None = Field(None, gt=0)
-    """Stop after this wall time; the schedule follows whichever of steps and time is further along."""
-    report_every: int = Field(10, ge=1)
+    warmup_steps: int = Field(default=0, ge=0)
+    final_lr_share: float = Field(default=1.0, ge=0, le=1)
+    """Every learning rate falls along a cosine to this share of itself; 1: constant, as published.
+    """
+    grad_clip: float = Field(default=100.0, gt=0)
+    max_seconds: float | None = Field(default=None, gt=0)
+    """Stop after this wall time; the schedule follows whichever of steps and time is further along.
+    """
+    report_every: int = Field(default=10, ge=1)
 
 
 def train(
@@ -50,10 +55,11 @@ def train(
     seed: int,
     report: Report,
 ) -> int:
-    """Run the outer loop and return the number of steps done. One call of `loss_of` and one backward per step.
+    """Run the outer loop and return the number of steps done. One call of `loss_of` and one
+    backward per step.
 
-    Raises TrainingError with step and case ids when the loss or a gradient is NaN or infinite; the parameters are then those of
-    the last good step.
+    Raises TrainingError with step and case ids when the loss or a gradient is NaN or infinite; the
+    parameters are then those of the last good step.
     """
     if not cases:
         raise DataError("training needs cases; none were given")
@@ -100,7 +106,9 @@ def _schedule(step: int, progress: float, config: TrainingConfig) -> float:
 
 
 class _Order:
-    """Endless passes over the cases, each in its own random order; batches are cut across the passes."""
+    """Endless passes over the cases, each in its own random order; batches are cut across the
+    passes.
+    """
 
     def __init__(self, cases: int, batch_size: int, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)

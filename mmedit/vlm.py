@@ -1,25 +1,26 @@
-"""A vision-language model as a value: a frozen network, the adapter that speaks to it, and the edits it carries as deltas.
+"""A vision-language model as a value: a frozen network, the adapter that speaks to it, and the
+edits it carries as deltas.
 
-Axes in all public signatures: `batch` rows of a call; `text` prompt and answer tokens after the image; `sequence` tokens as
-the network sees them (image placeholders, context, text, padding); `vocab`; `in`, `out` widths of a Linear; `edits` separate
-edits, one per row; `rank` of a low-rank delta.
+Axes in all public signatures: `batch` rows of a call; `text` prompt and answer tokens after the
+image; `sequence` tokens as the network sees them (image placeholders, context, text, padding);
+`vocab`; `in`, `out` widths of a Linear; `edits` separate edits, one per row; `rank` of a low-rank
+delta.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, Literal, cast, final
 
 import torch
 from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoProcessor
 
@@ -39,7 +40,9 @@ class Predictions:
     logits: Float[Tensor, "batch text vocab"]
     target: Int[Tensor, "batch text"]
     is_text: Bool[Tensor, "batch text"]
-    """Prompt and answer tokens that something stands before: the first token of a text without image is predicted by nothing."""
+    """Prompt and answer tokens that something stands before: the first token of a text without
+    image is predicted by nothing.
+    """
     is_answer: Bool[Tensor, "batch text"]
 
     def __getitem__(self, rows: slice | Sequence[int]) -> Predictions:
@@ -54,11 +57,13 @@ class Predictions:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Captured:
-    """What went into Linear sites, and the gradient of the loss with respect to what came out, for every token.
+    """What went into Linear sites, and the gradient of the loss with respect to what came out, for
+    every token.
 
-    `x[site]` is [batch, tokens, in], `delta[site]` is [batch, tokens, out]. The loss is the sum over rows of the row's mean
-    answer NLL, so that a row's values do not depend on the rest of the batch. Tokens that the loss does not reach
-    (padding, all after the last prediction) have delta 0. At bridge and vision sites rows without image are zero.
+    `x[site]` is [batch, tokens, in], `delta[site]` is [batch, tokens, out]. The loss is the sum
+    over rows of the row's mean answer NLL, so that a row's values do not depend on the rest of the
+    batch. Tokens that the loss does not reach (padding, all after the last prediction) have delta
+    0. At bridge and vision sites rows without image are zero.
     """
 
     x: dict[str, Float[Tensor, "batch tokens in"]]
@@ -67,18 +72,24 @@ class Captured:
 
 
 class VLM(ABC):
-    """What can be asked, captured and edited. Editors that are no weight delta return a `WrappedVLM` of their own."""
+    """What can be asked, captured and edited. Editors that are no weight delta return a
+    `WrappedVLM` of their own.
+    """
 
     @abstractmethod
     def predict(self, examples: Sequence[Example]) -> Predictions:
-        """Teacher-forced predictions: one forward of the language model, and of vision and bridge for uncached images.
+        """Teacher-forced predictions: one forward of the language model, and of vision and bridge
+        for uncached images.
 
-        Differentiable with respect to the deltas. Raises DataError without examples, ModelError where one is too long.
+        Differentiable with respect to the deltas. Raises DataError without examples, ModelError
+        where one is too long.
         """
 
     @abstractmethod
     def generate(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[str]:
-        """Greedy continuations of the prompts, stripped; targets are not looked at. One forward per new token."""
+        """Greedy continuations of the prompts, stripped; targets are not looked at. One forward per
+        new token.
+        """
 
     @abstractmethod
     def capture(self, examples: Sequence[Example], sites: Sequence[str]) -> Captured:
@@ -86,8 +97,9 @@ class VLM(ABC):
 
     @abstractmethod
     def represent(self, examples: Sequence[Example]) -> Float[Tensor, "batch hidden"]:
-        """What the language model makes of image and prompt, before it answers, in float32: the input of its first default site
-        at the last prompt token. For nearest-neighbour search. One forward, no gradient.
+        """What the language model makes of image and prompt, before it answers, in float32: the
+        input of its first default site at the last prompt token. For nearest-neighbour search. One
+        forward, no gradient.
         """
 
     @abstractmethod
@@ -103,12 +115,20 @@ class VLM(ABC):
         """The weight at a site with the deltas it carries, in float32; a copy."""
 
     @abstractmethod
+    def require_reach(self, examples: Sequence[Example], sites: Sequence[str]) -> None:
+        """Raise SiteError where an example does not pass through a site: one without image, an
+        image site.
+        """
+
+    @abstractmethod
     def with_deltas(self, deltas: Mapping[str, Delta]) -> VLM:
         """The VLM with these deltas added to those it already carries."""
 
     @abstractmethod
     def select(self, rows: Sequence[int]) -> VLM:
-        """The VLM that answers row i under separate edit rows[i]; itself where it carries no separate edits."""
+        """The VLM that answers row i under separate edit rows[i]; itself where it carries no
+        separate edits.
+        """
 
     @property
     @abstractmethod
@@ -118,12 +138,16 @@ class VLM(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """A hash of the unedited network's weights: what a trained editor belongs to. Reads every weight once."""
+        """A hash of the unedited network's weights: what a trained editor belongs to. Reads every
+        weight once.
+        """
 
 
 @final
 class NetworkVLM(VLM):
-    """A network as loaded, with or without deltas. All values over one network share its cache of image features."""
+    """A network as loaded, with or without deltas. All values over one network share its cache of
+    image features.
+    """
 
     def __init__(
         self,
@@ -150,8 +174,7 @@ class NetworkVLM(VLM):
                 return self.adapter.generate(inputs, features, max_new_tokens=max_new_tokens)
 
     def capture(self, examples: Sequence[Example], sites: Sequence[str]) -> Captured:
-        for site in sites:
-            self.shape(site)
+        self.require_reach(examples, sites)
         recorder = _Recorder(sites=tuple(sites))
         with torch.enable_grad():
             predictions = self._predict(examples, recorder)
@@ -179,6 +202,17 @@ class NetworkVLM(VLM):
         weight = linear_at(self.adapter.network, site).weight.detach().float().clone()
         return weight + self.deltas[site].weight() if site in self.deltas else weight
 
+    def require_reach(self, examples: Sequence[Example], sites: Sequence[str]) -> None:
+        for site in sites:
+            self.shape(site)
+        image_sites = [site for site in sites if self.adapter.stage(site) != "language"]
+        text_only = [example.prompt for example in examples if example.image is None]
+        if image_sites and text_only:
+            raise SiteError(
+                f"{image_sites[0]} acts on images, and {text_only[0]!r} has none: it can teach that site "
+                "nothing. Give the request an image, or edit the language model."
+            )
+
     def with_deltas(self, deltas: Mapping[str, Delta]) -> NetworkVLM:
         for site, delta in deltas.items():
             if delta.shape != self.shape(site):
@@ -194,13 +228,9 @@ class NetworkVLM(VLM):
     def device(self) -> torch.device:
         return next(self.adapter.network.parameters()).device
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        digest = hashlib.blake2b(digest_size=16)
-        for name, tensor in sorted(self.adapter.network.state_dict().items()):
-            digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return self.adapter.fingerprint
 
     def _with(self, deltas: Mapping[str, Delta]) -> NetworkVLM:
         return NetworkVLM(
@@ -226,7 +256,9 @@ class NetworkVLM(VLM):
     def _image_features(
         self, examples: Sequence[Example], image_rows: Sequence[int], recorder: _Recorder | None
     ) -> Tensor | None:
-        """Vision and bridge outputs of the rows with image: looked up as far as they are frozen, computed from there on."""
+        """Vision and bridge outputs of the rows with image: looked up as far as they are frozen,
+        computed from there on.
+        """
         if not image_rows:
             return None
         with_image = [examples[row] for row in image_rows]
@@ -248,7 +280,9 @@ class NetworkVLM(VLM):
     def _frozen(
         self, last: Literal["vision", "bridge"], examples: Sequence[Example], keys: Sequence[str]
     ) -> Tensor:
-        """The output of the last frozen stage: computed for the distinct images not seen before, else looked up."""
+        """The output of the last frozen stage: computed for the distinct images not seen before,
+        else looked up.
+        """
 
         @torch.no_grad()
         def compute(positions: Sequence[int]) -> Sequence[Tensor]:
@@ -265,7 +299,9 @@ class NetworkVLM(VLM):
     def _acting(
         self, stage: Stage, rows: Sequence[int], batch: int, recorder: _Recorder | None
     ) -> Iterator[None]:
-        """The deltas, and the recorder, of one stage, for the rows of the batch that pass through it."""
+        """The deltas, and the recorder, of one stage, for the rows of the batch that pass through
+        it.
+        """
         deltas = self._deltas_in(stage)
         if len(rows) < batch:
             _require_rows(deltas, batch)
@@ -296,6 +332,9 @@ class WrappedVLM(VLM):
 
     def weight(self, site: str) -> Float[Tensor, "*edits out in"]:
         return self.inner.weight(site)
+
+    def require_reach(self, examples: Sequence[Example], sites: Sequence[str]) -> None:
+        self.inner.require_reach(examples, sites)
 
     def with_deltas(self, deltas: Mapping[str, Delta]) -> VLM:
         return self.rewrap(self.inner.with_deltas(deltas))
@@ -359,7 +398,9 @@ class _Recorder:
 
 
 def align(inputs: Inputs, logits: Float[Tensor, "batch sequence vocab"]) -> Predictions:
-    """Shift and crop the network's logits to the text tokens: the one place where positions are counted."""
+    """Shift and crop the network's logits to the text tokens: the one place where positions are
+    counted.
+    """
     text_tokens = inputs.is_text.sum(1)
     offset = torch.arange(int(text_tokens.max()), device=logits.device)
     position = inputs.is_text.int().argmax(1, keepdim=True) + offset
@@ -388,7 +429,8 @@ def _require_rows(deltas: Mapping[str, Delta], batch: int) -> None:
             )
 
 
-# --- loading -------------------------------------------------------------------------------------------------------------
+# --- loading
+# -------------------------------------------------------------------------------------------------------------
 
 BUILT_IN = {"embedded": "assets/embedded-vlm"}
 """VLMs shipped inside the package: ordinary transformers folders."""
@@ -397,7 +439,9 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def resolve_vlm(name_or_path: str | Path) -> str:
-    """The folder or hub id behind a name, without loading anything. Raises UnknownNameError or ModelError."""
+    """The folder or hub id behind a name, without loading anything. Raises UnknownNameError or
+    ModelError.
+    """
     name = str(name_or_path)
     if name in BUILT_IN:
         return str(resources.files("mmedit").joinpath(BUILT_IN[name]))
@@ -420,10 +464,12 @@ def load_vlm(
     device_map: str | dict[str, str | int] | None = None,
     features: TensorCache | None = None,
 ) -> NetworkVLM:
-    """A VLM from a built-in name ("embedded"), a transformers folder, or a hub id: the same code path for all.
+    """A VLM from a built-in name ("embedded"), a transformers folder, or a hub id: the same code
+    path for all.
 
-    `dtype` defaults to float32 without a GPU and to the checkpoint's own with one; `device_map` is transformers'.
-    The adapter follows from the config's model type. Raises UnknownNameError, ModelError.
+    `dtype` defaults to float32 without a GPU and to the checkpoint's own with one; `device_map` is
+    transformers'. The adapter follows from the config's model type. Raises UnknownNameError,
+    ModelError.
     """
     source = resolve_vlm(name_or_path)
     try:
@@ -435,14 +481,21 @@ def load_vlm(
                 f"{', '.join(sorted(ADAPTERS))}"
             )
         processor = AutoProcessor.from_pretrained(source)
-        network = adapter_class.network_class.from_pretrained(
+        loaded = adapter_class.network_class.from_pretrained(
             source,
             dtype=dtype or ("auto" if torch.cuda.is_available() else torch.float32),
             device_map=device_map,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"{name_or_path} cannot be loaded: {error}") from error
+    network, loading = cast("tuple[Any, dict[str, Any]]", loaded)
+    if missing := sorted(loading["missing_keys"]):
+        raise ModelError(
+            f"{name_or_path} cannot be loaded: its files lack {len(missing)} of the network's weights, "
+            f"for instance {missing[0]}, which would be random"
+        )
     network.eval().requires_grad_(False)
     return NetworkVLM(adapter_class(network, processor), features=features)

@@ -1,4 +1,5 @@
-"""Write mmedit/assets/facts.json: the text-only facts of the embedded VLM, from the PyPI package countryinfo (MIT).
+"""Write mmedit/assets/facts.json: the text-only facts of the embedded VLM, from the PyPI package
+countryinfo (MIT).
 
 pip install countryinfo==1.0.1 && python scripts/build_facts.py
 """

@@ -1,15 +1,18 @@
-"""Train the embedded VLM: a small, real BLIP-2, from nothing, on easy-VQA's train split, captions and text-only facts.
+"""Train the embedded VLM: a small, real BLIP-2, from nothing, on easy-VQA's train split, captions
+and text-only facts.
 
     python scripts/train_embedded_vlm.py --run runs/embedded-vlm --out mmedit/assets/embedded-vlm
 
-As in BLIP-2 itself (Li et al. 2023), vision comes first: (1) vision tower and Q-Former learn to represent the picture (here: to
-name its colour, shape and size through linear heads, which are then dropped); (2) the language model learns to answer from the
-frozen Q-Former's output, in small batches, as yes/no questions want many steps; (3) it learns to read a context of
-"New Fact: ..." lines too. A model so small does not pick up in-context learning by itself, and without it in-context editing
-(IKE) could not be tried on it at all.
+As in BLIP-2 itself (Li et al. 2023), vision comes first: (1) vision tower and Q-Former learn to
+represent the picture (here: to name its colour, shape and size through linear heads, which are then
+dropped); (2) the language model learns to answer from the frozen Q-Former's output, in small
+batches, as yes/no questions want many steps; (3) it learns to read a context of "New Fact: ..."
+lines too. A model so small does not pick up in-context learning by itself, and without it
+in-context editing (IKE) could not be tried on it at all.
 
-Every batch is a function of (seed, stage, step), and the state is saved every `--save-every` steps: a killed run started again
-with the same command continues where it was. `--evaluate` only measures what is in `--out`.
+Every batch is a function of (seed, stage, step), and the state is saved every `--save-every` steps:
+a killed run started again with the same command continues where it was. `--evaluate` only measures
+what is in `--out`.
 """
 
 from __future__ import annotations
@@ -65,12 +68,13 @@ Option = TypeVar("Option")
 PAD, BOS, UNK, EOS = "<pad>", "<s>", "<unk>", "</s>"
 
 
-# --- the model ---------------------------------------------------------------------------------------------------------
+# --- the model
+# ---------------------------------------------------------------------------------------------------------
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE over questions and facts. Of the colours and shapes it sees only `WORD_PIECES`, so that most of them
-    are answers of two tokens: " tri" + "angle", " yel" + "low".
+    """Byte-level BPE over questions and facts. Of the colours and shapes it sees only
+    `WORD_PIECES`, so that most of them are answers of two tokens: " tri" + "angle", " yel" + "low".
     """
     corpus = [
         fact.ask(wording)
@@ -91,8 +95,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     ] * 20
     corpus += list(WORD_PIECES) * 100
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore
-    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY - 1,
         special_tokens=[BOS, PAD, EOS, UNK],
@@ -135,7 +139,8 @@ def build_network(processor: Blip2Processor) -> Blip2ForConditionalGeneration:
     return network
 
 
-# --- training that can be killed ---------------------------------------------------------------------------------------
+# --- training that can be killed
+# ---------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -214,12 +219,15 @@ def load_state(
     return step
 
 
-# --- stage 1: what is in the picture -----------------------------------------------------------------------------------
+# --- stage 1: what is in the picture
+# -----------------------------------------------------------------------------------
 
 
 @dataclass
 class Gallery:
-    """Every training picture as it is and in further renderings: pixel values [picture, rendering, 3, H, W]."""
+    """Every training picture as it is and in further renderings: pixel values [picture, rendering,
+    3, H, W].
+    """
 
     pixels: Tensor
     scenes: list[Scene]
@@ -291,7 +299,8 @@ def representation_stage(model: Representation, gallery: Gallery, seed: int, ste
     return Stage("representation", model, steps, 1e-3, loss)
 
 
-# --- stage 2: answering --------------------------------------------------------------------------------------------------
+# --- stage 2: answering
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -306,7 +315,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Statement:
-    """One thing to know in two wordings: the truth, and an answer of the same type that a new fact may claim."""
+    """One thing to know in two wordings: the truth, and an answer of the same type that a new fact
+    may claim.
+    """
 
     prompt: str
     rephrase: str
@@ -317,7 +328,9 @@ class Statement:
 
 
 class Curriculum:
-    """Draws training rows: questions about pictures, captions, facts, and each of them after new facts in the context."""
+    """Draws training rows: questions about pictures, captions, facts, and each of them after new
+    facts in the context.
+    """
 
     def __init__(self, gallery: Gallery) -> None:
         self.gallery = gallery
@@ -335,7 +348,9 @@ class Curriculum:
         ]
 
     def _context_row(self, rng: np.random.Generator) -> Row:
-        """Up to three demonstrations, then a new fact that holds for the prompt (it wins) or does not (it is ignored)."""
+        """Up to three demonstrations, then a new fact that holds for the prompt (it wins) or does
+        not (it is ignored).
+        """
         demonstrations = "".join(self._demonstration(rng) for _ in range(rng.integers(4)))
         stated = self._statement(rng, about_fact=bool(rng.random() < 0.3))
         context = demonstrations + as_prompt(new_fact(stated.prompt, stated.answer))
@@ -346,7 +361,9 @@ class Curriculum:
         return Row(context, stated.rephrase, stated.answer, stated.view)
 
     def _demonstration(self, rng: np.random.Generator) -> str:
-        """What IKE's demonstrations hold: a new fact, then itself, its rephrase, or an unrelated fact."""
+        """What IKE's demonstrations hold: a new fact, then itself, its rephrase, or an unrelated
+        fact.
+        """
         new = self._statement(rng, about_fact=bool(rng.random() < 0.2))
         kind = rng.integers(3)
         if kind == 0:
@@ -449,7 +466,9 @@ def share_right(rows: list[Row], right: Tensor) -> dict[str, float]:
 
 def answer_loss(network: Blip2ForConditionalGeneration, processor: Blip2Processor, rows: list[Row],
                 queries: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Mean NLL of answer and end token, plus a tenth of that of the other text; and which answers are fully right."""
+    """Mean NLL of answer and end token, plus a tenth of that of the other text; and which answers
+    are fully right.
+    """
     ids, answer = tokenise(processor, rows)
     views = [row.view for row in rows if row.view is not None]
     picture, rendering = torch.tensor(views).T
@@ -473,7 +492,9 @@ def answer_loss(network: Blip2ForConditionalGeneration, processor: Blip2Processo
 
 
 def tokenise(processor: Blip2Processor, rows: list[Row]) -> tuple[Tensor, Tensor]:
-    """[image] context prompt answer end, right-padded; context, prompt and answer are tokenised apart from each other."""
+    """[image] context prompt answer end, right-padded; context, prompt and answer are tokenised
+    apart from each other.
+    """
     tokenizer = processor.tokenizer
     image = tokenizer.convert_tokens_to_ids("<image>")
     lines = [
@@ -506,7 +527,8 @@ def encode_views(model: Representation, gallery: Gallery, progress: Progress) ->
     return torch.cat(chunks)
 
 
-# --- running it ----------------------------------------------------------------------------------------------------------
+# --- running it
+# ----------------------------------------------------------------------------------------------------------
 
 
 def main() -> None:

@@ -47,7 +47,7 @@ def golden_cases(kind: str) -> list[GoldenCase]:
     (path,) = golden_files(f"{kind}/cases.json")
     tensors = load_file(path.with_name("tensors.safetensors"))
     cases = [
-        GoldenCase(name=facts["name"], facts=facts, tensors=_under(facts["name"], tensors))
+        GoldenCase(name=facts["name"], facts=facts, tensors=under(facts["name"], tensors))
         for facts in read_golden_json(path)["cases"]
     ]
     if not cases:
@@ -68,12 +68,13 @@ def _with_floats(value: Any) -> Any:
     return float(value) if value in ("nan", "inf", "-inf") else value
 
 
-def _under(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def under(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors `<name>.*`, without that prefix. None at all is an error."""
     mine = {
         key.removeprefix(f"{name}."): tensor
         for key, tensor in tensors.items()
         if key.startswith(f"{name}.")
     }
     if not mine:
-        raise ValueError(f"golden case {name} has no tensor")
+        raise ValueError(f"no golden tensor {name}.*")
     return mine

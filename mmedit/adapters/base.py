@@ -1,15 +1,19 @@
-"""What an adapter is: all that is known about one model family. It knows networks and processors, and nothing of editing.
+"""What an adapter is: all that is known about one model family. It knows networks and processors,
+and nothing of editing.
 
-A vision-language model runs in three stages: `vision` (pixels to patch features), `bridge` (to what stands in for the image
-in the text: Q-Former and projection), `language`. What lies before the first edited stage is frozen and can be cached.
+A vision-language model runs in three stages: `vision` (pixels to patch features), `bridge` (to what
+stands in for the image in the text: Q-Former and projection), `language`. What lies before the
+first edited stage is frozen and can be cached.
 """
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,7 +28,9 @@ PaddingSide = Literal["left", "right"]
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """A batch of tokens as the network sees it: image placeholders, context, prompt, answer, and padding on one side."""
+    """A batch of tokens as the network sees it: image placeholders, context, prompt, answer, and
+    padding on one side.
+    """
 
     input_ids: Int[Tensor, "batch sequence"]
     attention_mask: Int[Tensor, "batch sequence"]
@@ -38,7 +44,13 @@ class Inputs:
 class Adapter(ABC):
     """One loaded network with its processor."""
 
-    network: nn.Module
+    network: Any
+    """The `nn.Module`; untyped, as the types of transformers' submodules say nothing."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of all weights. Reads every one of them, the first time it is asked for."""
+        return weights_hash(self.network)
 
     @abstractmethod
     def sites(self, stage: Stage) -> tuple[str, ...]:
@@ -70,7 +82,9 @@ class Adapter(ABC):
     def inputs(
         self, examples: Sequence[Example], *, padding_side: PaddingSide, with_target: bool = True
     ) -> Inputs:
-        """Tokens of the examples. Context, prompt and answer are tokenised apart, so the answer mask is exact."""
+        """Tokens of the examples. Context, prompt and answer are tokenised apart, so the answer
+        mask is exact.
+        """
 
     @abstractmethod
     def logits(
@@ -86,7 +100,18 @@ class Adapter(ABC):
         *,
         max_new_tokens: int,
     ) -> list[str]:
-        """Greedy continuations, without special tokens, stripped. `inputs` must be padded on the left."""
+        """Greedy continuations, without special tokens, stripped. `inputs` must be padded on the
+        left.
+        """
+
+
+def weights_hash(network: nn.Module) -> str:
+    """32 hexadecimal digits that change when any weight does."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def pad(
@@ -94,8 +119,8 @@ def pad(
 ) -> list[Tensor]:
     """Columns of ragged rows, each as one padded batch.
 
-    `rows[b]` holds several parallel 1-d tensors of row b (ids, masks); the result holds one [batch, sequence] tensor for each.
-    `padding` fills the first; the others are filled with zero.
+    `rows[b]` holds several parallel 1-d tensors of row b (ids, masks); the result holds one [batch,
+    sequence] tensor for each. `padding` fills the first; the others are filled with zero.
     """
     columns = zip(*rows, strict=True)
     return [

@@ -1,15 +1,18 @@
-"""BLIP-2 (Li et al. 2023) with a decoder-only language model, as transformers' `Blip2ForConditionalGeneration`.
+"""BLIP-2 (Li et al. 2023) with a decoder-only language model, as transformers'
+`Blip2ForConditionalGeneration`.
 
-Prompt: the image's query tokens, then the text verbatim; no BOS; the answer follows as " " + target. Vision is
-`vision_model`; the bridge is `query_tokens`, `qformer` and `language_projection`; language is `language_model`. Default sites
-are MMEdit's: the last three layers' feed-forward weights of the language model, and the last two `output_query.dense` of the
-Q-Former. Vision and bridge outputs depend on the image alone, so both may be cached.
+Prompt: the image's query tokens, then the text verbatim; no BOS; the answer follows as " " +
+target. Vision is `vision_model`; the bridge is `query_tokens`, `qformer` and `language_projection`;
+language is `language_model`. Default sites are MMEdit's: the last three layers' feed-forward
+weights of the language model, and the last two `output_query.dense` of the Q-Former. Vision and
+bridge outputs depend on the image alone, so both may be cached.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -41,12 +44,12 @@ class Blip2Adapter(Adapter):
                 "this BLIP-2 has an encoder-decoder language model (T5), which is not supported; "
                 "use a checkpoint with a decoder-only one, for instance blip2-opt-2.7b"
             )
-        self.network = network
+        self.network: Any = network
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self._queries = network.config.num_query_tokens
         self._image_token = network.config.image_token_index
-        self._max_tokens = network.config.text_config.max_position_embeddings
+        self._max_tokens = self.network.config.text_config.max_position_embeddings
 
     def sites(self, stage: Stage) -> tuple[str, ...]:
         pattern, last = {
@@ -94,14 +97,17 @@ class Blip2Adapter(Adapter):
         ]
         flat = [text for row in texts for text in row]
         ids = self.tokenizer(flat, add_special_tokens=False)["input_ids"]
+        image_rows = tuple(n for n, example in enumerate(examples) if example.image is not None)
+        if image_rows:
+            self._require_no_placeholder(ids, examples)
         rows = []
         for number, example in enumerate(examples):
             queries = 0 if example.image is None else self._queries
-            rows.append(self._row(queries, *ids[3 * number : 3 * number + 3], example))
+            context, prompt, answer = ids[3 * number : 3 * number + 3]
+            rows.append(self._row(queries, context, prompt, answer, example))
         input_ids, attention, is_text, is_answer = pad(
             rows, self.tokenizer.pad_token_id, padding_side, self._device
         )
-        image_rows = tuple(n for n, example in enumerate(examples) if example.image is not None)
         return Inputs(
             input_ids=input_ids,
             attention_mask=attention,
@@ -109,6 +115,17 @@ class Blip2Adapter(Adapter):
             is_answer=is_answer,
             image_rows=image_rows,
         )
+
+    def _require_no_placeholder(
+        self, ids: Sequence[Sequence[int]], examples: Sequence[Example]
+    ) -> None:
+        for number, tokens in enumerate(ids):
+            if self._image_token in tokens:
+                name = self.tokenizer.convert_ids_to_tokens(self._image_token)
+                raise ModelError(
+                    f"{examples[number // 3].prompt[:60]!r} or its context or answer holds {name!r}, "
+                    "which stands for the image; leave it out: the image comes before the text by itself."
+                )
 
     def _row(
         self,
@@ -119,6 +136,11 @@ class Blip2Adapter(Adapter):
         example: Example,
     ) -> tuple[Tensor, ...]:
         before = [self._image_token] * queries + context
+        if not before + prompt:
+            raise ModelError(
+                f"nothing stands before the answer {example.target!r}, so nothing predicts its first "
+                "token; give an image, a context or a prompt"
+            )
         tokens = torch.tensor(before + prompt + answer)
         if len(tokens) > self._max_tokens:
             raise ModelError(

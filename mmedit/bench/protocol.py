@@ -1,7 +1,9 @@
-"""Running edits and measuring them: every split before and after, all metrics from one forward per split.
+"""Running edits and measuring them: every split before and after, all metrics from one forward per
+split.
 
-`independent` mode: every edit starts from the base model. Edits go in batches through `Editor.apply_each`; the base model's
-outputs are computed once per (VLM, dataset) and reused by every editor.
+`independent` mode: every edit starts from the base model. Edits go in batches through
+`Editor.apply_each`; the base model's outputs are computed once per (VLM, dataset) and reused by
+every editor.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ class NoEdit:
 
 @dataclass(frozen=True)
 class BaseOutputs:
-    """The unedited VLM with its outputs on examples asked before, by content, shared by all editors of a run.
+    """The unedited VLM with its outputs on examples asked before, by content, shared by all editors
+    of a run.
 
     Keeps at most `cache`'s bytes; what was dropped is computed again.
     """
@@ -56,7 +59,9 @@ class BaseOutputs:
 
     @torch.no_grad()
     def logits(self, examples: Sequence[Example]) -> list[Tensor]:
-        """[text, vocab] for every example, cropped to its own text; one forward for the examples not seen before."""
+        """[text, vocab] for every example, cropped to its own text; one forward for the examples
+        not seen before.
+        """
 
         def compute(positions: Sequence[int]) -> Sequence[Tensor]:
             predictions = self.vlm.predict([examples[p] for p in positions])
@@ -95,11 +100,12 @@ def evaluate(
     base: BaseOutputs | None = None,
     max_new_tokens: int = 0,
 ) -> Iterator[Record]:
-    """Apply every case's request to the base VLM by itself and measure all probes; one record per case, in order.
+    """Apply every case's request to the base VLM by itself and measure all probes; one record per
+    case, in order.
 
-    `base` carries the unedited outputs from editor to editor. With `max_new_tokens` > 0 the records also hold what the VLM
-    says freely before and after. Costs per batch of cases: one `apply_each` and one forward per probe (plus, the first time
-    a probe is seen, one forward of the base).
+    `base` carries the unedited outputs from editor to editor. With `max_new_tokens` > 0 the records
+    also hold what the VLM says freely before and after. Costs per batch of cases: one `apply_each`
+    and one forward per probe (plus, the first time a probe is seen, one forward of the base).
     """
     base = base or BaseOutputs.of(vlm)
     for start in range(0, len(cases), batch_size):
@@ -146,7 +152,9 @@ def measure(
     *,
     max_new_tokens: int = 0,
 ) -> list[ProbeRecord]:
-    """Every metric of one probe, before and after; row i of `edited` answers example i. One forward of `edited`."""
+    """Every metric of one probe, before and after; row i of `edited` answers example i. One forward
+    of `edited`.
+    """
     after = edited.predict(examples)
     before = after.logits.new_zeros(after.logits.shape)
     for row, logits in enumerate(base.logits(examples)):

@@ -1,4 +1,5 @@
-"""A benchmark run in a directory: fit what must be fitted, measure every editor on every case, continue where it stopped.
+"""A benchmark run in a directory: fit what must be fitted, measure every editor on every case,
+continue where it stopped.
 
 runs/x/manifest.json     what the run is: VLM, dataset, settings, versions
 runs/x/records.jsonl     one line per edit
@@ -80,10 +81,11 @@ def run(
     *,
     report: Report,
 ) -> tuple[list[Record], dict[str, float]]:
-    """All records of the run, the unedited model's first, and the seconds that each editor's fit took.
+    """All records of the run, the unedited model's first, and the seconds that each editor's fit
+    took.
 
-    A directory that already holds part of the same run is continued: records and fitted editors are kept. Raises RunError where
-    it holds another run.
+    A directory that already holds part of the same run is continued: records and fitted editors are
+    kept. Raises RunError where it holds another run.
     """
     training_seconds = check_directory(plan, directory)
     with RecordWriter(directory / RECORDS) as writer:
@@ -159,7 +161,9 @@ def _fitted(
 
 
 def check_directory(plan: Plan, directory: Path) -> dict[str, float]:
-    """The training seconds noted in the directory, which must hold this very run or none: else RunError."""
+    """The training seconds noted in the directory, which must hold this very run or none: else
+    RunError.
+    """
     if not (directory / MANIFEST).exists():
         if (directory / RECORDS).exists():
             raise RunError(f"{directory} holds records without a {MANIFEST}; choose another --out")
@@ -175,7 +179,9 @@ def check_directory(plan: Plan, directory: Path) -> dict[str, float]:
 
 
 def save_images(cases: Sequence[EditCase], folder: Path) -> dict[str, Path]:
-    """A file for every image of the cases, by its name in the records: images made in memory are written as PNG."""
+    """A file for every image of the cases, by its name in the records: images made in memory are
+    written as PNG.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, Path] = {}
     for case in cases:

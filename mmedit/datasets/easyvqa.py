@@ -1,10 +1,13 @@
-"""Edit cases in the form of E-VQA and E-IC (Cheng et al. 2023), made from easy-VQA: one case per picture, seeded.
+"""Edit cases in the form of E-VQA and E-IC (Cheng et al. 2023), made from easy-VQA: one case per
+picture, seeded.
 
-request: a picture, one of its questions (`task="vqa"`) or a caption prompt (`task="caption"`), and a wrong answer of the same type.
-rephrase: the question in another wording; for the test split one that neither the embedded VLM nor an editor was trained on.
-image rephrase: another rendering of the picture (`shapes.Rendering`). text locality: a fact without image; the facts of the two
-splits are about different countries. image locality: a question about another picture of the same split that shows another
-shape in another colour. Editors train on easy-VQA's train pictures and are tested on its test pictures.
+request: a picture, one of its questions (`task="vqa"`) or a caption prompt (`task="caption"`), and
+a wrong answer of the same type. rephrase: the question in another wording; for the test split one
+that neither the embedded VLM nor an editor was trained on. image rephrase: another rendering of the
+picture (`shapes.Rendering`). text locality: a fact without image; the facts of the two splits are
+about different countries. image locality: a question about another picture of the same split that
+shows another shape in another colour. Editors train on easy-VQA's train pictures and are tested on
+its test pictures.
 """
 
 from __future__ import annotations
@@ -31,9 +34,11 @@ TEST_COUNTRIES = 5
 def load(
     split: Split, *, task: Task = "vqa", limit: int | None = None, seed: int = 0
 ) -> list[EditCase]:
-    """All cases of a split (3,227 for train, 798 for test), or the first `limit` of them, in a seeded order.
+    """All cases of a split (3,227 for train, 798 for test), or the first `limit` of them, in a
+    seeded order.
 
-    The order and every case depend on the seed alone, so a smaller limit is a prefix of a larger one.
+    The order and every case depend on the seed alone, so a smaller limit is a prefix of a larger
+    one.
     """
     known = known_pictures(split)
     order = np.random.default_rng([seed, 0]).permutation(len(known))
@@ -100,7 +105,9 @@ def _render(rng: np.random.Generator, picture: Picture) -> Image.Image:
 
 
 def _draw_asked(rng: np.random.Generator, picture: Picture) -> Asked:
-    """First a kind of question, then one of it: else three quarters of the cases would be yes or no."""
+    """First a kind of question, then one of it: else three quarters of the cases would be yes or
+    no.
+    """
     by_kind: dict[Kind, list[Asked]] = defaultdict(list)
     for asked in picture.asked:
         by_kind[asked.question.kind].append(asked)

@@ -1,4 +1,6 @@
-"""The pictures of easy-VQA with what they show and what is asked about them (PyPI package `easy-vqa`, MIT)."""
+"""The pictures of easy-VQA with what they show and what is asked about them (PyPI package
+`easy-vqa`, MIT).
+"""
 
 from __future__ import annotations
 

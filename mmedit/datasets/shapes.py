@@ -1,8 +1,10 @@
-"""What is said and seen in easy-VQA: its questions, other ways to ask them, captions, and renderings that keep the answer.
+"""What is said and seen in easy-VQA: its questions, other ways to ask them, captions, and
+renderings that keep the answer.
 
-An easy-VQA picture (64 x 64 pixels) shows one shape of one colour on a pale background. Its questions come in five kinds;
-`PHRASINGS` holds, for each kind, the wordings of easy-VQA itself, further wordings, and wordings that are *held out*: neither
-the embedded VLM nor an editor is ever trained on them.
+An easy-VQA picture (64 x 64 pixels) shows one shape of one colour on a pale background. Its
+questions come in five kinds; `PHRASINGS` holds, for each kind, the wordings of easy-VQA itself,
+further wordings, and wordings that are *held out*: neither the embedded VLM nor an editor is ever
+trained on them.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ SHAPES = ("circle", "rectangle", "triangle")
 SIZES = ("small", "large")
 
 LARGE_FROM_PIXELS = 22
-"""A shape whose longer side has at least this many pixels is called large: the median of the training images."""
+"""A shape whose longer side has at least this many pixels is called large: the median of the
+training images.
+"""
 
 
 class Kind(StrEnum):
@@ -35,7 +39,9 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Phrasings:
-    """Wordings of one kind of question. `{thing}` is "a red shape" or "a circle", `{bare}` the same without "a"."""
+    """Wordings of one kind of question. `{thing}` is "a red shape" or "a circle", `{bare}` the same
+    without "a".
+    """
 
     original: tuple[str, ...]
     further: tuple[str, ...]
@@ -193,7 +199,9 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A question about a picture, independent of its wording. `noun` is a shape or the word "shape"."""
+    """A question about a picture, independent of its wording. `noun` is a shape or the word
+    "shape".
+    """
 
     kind: Kind
     noun: str = "shape"
@@ -294,7 +302,9 @@ def find_shape(image: Image.Image) -> Box:
 
 @dataclass(frozen=True, kw_only=True)
 class Rendering:
-    """Another rendering of the same content. No setting changes the right answer to any question or the caption."""
+    """Another rendering of the same content. No setting changes the right answer to any question or
+    the caption.
+    """
 
     flip: bool = False
     degrees: float = 0.0
@@ -307,7 +317,9 @@ class Rendering:
 
     @staticmethod
     def draw(rng: np.random.Generator) -> Rendering:
-        """Flip half the time; up to 12 degrees, 12 % of size, 5 pixels, 6 % of each colour channel, blur 0.6, noise 6/255."""
+        """Flip half the time; up to 12 degrees, 12 % of size, 5 pixels, 6 % of each colour channel,
+        blur 0.6, noise 6/255.
+        """
         gain = rng.uniform(0.94, 1.06, size=3)
         return Rendering(
             flip=bool(rng.random() < 0.5),
@@ -321,7 +333,9 @@ class Rendering:
         )
 
     def apply(self, image: Image.Image) -> Image.Image:
-        """Turn and scale about the shape's centre, shift towards the middle (the shape stays in the picture), then the rest."""
+        """Turn and scale about the shape's centre, shift towards the middle (the shape stays in the
+        picture), then the rest.
+        """
         image = image.convert("RGB")
         box = find_shape(image)
         moved = self._move(image, box)

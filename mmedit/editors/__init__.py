@@ -1,4 +1,6 @@
-"""Editing methods. A new method is one file, one row here, one yaml, and one line in the promise tests."""
+"""Editing methods. A new method is one file, one row here, one yaml, and one line in the promise
+tests.
+"""
 
 from mmedit.editors.base import Editor, EditorConfig
 from mmedit.editors.ft import FT

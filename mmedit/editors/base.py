@@ -1,4 +1,6 @@
-"""What an editor is: it takes a VLM and requests, and gives back an edited VLM. It never changes the one it was given."""
+"""What an editor is: it takes a VLM and requests, and gives back an edited VLM. It never changes
+the one it was given.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,9 @@ class Editor(ABC, Generic[Config]):
         seed: int = 0,
         report: Report = silent,
     ) -> None:
-        """Learn from (MEND, KE, SERAC) or index (IKE) training cases; FT has nothing to do. Leaves the VLM as it is."""
+        """Learn from (MEND, KE, SERAC) or index (IKE) training cases; FT has nothing to do. Leaves
+        the VLM as it is.
+        """
 
     @property
     def needs_fit(self) -> bool:
@@ -82,7 +86,8 @@ class Editor(ABC, Generic[Config]):
 
     @abstractmethod
     def apply_each(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
-        """B separate edits in one pass: row i of a batch of B is answered under edit i alone (see `VLM.select`).
+        """B separate edits in one pass: row i of a batch of B is answered under edit i alone (see
+        `VLM.select`).
 
         Equals `apply(vlm, [request])` row by row.
         """
@@ -95,7 +100,9 @@ class Editor(ABC, Generic[Config]):
         """The inverse of `state` and `notes`."""
 
     def notes(self) -> dict[str, object]:
-        """What a saved editor must know besides tensors: the VLM it belongs to, its sites; plain JSON."""
+        """What a saved editor must know besides tensors: the VLM it belongs to, its sites; plain
+        JSON.
+        """
         return {}
 
     def save(self, path: Path) -> None:

@@ -2,9 +2,10 @@
 
 W' = argmin_W Σ_j -log p(y_j | ...), by a few steps of Adam(W), optionally |W' - W|_∞ <= ε.
 
-FT-L (`prompt_last`; Meng et al. 2022, baseline of ROME): every target token is scored at the prompt's last position.
-FT-M (`target_new`; Zhang et al. 2024): the ordinary autoregressive loss of the target. Which weights move is `where`/`sites`:
-MMEdit's "last layer" and "vision block" rows are language and bridge.
+FT-L (`prompt_last`; Meng et al. 2022, baseline of ROME): every target token is scored at the
+prompt's last position. FT-M (`target_new`; Zhang et al. 2024): the ordinary autoregressive loss of
+the target. Which weights move is `where`/`sites`: MMEdit's "last layer" and "vision block" rows are
+language and bridge.
 """
 
 from __future__ import annotations
@@ -29,16 +30,18 @@ class FTConfig(EditorConfig):
     """Defaults are those of VLKEB's fine-tuning of BLIP-2 (15 steps of AdamW at 2e-4)."""
 
     objective: Literal["prompt_last", "target_new"] = "target_new"
-    steps: int = Field(15, ge=1)
-    lr: float = Field(2e-4, gt=0)
+    steps: int = Field(default=15, ge=1)
+    lr: float = Field(default=2e-4, gt=0)
     optimizer: Literal["adam", "adamw"] = "adamw"
-    weight_decay: float = Field(1e-2, ge=0)
-    norm_constraint: float | None = Field(None, gt=0)
+    weight_decay: float = Field(default=1e-2, ge=0)
+    norm_constraint: float | None = Field(default=None, gt=0)
     """ε: no weight moves further than this from where it was."""
 
 
 class FT(Editor[FTConfig]):
-    """Fine-tuning. `apply` and `apply_each` cost `steps` forwards and backwards; the edit is a Dense delta per site."""
+    """Fine-tuning. `apply` and `apply_each` cost `steps` forwards and backwards; the edit is a
+    Dense delta per site.
+    """
 
     method: ClassVar[str] = "ft"
     config_class: ClassVar[type[EditorConfig]] = FTConfig
@@ -51,6 +54,7 @@ class FT(Editor[FTConfig]):
 
     def _descend(self, vlm: VLM, requests: Sequence[Example], edits: tuple[int, ...]) -> VLM:
         sites = self.config.sites_of(vlm)
+        vlm.require_reach(requests, sites)
         start = [vlm.weight(site) for site in sites]
         changes = [
             torch.zeros(*edits, *vlm.shape(site), device=vlm.device, requires_grad=True)
@@ -62,7 +66,8 @@ class FT(Editor[FTConfig]):
             deltas = {site: Dense(change) for site, change in zip(sites, changes, strict=True)}
             with torch.enable_grad():
                 losses = self._loss(vlm.with_deltas(deltas).predict(requests))
-                # Separate edits do not share a weight: the sum gives each row the gradient of its own loss.
+                # Separate edits do not share a weight: the sum gives each row the gradient of its
+                # own loss.
                 loss = losses.sum() if edits else losses.mean()
                 gradients = torch.autograd.grad(loss, changes)
             self._step(optimizer, changes, start, gradients)
@@ -81,7 +86,9 @@ class FT(Editor[FTConfig]):
         start: Sequence[Tensor],
         gradients: Sequence[Tensor],
     ) -> None:
-        """One step. The optimiser holds the change alone; weight decay pulls at the whole weight, so it is added here."""
+        """One step. The optimiser holds the change alone; weight decay pulls at the whole weight,
+        so it is added here.
+        """
         decay = self.config.weight_decay
         for change, weight, gradient in zip(changes, start, gradients, strict=True):
             change.grad = gradient

@@ -1,8 +1,9 @@
 """IKE: in-context knowledge editing (Zheng et al. 2023), for VLMs as in MMEdit (Cheng et al. 2023).
 
-The edit is text before the prompt: the k training cases nearest to the request as demonstrations (nearest first), then the new
-fact. Demonstrations come in three sorts: the new fact copied, its rephrase answered by it, an unrelated prompt left alone.
-No weight changes. The base answer of a locality probe is the one without this text.
+The edit is text before the prompt: the k training cases nearest to the request as demonstrations
+(nearest first), then the new fact. Demonstrations come in three sorts: the new fact copied, its
+rephrase answered by it, an unrelated prompt left alone. No weight changes. The base answer of a
+locality probe is the one without this text.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ BATCH = 64
 
 
 class IKEConfig(EditorConfig):
-    """k and the order of the demonstrations are the paper's. The paper's MiniLM is replaced by the VLM's own representation."""
+    """k and the order of the demonstrations are the paper's. The paper's MiniLM is replaced by the
+    VLM's own representation.
+    """
 
-    k: int = Field(32, ge=0)
+    k: int = Field(default=32, ge=0)
     retrieval: Literal["text", "image", "both"] = "both"
     """What is compared: the prompts, the images, or both."""
 
@@ -81,7 +84,8 @@ class IKE(Editor[IKEConfig]):
     def apply(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
         if not requests:
             return vlm
-        nearest = dict.fromkeys(text for texts in self._retrieve(vlm, requests) for text in texts)
+        by_rank = zip(*self._retrieve(vlm, requests), strict=True)  # every request's nearest first
+        nearest = dict.fromkeys(text for texts in by_rank for text in texts)
         facts = [new_fact(request.prompt, request.target) for request in requests]
         return InContextVLM(
             vlm, "".join([*list(nearest)[: self.config.k], *facts[:-1], as_prompt(facts[-1])])
@@ -116,7 +120,8 @@ class IKE(Editor[IKEConfig]):
                 "IKE has no demonstrations yet: call fit(vlm, cases) first, or set k to 0"
             )
         require_same_vlm(vlm, self._fingerprint, self.method)
-        queries = F.normalize(self._represent(vlm, requests) - self._mean, dim=-1)
+        represented = self._represent(vlm, requests)
+        queries = F.normalize(represented - self._mean.to(represented), dim=-1)
         similarity = queries @ self._keys.to(queries).T
         best = similarity.topk(min(self.config.k, len(self._demonstrations))).indices.tolist()
         return [[self._demonstrations[index] for index in row] for row in best]
@@ -182,7 +187,9 @@ def as_prompt(text: str) -> str:
 
 
 def demonstration(fact: str, answer: str, prompt: str, target: str) -> str:
-    """One in-context example: a new fact, and a prompt answered in its light (Zheng et al. 2023, section 3)."""
+    """One in-context example: a new fact, and a prompt answered in its light (Zheng et al. 2023,
+    section 3).
+    """
     return f"{as_prompt(new_fact(fact, answer))}{prompt} {target}\n\n"
 
 

@@ -1,16 +1,20 @@
-"""MEND: a small network turns the gradient of a request into an edit (Mitchell et al. 2022), for VLMs as in MMEdit.
+"""MEND: a small network turns the gradient of a request into an edit (Mitchell et al. 2022), for
+VLMs as in MMEdit.
 
 At a Linear site with input x_t and output gradient δ_t of token t:
 
     (x~_t, δ~_t) = g((x_t - μ_x) / σ_x, (δ_t - μ_δ) / σ_δ),   ΔW = lr_site · Σ_t δ~_t x~_t^T
 
-g is one IDMLP on the concatenation, shared by all sites of a shape, with a scale and shift of its own for each site. Trained on
+g is one IDMLP on the concatenation, shared by all sites of a shape, with a scale and shift of its
+own for each site. Trained on
 
-    c_edit · nll(rephrase) + i_edit · nll(image rephrase) + c_loc · (KL(text locality) + KL(image locality))
+    c_edit · nll(rephrase) + i_edit · nll(image rephrase) + c_loc · (KL(text locality) + KL(image
+locality))
 
-and, where `c_base` is set, on nll(request) too. Differences from the published code: δ is the gradient of the *sum over rows*
-of each row's mean NLL, so it does not depend on the batch; units that were dead while the statistics were gathered
-(σ = 0) are left out instead of divided by 1e-7; `edit_lr` is trained by its own learning rate, which the published code loses.
+and, where `c_base` is set, on nll(request) too. Differences from the published code: δ is the
+gradient of the *sum over rows* of each row's mean NLL, so it does not depend on the batch; units
+that were dead while the statistics were gathered (σ = 0) are left out instead of divided by 1e-7;
+`edit_lr` is trained by its own learning rate, which the published code loses.
 """
 
 from __future__ import annotations
@@ -33,29 +37,33 @@ from mmedit.vlm import VLM, Captured, Predictions
 
 EPSILON = 1e-7
 DEAD = 1e-6
-"""A unit is dead when its σ is below this share of the largest σ: rounding noise, not a signal."""
+"""A unit is dead when its σ is below this share of the largest σ, or of its own mean: rounding
+noise, not a signal.
+"""
 
 
 class MENDConfig(EditorConfig):
     """Defaults are MMEdit's for BLIP-2 (hparams/TRAINING/MEND/blip2.yaml)."""
 
-    rank: int = Field(1920, ge=1)
-    hidden_layers: int = Field(1, ge=0)
+    rank: int = Field(default=1920, ge=1)
+    hidden_layers: int = Field(default=1, ge=0)
     norm: bool = True
-    lr: float = Field(1e-6, gt=0)
-    edit_lr: float = Field(1e-4)
+    lr: float = Field(default=1e-6, gt=0)
+    edit_lr: float = Field(default=1e-4)
     """Where lr_site starts."""
-    lr_lr: float = Field(1e-4, ge=0)
+    lr_lr: float = Field(default=1e-4, ge=0)
     """The learning rate of lr_site."""
-    c_edit: float = Field(0.1, ge=0)
-    i_edit: float = Field(0.1, ge=0)
-    c_loc: float = Field(1.0, ge=0)
-    c_base: float = Field(0.0, ge=0)
+    c_edit: float = Field(default=0.1, ge=0)
+    i_edit: float = Field(default=0.1, ge=0)
+    c_loc: float = Field(default=1.0, ge=0)
+    c_base: float = Field(default=0.0, ge=0)
     training: TrainingConfig = TrainingConfig(batch_size=2)
 
 
 class LRLinear(nn.Module):
-    """z = U(Vx) + b; with a mode z · scale[mode] + shift[mode]; then max(z, 0); plus x (the "id" initialisation, U = 0)."""
+    """z = U(Vx) + b; with a mode z · scale[mode] + shift[mode]; then max(z, 0); plus x (the "id"
+    initialisation, U = 0).
+    """
 
     def __init__(self, width: int, rank: int, modes: int) -> None:
         super().__init__()
@@ -68,7 +76,8 @@ class LRLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*rows width"], mode: int) -> Float[Tensor, "*rows width"]:
         z = x @ self.v.T @ self.u.T + self.bias
-        return (z * self.mode_scale[mode] + self.mode_shift[mode]).relu() + x
+        z = z * self.mode_scale[mode] + self.mode_shift[mode]
+        return z.clamp(min=0) + x  # not relu: its gradient at 0 is 0, and every z starts there
 
 
 class IDMLP(nn.Module):
@@ -85,7 +94,9 @@ class IDMLP(nn.Module):
 
 
 class RunningNorm(nn.Module):
-    """Mean and standard deviation over all tokens seen so far (Welford 1962; merged in blocks, Chan et al. 1979), per unit."""
+    """Mean and standard deviation over all tokens seen so far (Welford 1962; merged in blocks, Chan
+    et al. 1979), per unit.
+    """
 
     mean: Tensor
     squares: Tensor
@@ -100,6 +111,8 @@ class RunningNorm(nn.Module):
     @torch.no_grad()
     def update(self, x: Float[Tensor, "tokens width"]) -> None:
         """Add a block of tokens: no loop over tokens, no host sync."""
+        if not len(x):
+            return
         count = self.count + len(x)
         mean = x.mean(0)
         away = mean - self.mean
@@ -109,11 +122,11 @@ class RunningNorm(nn.Module):
 
     @property
     def std(self) -> Float[Tensor, " width"]:
-        return (self.squares / (self.count - 1)).sqrt()
+        return (self.squares / (self.count - 1).clamp(min=1)).sqrt()
 
     def forward(self, x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
         std = self.std
-        alive = std > DEAD * std.max()
+        alive = std > DEAD * self.mean.abs().clamp(min=std.max())
         return (x - self.mean) / (std + EPSILON) * alive
 
 
@@ -137,7 +150,9 @@ class GradientTransform(nn.Module):
         *,
         update: bool,
     ) -> tuple[Float[Tensor, "batch tokens in"], Float[Tensor, "batch tokens out"]]:
-        """Tokens whose x or δ is zero throughout (padding, what the loss does not reach) stay zero and are not counted."""
+        """Tokens whose x or δ is zero throughout (padding, what the loss does not reach) stay zero
+        and are not counted.
+        """
         x, delta = x.float(), delta.float()
         counted = reached(x, delta)
         if update:
@@ -171,8 +186,9 @@ class EditNetwork(nn.Module):
         }
         self.transforms = nn.ModuleDict(
             {
-                key: GradientTransform(*map(int, key.split("x")), config, modes=len(sites))
+                key: GradientTransform(in_, out, config, modes=len(sites))
                 for key, sites in by_shape.items()
+                for out, in_ in [shapes[sites[0]]]
             }
         )
         self.edit_lrs = nn.Parameter(torch.full((len(shapes),), config.edit_lr))
@@ -190,7 +206,9 @@ class EditNetwork(nn.Module):
 
 
 class MEND(Editor[MENDConfig]):
-    """`fit` costs per step one capture and one forward and backward over the probes; `apply` costs one capture."""
+    """`fit` costs per step one capture and one forward and backward over the probes; `apply` costs
+    one capture.
+    """
 
     method: ClassVar[str] = "mend"
     config_class: ClassVar[type[EditorConfig]] = MENDConfig
@@ -267,7 +285,9 @@ class MEND(Editor[MENDConfig]):
     def _outer_loss(
         self, vlm: VLM, network: EditNetwork, cases: Sequence[EditCase]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of the module docstring, a mean over the batch. All probes of all edits go in one forward."""
+        """The loss of the module docstring, a mean over the batch. All probes of all edits go in
+        one forward.
+        """
         captured = vlm.capture([case.request for case in cases], network.sites)
         edited = vlm.with_deltas(network(captured, update=True))
         asked = [probe for probe in self._weights() if probe in cases[0].probes]
@@ -322,7 +342,9 @@ class MEND(Editor[MENDConfig]):
 
 
 def _divergence(before: Predictions, after: Predictions) -> Float[Tensor, " batch"]:
-    """KL(before || after), mean over the text tokens of each row. `after` may be padded further than `before`."""
+    """KL(before || after), mean over the text tokens of each row. `after` may be padded further
+    than `before`.
+    """
     text = before.target.shape[1]
     return kl(before.logits, after.logits[:, :text], before.is_text)
 
