@@ -31,7 +31,8 @@ class Example:
     def __post_init__(self) -> None:
         if not self.target.strip():
             raise EmptyAnswerError(
-                f"the target of {self.prompt!r} is empty; give the answer that the model shall learn or be scored on"
+                f"the target of {self.prompt!r} is empty; give the answer that the model shall "
+                "learn or be scored on"
             )
 
 

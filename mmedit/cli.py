@@ -74,6 +74,8 @@ def main() -> None:
 
 
 class Listed(StrEnum):
+    """What `mmedit ls` lists."""
+
     editors = "editors"
     vlms = "vlms"
     datasets = "datasets"
@@ -140,7 +142,8 @@ def edit(
     seconds = time.perf_counter() - begun
     _print_edit(label, loaded, edited, [request, *unrelated], vlm_file.max_new_tokens)
     out.print(
-        f"\n{label} took {seconds:.2f} s. The VLM itself is unchanged; the edit lives in the copy that was asked."
+        f"\n{label} took {seconds:.2f} s. The VLM itself is unchanged; the edit lives in the copy "
+        "that was asked."
     )
 
 
@@ -196,7 +199,7 @@ def bench(
     settings: SetOption = None,
     seed: SeedOption = 0,
 ) -> None:
-    """Measure editors on a benchmark, each edit by itself from the base model, and print the table."""
+    """Measure editors on a benchmark, each edit from the base model, and print the table."""
     from mmedit.config import load_cases, load_editor, load_vlm_file
 
     overrides = settings or []
@@ -258,7 +261,8 @@ def demo(
     editors = dict(load_editor(name, "embedded") for name in DEMO_EDITORS)
     cases = load_cases("easyvqa", "test", limit=edits, seed=seed)
     out.print(
-        f"[bold]mmedit demo[/]: {len(cases)} edits of the embedded BLIP-2 on easy-VQA pictures it never saw, each from the "
+        f"[bold]mmedit demo[/]: {len(cases)} edits of the embedded BLIP-2 on easy-VQA pictures it "
+        "never saw, each from the "
         f"unedited model; {', '.join(editors)}. About four minutes on two cores."
     )
     plan = _plan("embedded", "easyvqa", edits, seed, editors, 25, vlm_file.max_new_tokens)
@@ -277,15 +281,26 @@ def demo(
 
 
 def _plan(
-    vlm: str, dataset: str, limit: int | None, seed: int, editors: dict[str, Editor], batch_size: int,
+    vlm: str,
+    dataset: str,
+    limit: int | None,
+    seed: int,
+    editors: dict[str, Editor],
+    batch_size: int,
     max_new_tokens: int,
-) -> Plan:  # fmt: skip
+) -> Plan:
     from mmedit.bench.runs import Plan
 
     return Plan(
-        vlm_name=vlm, dataset=dataset, limit=limit, seed=seed, editors=editors, batch_size=batch_size,
-        max_new_tokens=max_new_tokens, command=" ".join(["mmedit", *sys.argv[1:]]),
-    )  # fmt: skip
+        vlm_name=vlm,
+        dataset=dataset,
+        limit=limit,
+        seed=seed,
+        editors=editors,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        command=" ".join(["mmedit", *sys.argv[1:]]),
+    )
 
 
 def _run(
@@ -329,9 +344,15 @@ def _fit(
 def _progress() -> Iterator[Callable[[str, int, int, str], None]]:
     """A bar for everything that reports: done/total, rate, time passed and left."""
     columns = (
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("[dim]{task.fields[figures]}"),
-    )  # fmt: skip
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[figures]}"),
+    )
     tasks: dict[str, Any] = {}
     with Progress(*columns, console=err) as progress:
 
@@ -406,12 +427,14 @@ def _print_examples(records: Sequence[Record]) -> None:
     for record in records:
         request = record.probes[Probe.RELIABILITY][0]
         out.print(
-            f"\n[bold]{escape(record.editor)}[/]: {escape(request.prompt)} -> [bold]{escape(request.target)}[/]"
+            f"\n[bold]{escape(record.editor)}[/]: {escape(request.prompt)} -> "
+            f"[bold]{escape(request.target)}[/]"
         )
         for probe, asked in record.probes.items():
             for one in asked:
                 out.print(
-                    f"  {probe.replace('_', ' '):<17} {escape(one.prompt):<52} {_said(probe.is_locality, one)}"
+                    f"  {probe.replace('_', ' '):<17} {escape(one.prompt):<52} "
+                    f"{_said(probe.is_locality, one)}"
                 )
 
 
@@ -455,12 +478,14 @@ def _write_report(
 
 def _print_next(folder: Path, request: Example) -> None:
     out.print(
-        f"\nwritten: {folder}/records.jsonl, table.md, table.tex, and [bold]report.html[/] with the images: open it."
+        f"\nwritten: {folder}/records.jsonl, table.md, table.tex, and [bold]report.html[/] with "
+        "the images: open it."
     )
     out.print("\n[bold]try next[/]")
     fitted = folder / "editors" / "mend"
     for line in (
-        f'mmedit edit --editor {fitted} --image "{request.image}" --prompt "{request.prompt}" --target "{request.target}"',
+        f'mmedit edit --editor {fitted} --image "{request.image}" '
+        f'--prompt "{request.prompt}" --target "{request.target}"',
         f"mmedit bench --editor {fitted} --dataset easyvqa-caption --limit 200 --out runs/captions",
         "mmedit bench --editor ft --set editor.steps=30 --limit 100 --out runs/ft-30",
         "mmedit ls editors",

@@ -147,7 +147,8 @@ def check_overrides(overrides: Sequence[str]) -> None:
 def _load_saved_editor(path: Path, overrides: Sequence[str]) -> tuple[str, Editor]:
     if any(override.startswith("editor.") for override in overrides):
         raise ConfigError(
-            f"{path} is a fitted editor; its settings are fixed, so --set editor.* cannot change them"
+            f"{path} is a fitted editor; its settings are fixed, so --set editor.* cannot change "
+            "them"
         )
     method = read_description(path)["method"]
     if method not in EDITORS:

@@ -162,7 +162,8 @@ def compose(first: Delta, second: Delta) -> Delta:
         raise SiteError(f"deltas of shapes {first.shape} and {second.shape} cannot act at one site")
     if None not in (first.edits, second.edits) and first.edits != second.edits:
         raise SiteError(
-            f"one delta has {first.edits} edits and the other {second.edits}; select the same rows of both"
+            f"one delta has {first.edits} edits and the other {second.edits}; select the same "
+            "rows of both"
         )
     parts = list(first.parts) if isinstance(first, Sum) else [first]
     for part in second.parts if isinstance(second, Sum) else (second,):
@@ -211,7 +212,8 @@ def added(network: nn.Module, deltas: Mapping[str, Delta], rows: int) -> Iterato
             linear = linear_at(network, site)
             if delta.edits is not None and delta.edits != rows:
                 raise SiteError(
-                    f"{delta.edits} separate edits cannot answer {rows} rows: row i is answered under edit i. "
+                    f"{delta.edits} separate edits cannot answer {rows} rows: row i is answered "
+                    "under edit i. "
                     "Use select(rows) to say which edit answers which row."
                 )
             if delta.shape != (linear.out_features, linear.in_features):

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 
 
 class MmeditError(Exception):
-    """Base of all errors raised on purpose; the command line prints its text and exits with code 2."""
+    """Base of all errors raised on purpose; the command line prints it and exits with code 2."""
 
 
 class UnknownNameError(MmeditError, KeyError):

@@ -81,5 +81,6 @@ def _check_size(image: Image.Image, name: str) -> None:
     pixels = image.width * image.height
     if pixels > MAX_PIXELS:
         raise ImageError(
-            f"{name} has {image.width} x {image.height} = {pixels:,} pixels; at most {MAX_PIXELS:,}: scale it down."
+            f"{name} has {image.width} x {image.height} = {pixels:,} pixels; at most "
+            f"{MAX_PIXELS:,}: scale it down."
         )

@@ -84,7 +84,8 @@ def train(
         if not (math.isfinite(norm.item()) and math.isfinite(loss.item())):
             raise TrainingError(
                 f"step {step}: loss {loss.item()}, gradient norm {norm.item()} on cases "
-                f"{', '.join(case.id for case in batch)}. Lower the learning rate; the weights are those of step {step - 1}."
+                f"{', '.join(case.id for case in batch)}. Lower the learning rate; the weights "
+                f"are those of step {step - 1}."
             )
         optimizer.step()
         if step % config.report_every == 0 or step + 1 == config.steps:

@@ -104,7 +104,7 @@ class VLM(ABC):
 
     @abstractmethod
     def sites(self, where: Stage) -> tuple[str, ...]:
-        """The family's default edit sites in the language model, the bridge, or the vision tower."""
+        """The family's default edit sites in the language model, the bridge or the vision tower."""
 
     @abstractmethod
     def shape(self, site: str) -> tuple[int, int]:
@@ -209,7 +209,8 @@ class NetworkVLM(VLM):
         text_only = [example.prompt for example in examples if example.image is None]
         if image_sites and text_only:
             raise SiteError(
-                f"{image_sites[0]} acts on images, and {text_only[0]!r} has none: it can teach that site "
+                f"{image_sites[0]} acts on images, and {text_only[0]!r} has none: it can teach "
+                "that site "
                 "nothing. Give the request an image, or edit the language model."
             )
 
@@ -350,7 +351,7 @@ class WrappedVLM(VLM):
 
 @dataclass(eq=False)
 class _Recorder:
-    """Notes inputs of Linear sites and makes their outputs leaves of the graph, while it listens."""
+    """Notes inputs of Linear sites and makes their outputs leaves of the graph."""
 
     sites: tuple[str, ...]
     inputs: dict[str, Tensor] = field(default_factory=dict)
@@ -425,12 +426,12 @@ def _require_rows(deltas: Mapping[str, Delta], batch: int) -> None:
     for site, delta in deltas.items():
         if delta.edits is not None and delta.edits != batch:
             raise SiteError(
-                f"{delta.edits} separate edits at {site} cannot answer {batch} rows; use select(rows)"
+                f"{delta.edits} separate edits at {site} cannot answer {batch} rows; use "
+                "select(rows)"
             )
 
 
 # --- loading
-# -------------------------------------------------------------------------------------------------------------
 
 BUILT_IN = {"embedded": "assets/embedded-vlm"}
 """VLMs shipped inside the package: ordinary transformers folders."""
@@ -477,7 +478,8 @@ def load_vlm(
         adapter_class = ADAPTERS.get(config.model_type)
         if adapter_class is None:
             raise ModelError(
-                f"{name_or_path} is of model type {config.model_type!r}, which has no adapter yet; there are: "
+                f"{name_or_path} is of model type {config.model_type!r}, which has no adapter "
+                "yet; there are: "
                 f"{', '.join(sorted(ADAPTERS))}"
             )
         processor = AutoProcessor.from_pretrained(source)
@@ -494,7 +496,8 @@ def load_vlm(
     network, loading = cast("tuple[Any, dict[str, Any]]", loaded)
     if missing := sorted(loading["missing_keys"]):
         raise ModelError(
-            f"{name_or_path} cannot be loaded: its files lack {len(missing)} of the network's weights, "
+            f"{name_or_path} cannot be loaded: its files lack {len(missing)} of the network's "
+            "weights, "
             f"for instance {missing[0]}, which would be random"
         )
     network.eval().requires_grad_(False)

@@ -16,7 +16,7 @@ OUT = Path(__file__).parent.parent / "mmedit" / "assets" / "facts.json"
 
 
 def plain(text: object) -> str:
-    """The text if it is short, plain ASCII; else nothing: the embedded VLM's tokenizer is English."""
+    """The text if it is short, plain ASCII; else nothing: the tokenizer is English."""
     return text if isinstance(text, str) and text.isascii() and 0 < len(text) <= 28 else ""
 
 

@@ -11,8 +11,8 @@ lines too. A model so small does not pick up in-context learning by itself, and 
 in-context editing (IKE) could not be tried on it at all.
 
 Every batch is a function of (seed, stage, step), and the state is saved every `--save-every` steps:
-a killed run started again with the same command continues where it was. `--evaluate` only measures
-what is in `--out`.
+a killed run started again with the same command continues where it was.
+`scripts/evaluate_embedded_vlm.py` measures the result.
 """
 
 from __future__ import annotations
@@ -61,15 +61,31 @@ from mmedit.editors.ike import as_prompt, demonstration, new_fact
 QUERIES = 8
 PIXELS = 64
 VOCABULARY = 800
-WORD_PIECES = (" tri", "angle", " rect", " cir", "cle", " te", "al", " yel", "low", " br", "own", " gre", "en",
-               " red", " blue", " black", " gray")  # fmt: skip
+WORD_PIECES = (
+    " tri",
+    "angle",
+    " rect",
+    " cir",
+    "cle",
+    " te",
+    "al",
+    " yel",
+    "low",
+    " br",
+    "own",
+    " gre",
+    "en",
+    " red",
+    " blue",
+    " black",
+    " gray",
+)
 RENDERINGS = 8
 Option = TypeVar("Option")
 PAD, BOS, UNK, EOS = "<pad>", "<s>", "<unk>", "</s>"
 
 
 # --- the model
-# ---------------------------------------------------------------------------------------------------------
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -116,31 +132,54 @@ def build_processor() -> Blip2Processor:
 
 def build_network(processor: Blip2Processor) -> Blip2ForConditionalGeneration:
     vision = Blip2VisionConfig(
-        hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
-        image_size=PIXELS, patch_size=8, initializer_range=0.02,
-    )  # fmt: skip
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=PIXELS,
+        patch_size=8,
+        initializer_range=0.02,
+    )
     qformer = Blip2QFormerConfig(
-        vocab_size=4, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512,
-        encoder_hidden_size=128, cross_attention_frequency=1, max_position_embeddings=QUERIES,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
+        vocab_size=4,
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=512,
+        encoder_hidden_size=128,
+        cross_attention_frequency=1,
+        max_position_embeddings=QUERIES,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
     tokenizer = processor.tokenizer
     language = OPTConfig(
-        vocab_size=len(tokenizer), hidden_size=192, word_embed_proj_dim=192, ffn_dim=768, num_hidden_layers=4,
-        num_attention_heads=6, max_position_embeddings=512, dropout=0.0, attention_dropout=0.0,
-        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=192,
+        word_embed_proj_dim=192,
+        ffn_dim=768,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        max_position_embeddings=512,
+        dropout=0.0,
+        attention_dropout=0.0,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     config = Blip2Config(
-        vision_config=vision, qformer_config=qformer, text_config=language, num_query_tokens=QUERIES,
+        vision_config=vision,
+        qformer_config=qformer,
+        text_config=language,
+        num_query_tokens=QUERIES,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-    )  # fmt: skip
+    )
     network = Blip2ForConditionalGeneration(config)
     nn.init.normal_(network.query_tokens, std=0.5)
     return network
 
 
 # --- training that can be killed
-# ---------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -160,8 +199,12 @@ def train(stage: Stage, run: Path, save_every: int, progress: Progress) -> None:
         parameters.values(), lr=stage.lr, betas=(0.9, 0.98), weight_decay=0.02
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / stage.steps)))
-    )  # fmt: skip
+        optimizer,
+        lambda step: (
+            min(1.0, (step + 1) / 100)
+            * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / stage.steps)))
+        ),
+    )
     state_file = run / f"{stage.name}.safetensors"
     first = load_state(state_file, parameters, optimizer)
     schedule.last_epoch = first - 1
@@ -220,7 +263,6 @@ def load_state(
 
 
 # --- stage 1: what is in the picture
-# -----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -300,7 +342,6 @@ def representation_stage(model: Representation, gallery: Gallery, seed: int, ste
 
 
 # --- stage 2: answering
-# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -389,9 +430,13 @@ class Curriculum:
         wordings = facts.PHRASINGS[fact.relation].train
         others = [other.answer for other in self.facts if other.relation == fact.relation]
         return Statement(
-            prompt=fact.ask(choice(rng, wordings)), rephrase=fact.ask(choice(rng, wordings)), truth=fact.answer,
-            answer=choice(rng, others), view=None, topic=f"{fact.relation} {fact.subject}",
-        )  # fmt: skip
+            prompt=fact.ask(choice(rng, wordings)),
+            rephrase=fact.ask(choice(rng, wordings)),
+            truth=fact.answer,
+            answer=choice(rng, others),
+            view=None,
+            topic=f"{fact.relation} {fact.subject}",
+        )
 
     def _about_picture(self, rng: np.random.Generator) -> Statement:
         view = int(rng.integers(len(self.gallery.scenes))), int(rng.integers(RENDERINGS))
@@ -399,17 +444,28 @@ class Curriculum:
         if rng.random() < 0.12:
             prompts = shapes.CAPTION_PROMPTS.train
             return Statement(
-                prompt=choice(rng, prompts), rephrase=choice(rng, prompts), truth=scene.caption(size),
-                answer=shapes.counterfactual_caption(scene, size, rng), view=view, topic="caption",
-            )  # fmt: skip
+                prompt=choice(rng, prompts),
+                rephrase=choice(rng, prompts),
+                truth=scene.caption(size),
+                answer=shapes.counterfactual_caption(scene, size, rng),
+                view=view,
+                topic="caption",
+            )
         question = draw_question(rng, scene)
         wordings = shapes.PHRASINGS[question.kind].train
         asks_shape = question.kind in (Kind.SHAPE, Kind.SHAPE_OF_COLOR)
         return Statement(
-            prompt=question.ask(choice(rng, wordings)), rephrase=question.ask(choice(rng, wordings)),
-            truth=question.answer(scene), answer=choice(rng, question.other_answers(scene)), view=view,
-            topic="shape" if asks_shape else f"{question.noun} {question.color}" if question.color else question.noun,
-        )  # fmt: skip
+            prompt=question.ask(choice(rng, wordings)),
+            rephrase=question.ask(choice(rng, wordings)),
+            truth=question.answer(scene),
+            answer=choice(rng, question.other_answers(scene)),
+            view=view,
+            topic="shape"
+            if asks_shape
+            else f"{question.noun} {question.color}"
+            if question.color
+            else question.noun,
+        )
 
 
 def choice(rng: np.random.Generator, options: Sequence[Option]) -> Option:
@@ -418,7 +474,7 @@ def choice(rng: np.random.Generator, options: Sequence[Option]) -> Option:
 
 def draw_question(rng: np.random.Generator, scene: Scene) -> Question:
     """Half of the time a yes/no question."""
-    kind = choice(rng, tuple(Kind) + (Kind.PRESENCE, Kind.ABSENCE))
+    kind = choice(rng, (*Kind, Kind.PRESENCE, Kind.ABSENCE))
     if kind is Kind.COLOR:
         return Question(kind=kind, noun=choice(rng, ("shape", scene.shape)))
     if kind is Kind.SHAPE:
@@ -431,8 +487,17 @@ def draw_question(rng: np.random.Generator, scene: Scene) -> Question:
     return Question(kind=kind, color=scene.color if true else choice(rng, shapes.COLORS))
 
 
-def language_stage(name: str, network: Blip2ForConditionalGeneration, processor: Blip2Processor, gallery: Gallery,
-                   queries: Tensor, seed: int, steps: int, lr: float, **batch: int) -> Stage:  # fmt: skip
+def language_stage(
+    name: str,
+    network: Blip2ForConditionalGeneration,
+    processor: Blip2Processor,
+    gallery: Gallery,
+    queries: Tensor,
+    seed: int,
+    steps: int,
+    lr: float,
+    **batch: int,
+) -> Stage:
     """`queries` [picture, rendering, QUERIES, 128]: what the frozen Q-Former says of every view."""
     curriculum = Curriculum(gallery)
     trained = nn.ModuleDict(
@@ -464,8 +529,12 @@ def share_right(rows: list[Row], right: Tensor) -> dict[str, float]:
     }
 
 
-def answer_loss(network: Blip2ForConditionalGeneration, processor: Blip2Processor, rows: list[Row],
-                queries: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
+def answer_loss(
+    network: Blip2ForConditionalGeneration,
+    processor: Blip2Processor,
+    rows: list[Row],
+    queries: Tensor,
+) -> tuple[Tensor, Tensor]:
     """Mean NLL of answer and end token, plus a tenth of that of the other text; and which answers
     are fully right.
     """
@@ -479,9 +548,12 @@ def answer_loss(network: Blip2ForConditionalGeneration, processor: Blip2Processo
     pad = processor.tokenizer.pad_token_id
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = network(
-            pixel_values=None, input_ids=ids, attention_mask=(ids != pad).long(), mm_encoder_outputs={"image": image},
+            pixel_values=None,
+            input_ids=ids,
+            attention_mask=(ids != pad).long(),
+            mm_encoder_outputs={"image": image},
             use_cache=False,
-        ).logits[:, :-1]  # fmt: skip
+        ).logits[:, :-1]
     target, is_answer = ids[:, 1:], answer[:, 1:]
     is_text = (target != pad) & (target != network.config.image_token_index)
     nll = F.cross_entropy(logits.float().transpose(1, 2), target, reduction="none")
@@ -528,7 +600,6 @@ def encode_views(model: Representation, gallery: Gallery, progress: Progress) ->
 
 
 # --- running it
-# ----------------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
@@ -552,25 +623,67 @@ def main() -> None:
     processor = build_processor()
     network = build_network(processor)
     started = time.perf_counter()
-    with Progress(TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                  TextColumn("{task.fields[figures]}")) as progress:  # fmt: skip
+    with Progress(
+        TextColumn("{task.description:<16}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    ) as progress:
         gallery = build_gallery(processor, arguments.seed, progress)
         representation = Representation(network)
-        train(representation_stage(representation, gallery, arguments.seed, arguments.representation_steps),
-              arguments.run, arguments.save_every, progress)  # fmt: skip
+        train(
+            representation_stage(
+                representation, gallery, arguments.seed, arguments.representation_steps
+            ),
+            arguments.run,
+            arguments.save_every,
+            progress,
+        )
         representation.eval()
         queries = encode_views(representation, gallery, progress)
-        train(language_stage("answering", network, processor, gallery, queries, arguments.seed, arguments.answering_steps,
-                             lr=1e-3, pictures=104, facts=24, contexts=0),
-              arguments.run, arguments.save_every, progress)  # fmt: skip
-        train(language_stage("context", network, processor, gallery, queries, arguments.seed, arguments.context_steps,
-                             lr=6e-4, pictures=64, facts=16, contexts=48),
-              arguments.run, arguments.save_every, progress)  # fmt: skip
+        train(
+            language_stage(
+                "answering",
+                network,
+                processor,
+                gallery,
+                queries,
+                arguments.seed,
+                arguments.answering_steps,
+                lr=1e-3,
+                pictures=104,
+                facts=24,
+                contexts=0,
+            ),
+            arguments.run,
+            arguments.save_every,
+            progress,
+        )
+        train(
+            language_stage(
+                "context",
+                network,
+                processor,
+                gallery,
+                queries,
+                arguments.seed,
+                arguments.context_steps,
+                lr=6e-4,
+                pictures=64,
+                facts=16,
+                contexts=48,
+            ),
+            arguments.run,
+            arguments.save_every,
+            progress,
+        )
     network.half().save_pretrained(arguments.out)
     processor.save_pretrained(arguments.out)
     parameters = sum(p.numel() for p in network.parameters())
     print(
-        f"{parameters / 1e6:.2f} M parameters, {time.perf_counter() - started:.0f} s -> {arguments.out}"
+        f"{parameters / 1e6:.2f} M parameters, {time.perf_counter() - started:.0f} s -> "
+        f"{arguments.out}"
     )
 
 

@@ -214,7 +214,7 @@ def test_generation_is_edited_as_prediction_is(editor, vlm, requests_):
 
 def test_an_edit_of_the_image_stages_refuses_a_request_without_image(vlm):
     text_only = Example(prompt="what is the capital of Italy?", target="Santo Domingo")
-    with pytest.raises(SiteError, match="acts on images.*has none"):
+    with pytest.raises(SiteError, match=r"acts on images.*has none"):
         EDITORS_UNDER_TEST["ft-bridge"]().apply(vlm, [text_only])
 
 

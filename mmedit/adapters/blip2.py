@@ -123,8 +123,10 @@ class Blip2Adapter(Adapter):
             if self._image_token in tokens:
                 name = self.tokenizer.convert_ids_to_tokens(self._image_token)
                 raise ModelError(
-                    f"{examples[number // 3].prompt[:60]!r} or its context or answer holds {name!r}, "
-                    "which stands for the image; leave it out: the image comes before the text by itself."
+                    f"{examples[number // 3].prompt[:60]!r} or its context or answer holds "
+                    f"{name!r}, "
+                    "which stands for the image; leave it out: the image comes before the text by "
+                    "itself."
                 )
 
     def _row(
@@ -138,14 +140,17 @@ class Blip2Adapter(Adapter):
         before = [self._image_token] * queries + context
         if not before + prompt:
             raise ModelError(
-                f"nothing stands before the answer {example.target!r}, so nothing predicts its first "
+                f"nothing stands before the answer {example.target!r}, so nothing predicts its "
+                "first "
                 "token; give an image, a context or a prompt"
             )
         tokens = torch.tensor(before + prompt + answer)
         if len(tokens) > self._max_tokens:
             raise ModelError(
-                f"{example.prompt[:60]!r} makes a sequence of {len(tokens)} tokens (context {len(context)}, "
-                f"prompt {len(prompt)}, answer {len(answer)}); this model takes {self._max_tokens}. Shorten it "
+                f"{example.prompt[:60]!r} makes a sequence of {len(tokens)} tokens (context "
+                f"{len(context)}, "
+                f"prompt {len(prompt)}, answer {len(answer)}); this model takes "
+                f"{self._max_tokens}. Shorten it "
                 "(with IKE: a smaller k)."
             )
         place = torch.arange(len(tokens))
@@ -175,7 +180,8 @@ class Blip2Adapter(Adapter):
         room = self._max_tokens - inputs.input_ids.shape[1]
         if room < max_new_tokens:
             raise ModelError(
-                f"{max_new_tokens} new tokens do not fit behind a prompt of {inputs.input_ids.shape[1]} tokens; "
+                f"{max_new_tokens} new tokens do not fit behind a prompt of "
+                f"{inputs.input_ids.shape[1]} tokens; "
                 f"this model takes {self._max_tokens} in all"
             )
         new = self.network.language_model.generate(

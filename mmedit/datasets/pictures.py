@@ -29,7 +29,7 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A picture, its questions, and the scene they tell of (None where the answers leave it open)."""
+    """A picture, its questions, and the scene they tell of; None where they leave it open."""
 
     number: int
     path: Path

@@ -370,7 +370,7 @@ class Rendering:
 
 
 def counterfactual_caption(scene: Scene, size: str, rng: np.random.Generator) -> str:
-    """A caption with another colour, another shape and the other size: wrong in three of its words."""
+    """A caption with another colour, shape and size: wrong in three of its words."""
     color = str(rng.choice([color for color in COLORS if color != scene.color]))
     shape = str(rng.choice([shape for shape in SHAPES if shape != scene.shape]))
     other_size = next(name for name in SIZES if name != size)

@@ -38,7 +38,7 @@ class IKEConfig(EditorConfig):
 
 
 class IKE(Editor[IKEConfig]):
-    """`fit` costs one forward per training case, `apply` one per request and none of it backwards."""
+    """`fit` costs one forward per training case, `apply` one per request; no backward."""
 
     method: ClassVar[str] = "ike"
     config_class: ClassVar[type[EditorConfig]] = IKEConfig
@@ -170,7 +170,8 @@ class InContextVLM(WrappedVLM):
         )
         if len(contexts) != len(examples):
             raise DataError(
-                f"{len(contexts)} separate edits cannot answer {len(examples)} rows: row i is answered under edit i. "
+                f"{len(contexts)} separate edits cannot answer {len(examples)} rows: row i is "
+                "answered under edit i. "
                 "Use select(rows) to say which edit answers which row."
             )
         return [replace(e, context=c + e.context) for e, c in zip(examples, contexts, strict=True)]

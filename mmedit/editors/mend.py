@@ -359,6 +359,7 @@ def _require_probes(cases: Sequence[EditCase]) -> None:
     kinds = {frozenset(case.probes) & wanted for case in cases}
     if len(kinds) != 1 or not next(iter(kinds), None):
         raise DataError(
-            "MEND is trained on rephrases and locality probes; every training case must have the same kinds of "
+            "MEND is trained on rephrases and locality probes; every training case must have the "
+            "same kinds of "
             f"them. Found: {sorted(sorted(kind) for kind in kinds)}"
         )
