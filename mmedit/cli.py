@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,21 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from mmedit.errors import MmeditError, UnknownNameError
+from mmedit.terminal import answers_view, examples_view, method_view, progress
 
 if TYPE_CHECKING:
-    from mmedit.bench.records import ProbeRecord, Record
+    from mmedit.bench.records import Record
     from mmedit.bench.runs import Plan
     from mmedit.cases import Example
     from mmedit.editors import Editor
@@ -140,7 +131,9 @@ def edit(
     begun = time.perf_counter()
     edited = method.apply(loaded, [request])
     seconds = time.perf_counter() - begun
-    _print_edit(label, loaded, edited, [request, *unrelated], vlm_file.max_new_tokens)
+    asked, room = [request, *unrelated], vlm_file.max_new_tokens
+    before = loaded.generate(asked, max_new_tokens=room)
+    out.print(answers_view(label, asked, before, edited.generate(asked, max_new_tokens=room)))
     out.print(
         f"\n{label} took {seconds:.2f} s. The VLM itself is unchanged; the edit lives in the copy "
         "that was asked."
@@ -193,27 +186,36 @@ def bench(
     dataset: DatasetOption = "easyvqa",
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many test edits.")] = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Edits per pass; the result does not depend on it.")
-    ] = 25,
+        int | None,
+        typer.Option(
+            min=1, help="Edits per pass; the VLM's own by default. No result depends on it."
+        ),
+    ] = None,
     generate: Annotated[bool, typer.Option(help="Also let the VLM answer freely.")] = True,
     settings: SetOption = None,
     seed: SeedOption = 0,
 ) -> None:
     """Measure editors on a benchmark, each edit from the base model, and print the table."""
-    from mmedit.config import load_cases, load_editor, load_vlm_file
+    from mmedit.config import load_cases, load_editors, load_vlm_file
 
     overrides = settings or []
     vlm_file = load_vlm_file(vlm, overrides)
-    editors = dict(load_editor(name, vlm, overrides) for name in editor or ["mend"])
+    editors = load_editors(editor or ["mend"], vlm, overrides)
     cases = load_cases(dataset, "test", limit=limit, seed=seed, overrides=overrides)
     plan = _plan(
-        vlm, dataset, limit, seed, editors, batch_size, vlm_file.max_new_tokens if generate else 0
+        vlm,
+        dataset,
+        limit,
+        seed,
+        editors,
+        batch_size or vlm_file.batch_size,
+        vlm_file.max_new_tokens if generate else 0,
     )
     records, training_seconds = _run(
         plan, out_folder, lambda: _load_vlm(vlm_file), cases,
         lambda: load_cases(dataset, "train", seed=seed, overrides=overrides),
     )  # fmt: skip
-    _print_table(records, training_seconds)
+    out.print(method_view(records, training_seconds))
     _write_tables(out_folder, records, training_seconds)
     out.print(f"records and tables: {out_folder}/")
 
@@ -255,17 +257,19 @@ def demo(
     """The whole job in minutes: train MEND, compare it with FT and IKE on the embedded VLM, print
     the table.
     """
-    from mmedit.config import load_cases, load_editor, load_vlm_file
+    from mmedit.config import load_cases, load_editors, load_vlm_file
 
     vlm_file = load_vlm_file("embedded")
-    editors = dict(load_editor(name, "embedded") for name in DEMO_EDITORS)
+    editors = load_editors(DEMO_EDITORS, "embedded")
     cases = load_cases("easyvqa", "test", limit=edits, seed=seed)
     out.print(
         f"[bold]mmedit demo[/]: {len(cases)} edits of the embedded BLIP-2 on easy-VQA pictures it "
         "never saw, each from the "
-        f"unedited model; {', '.join(editors)}. About four minutes on two cores."
+        f"unedited model; {', '.join(editors)}. About three minutes on two cores."
     )
-    plan = _plan("embedded", "easyvqa", edits, seed, editors, 25, vlm_file.max_new_tokens)
+    plan = _plan(
+        "embedded", "easyvqa", edits, seed, editors, vlm_file.batch_size, vlm_file.max_new_tokens
+    )
     records, training_seconds = _run(
         plan,
         out_folder,
@@ -273,8 +277,8 @@ def demo(
         cases,
         lambda: load_cases("easyvqa", "train", seed=seed),
     )
-    _print_table(records, training_seconds)
-    _print_examples([r for r in records if r.editor == DEMO_SHOWN][:3])
+    out.print(method_view(records, training_seconds))
+    out.print(examples_view([r for r in records if r.editor == DEMO_SHOWN][:3]))
     _write_tables(out_folder, records, training_seconds)
     _write_report(out_folder, plan, records, cases, training_seconds)
     _print_next(out_folder, cases[0].request)
@@ -310,11 +314,16 @@ def _run(
     cases: Sequence[Any],
     training_cases: Callable[[], Sequence[Any]],
 ) -> tuple[list[Record], dict[str, float]]:
+    from mmedit.bench.records import RECORDS
     from mmedit.bench.runs import check_directory, run
 
     check_directory(plan, folder)
+    if (folder / RECORDS).exists():
+        err.print(
+            f"continuing the run in {folder}: what is finished there is kept, not measured again"
+        )
     vlm = load()
-    with _progress() as report:
+    with progress(err) as report:
         return run(plan, folder, vlm, cases, training_cases, report=report)
 
 
@@ -332,116 +341,12 @@ def _fit(
     label: str, editor: Editor, vlm: VLM, cases: Callable[[], Sequence[Any]], seed: int
 ) -> float:
     begun = time.perf_counter()
-    with _progress() as report:
+    with progress(err) as report:
         editor.fit(
             vlm, cases(), seed=seed,
             report=lambda done, total, figures: report(f"fitting {label}", done, total, figures),
         )  # fmt: skip
     return time.perf_counter() - begun
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int, str], None]]:
-    """A bar for everything that reports: done/total, rate, time passed and left."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[figures]}"),
-    )
-    tasks: dict[str, Any] = {}
-    with Progress(*columns, console=err) as progress:
-
-        def report(what: str, done: int, total: int, figures: str) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(
-                    what, total=total, completed=done, figures="", rate=""
-                )
-            speed = progress.tasks[tasks[what]].speed
-            rate = f"{speed:.1f}/s" if speed else ""
-            progress.update(tasks[what], completed=done, total=total, figures=figures, rate=rate)
-
-        yield report
-
-
-def _print_edit(
-    label: str, before: VLM, after: VLM, examples: Sequence[Example], max_new_tokens: int
-) -> None:
-    said_before = before.generate(examples, max_new_tokens=max_new_tokens)
-    said_after = after.generate(examples, max_new_tokens=max_new_tokens)
-    answers = Table(
-        box=None, pad_edge=False, title=f"{label}: answers before and after", title_justify="left"
-    )
-    for heading in ("", "question", "before", "after", ""):
-        answers.add_column(heading)
-    for number, (example, old, new) in enumerate(
-        zip(examples, said_before, said_after, strict=True)
-    ):
-        about = "" if example.image is None else " (image)" if number == 0 else " (another image)"
-        if number == 0:
-            verdict = (
-                "[green]as wanted"
-                if new == example.target
-                else f"[red]wanted: {escape(example.target)}"
-            )
-        else:
-            verdict = "[green]unchanged" if new == old else "[red]changed"
-        answers.add_row(
-            "edit" if number == 0 else "unrelated",
-            escape(example.prompt + about),
-            escape(old),
-            escape(new),
-            verdict,
-        )
-    out.print(answers)
-
-
-def _print_table(records: Sequence[Record], training_seconds: dict[str, float]) -> None:
-    """The method table for the terminal: both metrics of a split in one column, where 80 characters
-    are little.
-    """
-    from mmedit.bench.tables import cells, columns, footnote, method_table
-
-    frame = method_table(records, training_seconds=training_seconds or None)
-    shown = cells(frame)
-    rendered = Table(title="token accuracy / exact match, %", title_justify="left")
-    rendered.add_column("editor", style="bold")
-    splits = list(dict.fromkeys(group for group, name in columns(frame) if name in ("tok", "EM")))
-    others = [column for column in columns(frame) if column[0] not in splits]
-    for heading in (*splits, *(name for _, name in others)):
-        rendered.add_column(heading, justify="right")
-    for row, label in enumerate(frame.index):
-        pairs = [f"{shown[s, 'tok'][row].value} / {shown[s, 'EM'][row].value}" for s in splits]
-        rendered.add_row(str(label), *pairs, *(shown[column][row].value for column in others))
-    out.print(rendered)
-    out.print(f"[dim]{escape(footnote(frame))}", soft_wrap=True)
-
-
-def _print_examples(records: Sequence[Record]) -> None:
-    from mmedit.cases import Probe
-
-    for record in records:
-        request = record.probes[Probe.RELIABILITY][0]
-        out.print(
-            f"\n[bold]{escape(record.editor)}[/]: {escape(request.prompt)} -> "
-            f"[bold]{escape(request.target)}[/]"
-        )
-        for probe, asked in record.probes.items():
-            for one in asked:
-                out.print(
-                    f"  {probe.replace('_', ' '):<17} {escape(one.prompt):<52} "
-                    f"{_said(probe.is_locality, one)}"
-                )
-
-
-def _said(is_locality: bool, asked: ProbeRecord) -> str:
-    before, after = asked.generated_pre or "", asked.generated_post or ""
-    good = after == (before if is_locality else asked.target)
-    return f"{escape(before)} -> [{'green' if good else 'red'}]{escape(after)}[/]"
 
 
 def _write_tables(

@@ -41,7 +41,9 @@ class VLMFile(_Strict):
     name_or_path: str
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     device_map: str | None = None
-    max_new_tokens: int = Field(12, ge=1)
+    max_new_tokens: int = Field(default=12, ge=1)
+    batch_size: int = Field(default=1, ge=1)
+    """Separate edits per pass. FT keeps a whole weight per edit: large models want few."""
 
 
 class EditorFile(_Strict):
@@ -110,6 +112,21 @@ def load_editor(name: str, vlm: str, overrides: Sequence[str] = ()) -> tuple[str
         method.config_class, _overridden(settings, "editor", overrides), f"editor {name}"
     )
     return file.label, method(config)
+
+
+def load_editors(
+    wanted: Sequence[str], vlm: str, overrides: Sequence[str] = ()
+) -> dict[str, Editor]:
+    """Several editors by label. Raises ConfigError where two of them would share a row."""
+    editors: dict[str, Editor] = {}
+    for name in wanted:
+        label, editor = load_editor(name, vlm, overrides)
+        if label in editors:
+            raise ConfigError(
+                f"two editors are called {label!r}; name each once, fitted folders differently"
+            )
+        editors[label] = editor
+    return editors
 
 
 def load_cases(

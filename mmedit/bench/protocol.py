@@ -205,10 +205,14 @@ def text_lengths(predictions: Predictions) -> list[int]:
 
 
 def image_name(example: Example) -> str | None:
-    """A path as it is; an image in memory by its content hash."""
+    """What records call an image: the last three parts of its path, the same on every machine, or
+    the content hash of an image made in memory.
+    """
     if example.image is None:
         return None
-    return str(example.image) if isinstance(example.image, Path) else image_key(example.image)
+    if isinstance(example.image, Path):
+        return "/".join(example.image.parts[-3:])
+    return image_key(example.image)
 
 
 def _key(kind: str, example: Example) -> str:

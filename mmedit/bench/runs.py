@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from PIL import Image
-
-from mmedit.bench.protocol import BaseOutputs, NoEdit, evaluate
+from mmedit.bench.protocol import BaseOutputs, NoEdit, evaluate, image_name
 from mmedit.bench.records import (
     MANIFEST,
     RECORDS,
@@ -31,7 +29,6 @@ from mmedit.bench.tables import BASE
 from mmedit.cases import EditCase
 from mmedit.editors import Editor
 from mmedit.errors import RunError
-from mmedit.images import image_key
 from mmedit.vlm import VLM
 
 Report = Callable[[str, int, int, str], None]
@@ -184,13 +181,13 @@ def save_images(cases: Sequence[EditCase], folder: Path) -> dict[str, Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, Path] = {}
-    for case in cases:
-        for examples in case.probes.values():
-            for example in examples:
-                if isinstance(example.image, Image.Image):
-                    name = image_key(example.image)
-                    files[name] = folder / f"{name}.png"
-                    example.image.save(files[name])
-                elif example.image is not None:
-                    files[str(example.image)] = example.image
+    for example in (e for case in cases for asked in case.probes.values() for e in asked):
+        name = image_name(example)
+        if name is None or example.image is None:
+            continue
+        if isinstance(example.image, Path):
+            files[name] = example.image
+        else:
+            files[name] = folder / f"{name}.png"
+            example.image.save(files[name])
     return files

@@ -1,0 +1,124 @@
+"""How results look in a terminal: what the command line prints, and its progress bars."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from mmedit.bench.records import ProbeRecord, Record
+from mmedit.bench.tables import Cell, N, cells, columns, footnote, method_table
+from mmedit.cases import Example, Probe
+
+Report = Callable[[str, int, int, str], None]
+"""Called with (what is being done, done, total, figures)."""
+
+
+@contextmanager
+def progress(console: Console) -> Iterator[Report]:
+    """A bar for everything that reports: done/total, rate, time passed and left."""
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[figures]}"),
+        console=console,
+    )
+    tasks: dict[str, TaskID] = {}
+    with bars:
+
+        def report(what: str, done: int, total: int, figures: str) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total, figures="", rate="")
+            task = tasks[what]
+            bars.update(task, completed=done, total=total, figures=figures)
+            speed = bars.tasks[task].finished_speed or bars.tasks[task].speed
+            bars.update(task, rate=f"{speed:.1f}/s" if speed else "")
+
+        yield report
+
+
+def answers_view(
+    label: str, examples: Sequence[Example], before: Sequence[str], after: Sequence[str]
+) -> RenderableType:
+    """One edit: the request's answer before and after, then those of unrelated questions."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "question", "before", f"after {label}", ""):
+        table.add_column(heading)
+    for number, (example, old, new) in enumerate(zip(examples, before, after, strict=True)):
+        about = "" if example.image is None else " (image)" if number == 0 else " (another image)"
+        verdict = _edit_verdict(new, example.target) if number == 0 else _local_verdict(old, new)
+        sort = "edit" if number == 0 else "unrelated"
+        table.add_row(sort, escape(example.prompt + about), escape(old), escape(new), verdict)
+    return table
+
+
+def _edit_verdict(said: str, target: str) -> str:
+    return "[green]as wanted" if said == target else f"[red]wanted: {escape(target)}"
+
+
+def _local_verdict(before: str, after: str) -> str:
+    return "[green]unchanged" if before == after else "[red]changed"
+
+
+def method_view(records: Sequence[Record], training_seconds: Mapping[str, float]) -> RenderableType:
+    """The method table in 80 characters: token accuracy / exact match of a split in one column."""
+    frame = method_table(records, training_seconds=training_seconds or None)
+    shown = cells(frame)
+    splits = list(dict.fromkeys(group for group, name in columns(frame) if name in ("tok", "EM")))
+    counts = set(frame[N])
+    hidden = {*splits, *([N[0]] if len(counts) == 1 else [])}
+    others = [column for column in columns(frame) if column[0] not in hidden]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("tok/EM, %", style="bold", no_wrap=True)
+    for heading in (*splits, *(name for _, name in others)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row, label in enumerate(frame.index):
+        pairs = [
+            f"{_short(shown[split, 'tok'][row])}/{_short(shown[split, 'EM'][row])}"
+            for split in splits
+        ]
+        table.add_row(str(label), *pairs, *(_short(shown[column][row]) for column in others))
+    n = f"n = {counts.pop()}. " if len(counts) == 1 else ""
+    return Group(table, Text(n + footnote(frame), style="dim"))
+
+
+def _short(cell: Cell) -> str:
+    value = cell.value.removesuffix(".0")
+    return f"[bold cyan]{value}[/]" if cell.best else value
+
+
+def examples_view(records: Sequence[Record]) -> RenderableType:
+    """Some edits in words: what was said to every probe before and after."""
+    blocks: list[RenderableType] = []
+    for record in records:
+        request = record.probes[Probe.RELIABILITY][0]
+        table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+        for probe, asked in record.probes.items():
+            for one in asked:
+                table.add_row(f"  {probe.replace('_', ' ')}", escape(one.prompt), _said(probe, one))
+        heading = f"\n[bold]{escape(record.editor)}[/]: {escape(request.prompt)} -> [bold]"
+        blocks += [Text.from_markup(f"{heading}{escape(request.target)}[/]"), table]
+    return Group(*blocks)
+
+
+def _said(probe: Probe, asked: ProbeRecord) -> str:
+    before, after = asked.generated_pre or "", asked.generated_post or ""
+    good = after == (before if probe.is_locality else asked.target)
+    return f"{escape(before)} -> [{'green' if good else 'red'}]{escape(after)}[/]"
