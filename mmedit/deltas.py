@@ -77,7 +77,7 @@ class LowRank(Delta):
         if self.edits is None or list(rows) == list(range(self.edits)):
             return self
         index = torch.tensor(rows, device=self.u.device)
-        return LowRank(self.u[index], self.v[index])
+        return LowRank(self.u.index_select(0, index), self.v.index_select(0, index))
 
     def tensors(self) -> dict[str, Tensor]:
         return {"u": self.u, "v": self.v}
@@ -106,7 +106,8 @@ class Dense(Delta):
     def select(self, rows: Sequence[int]) -> Dense:
         if self.edits is None or list(rows) == list(range(self.edits)):
             return self
-        return Dense(self.change[torch.tensor(rows, device=self.change.device)])
+        index = torch.tensor(rows, device=self.change.device)
+        return Dense(self.change.index_select(0, index))
 
     def tensors(self) -> dict[str, Tensor]:
         return {"change": self.change}

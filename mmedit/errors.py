@@ -15,11 +15,10 @@ class MmeditError(Exception):
 class UnknownNameError(MmeditError, KeyError):
     """A name that is in no table, with the nearest right one.
 
-    >>> raise UnknownNameError("editor", "mnd", ["ft", "ike", "mend"])
+    >>> raise UnknownNameError("editor", "mnd", ["ft", "mend"])
     Traceback (most recent call last):
     ...
-    mmedit.errors.UnknownNameError: no editor named 'mnd'. Did you mean 'mend'? There are: ft, ike,
-    mend.
+    mmedit.errors.UnknownNameError: no editor named 'mnd'. Did you mean 'mend'? There are: ft, mend.
     """
 
     def __init__(self, kind: str, found: str, known: Iterable[str]) -> None:

@@ -42,6 +42,11 @@ class TensorCache:
         self._directory = directory
         self._disk_bytes = disk_bytes
 
+    @property
+    def on_disk(self) -> bool:
+        """Whether tensors are kept in a directory, where other processes find them."""
+        return self._directory is not None
+
     def lookup(
         self, keys: Sequence[str], compute: Callable[[Sequence[int]], Sequence[Tensor]]
     ) -> list[Tensor]:

@@ -119,7 +119,7 @@ def write_report(
     )
     names = sorted(columns(table), key=lambda column: column != N)  # n stays in sight
     shown = cells(table)
-    plot = [(editor, _bars(table.loc[editor])) for editor in table.index]
+    plot = [(editor, _bars(table.loc[editor].to_dict())) for editor in table.index]
     thumbnail = cache(_thumbnails(images.get if isinstance(images, Mapping) else images))
     page = _TEMPLATES.get_template("report.html.j2").render(
         title=title,

@@ -101,7 +101,12 @@ def _case(
 
 
 def _render(rng: np.random.Generator, picture: Picture) -> Image.Image:
-    return Rendering.draw(rng).apply(open_image(picture.path))
+    """Drawn again where a shape near the boundary would turn from small to large or back."""
+    image = open_image(picture.path)
+    while True:
+        rendered = Rendering.draw(rng).apply(image)
+        if find_shape(rendered).size == find_shape(image).size:
+            return rendered
 
 
 def _draw_asked(rng: np.random.Generator, picture: Picture) -> Asked:

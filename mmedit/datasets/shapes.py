@@ -302,8 +302,8 @@ def find_shape(image: Image.Image) -> Box:
 
 @dataclass(frozen=True, kw_only=True)
 class Rendering:
-    """Another rendering of the same content. No setting changes the right answer to any question or
-    the caption.
+    """Another rendering of the same content. No setting changes the right answer to any question; a
+    shape near the boundary may turn from small to large.
     """
 
     flip: bool = False
