@@ -16,7 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from mmedit.bench.records import ProbeRecord, Record
@@ -30,6 +30,7 @@ Report = Callable[[str, int, int, str], None]
 @contextmanager
 def progress(console: Console) -> Iterator[Report]:
     """A bar for everything that reports: done/total, rate, time passed and left."""
+    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # what the width leaves for figures
     bars = Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
@@ -37,8 +38,9 @@ def progress(console: Console) -> Iterator[Report]:
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[figures]}"),
+        TextColumn("[dim]{task.fields[figures]}", table_column=rest),
         console=console,
+        expand=True,
     )
     tasks: dict[str, TaskID] = {}
     with bars:

@@ -43,7 +43,7 @@ class TrainingConfig(BaseModel):
     max_seconds: float | None = Field(default=None, gt=0)
     """Stop after this wall time; the schedule follows whichever of steps and time is further along.
     """
-    report_every: int = Field(default=10, ge=1)
+    report_every: int = Field(default=5, ge=1)
 
 
 def train(
