@@ -1,8 +1,8 @@
 """Text-only facts that the embedded VLM knows: countries, their capitals, regions and peoples.
 
-From the PyPI package countryinfo 1.0.1 (MIT), extracted by `scripts/build_facts.py` into
-`assets/facts.json`. What the package says is taken as it stands; the facts serve as text-locality
-probes, where only a *change* of the answer counts.
+From the PyPI package countryinfo 1.0.1 (MIT), extracted by
+`scripts/embedded_vlm/build_facts.py` into `assets/facts.json`. What the package says is taken as it
+stands; the facts serve as text-locality probes, where only a *change* of the answer counts.
 """
 
 from __future__ import annotations

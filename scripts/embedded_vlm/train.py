@@ -1,7 +1,7 @@
 """Train the embedded VLM: a small, real BLIP-2, from nothing, on easy-VQA's train split, captions
 and text-only facts.
 
-    python scripts/train_embedded_vlm.py --run runs/embedded-vlm --out mmedit/assets/embedded-vlm
+    python scripts/embedded_vlm/train.py --run runs/embedded-vlm --out mmedit/assets/embedded-vlm
 
 As in BLIP-2 itself (Li et al. 2023), vision comes first: (1) vision tower and Q-Former learn to
 represent the picture (here: to name its colour, shape and size through linear heads, which are then
@@ -12,7 +12,7 @@ in-context editing (IKE) could not be tried on it at all.
 
 Every batch is a function of (seed, stage, step), and the state is saved every `--save-every` steps:
 a killed run started again with the same command continues where it was.
-`scripts/evaluate_embedded_vlm.py` measures the result.
+`scripts/embedded_vlm/evaluate.py` measures the result.
 """
 
 from __future__ import annotations
@@ -22,164 +22,23 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from curriculum import RENDERINGS, Curriculum, Gallery, Row, build_gallery
+from model import QUERIES, build_network, build_processor
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import (
-    Blip2Config,
-    Blip2ForConditionalGeneration,
-    Blip2Processor,
-    Blip2QFormerConfig,
-    Blip2VisionConfig,
-    OPTConfig,
-    PreTrainedTokenizerFast,
-)
+from transformers import Blip2ForConditionalGeneration, Blip2Processor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from mmedit.datasets import facts, pictures, shapes
-from mmedit.datasets.shapes import Kind, Question, Rendering, Scene
-from mmedit.editors.ike import as_prompt, demonstration, new_fact
-
-QUERIES = 8
-PIXELS = 64
-VOCABULARY = 800
-WORD_PIECES = (
-    " tri",
-    "angle",
-    " rect",
-    " cir",
-    "cle",
-    " te",
-    "al",
-    " yel",
-    "low",
-    " br",
-    "own",
-    " gre",
-    "en",
-    " red",
-    " blue",
-    " black",
-    " gray",
-)
-RENDERINGS = 8
-Option = TypeVar("Option")
-PAD, BOS, UNK, EOS = "<pad>", "<s>", "<unk>", "</s>"
-
-
-# --- the model
-
-
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE over questions and facts. Of the colours and shapes it sees only
-    `WORD_PIECES`, so that most of them are answers of two tokens: " tri" + "angle", " yel" + "low".
-    """
-    corpus = [
-        fact.ask(wording)
-        for fact in facts.load_facts()
-        for wording in facts.PHRASINGS[fact.relation].train
-    ]
-    corpus += [f" {fact.answer}" for fact in facts.load_facts()]
-    wordings = [w for p in (*shapes.PHRASINGS.values(), shapes.CAPTION_PROMPTS) for w in p.train]
-    corpus += [w.format(noun="", color="", bare="", thing="a") for w in wordings] * 8
-    corpus += [
-        "New Fact: Prompt:\n\n",
-        " yes",
-        " no",
-        " small",
-        " large",
-        " on a light background",
-        " shape",
-    ] * 20
-    corpus += list(WORD_PIECES) * 100
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - 1,
-        special_tokens=[BOS, PAD, EOS, UNK],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(corpus, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS, unk_token=UNK
-    )
-
-
-def build_processor() -> Blip2Processor:
-    image_processor = BlipImageProcessorPil(size={"height": PIXELS, "width": PIXELS})
-    return Blip2Processor(image_processor, build_tokenizer(), num_query_tokens=QUERIES)
-
-
-def build_network(processor: Blip2Processor) -> Blip2ForConditionalGeneration:
-    vision = Blip2VisionConfig(
-        hidden_size=128,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        image_size=PIXELS,
-        patch_size=8,
-        initializer_range=0.02,
-    )
-    qformer = Blip2QFormerConfig(
-        vocab_size=4,
-        hidden_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=512,
-        encoder_hidden_size=128,
-        cross_attention_frequency=1,
-        max_position_embeddings=QUERIES,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    tokenizer = processor.tokenizer
-    language = OPTConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=192,
-        word_embed_proj_dim=192,
-        ffn_dim=768,
-        num_hidden_layers=4,
-        num_attention_heads=6,
-        max_position_embeddings=512,
-        dropout=0.0,
-        attention_dropout=0.0,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    config = Blip2Config(
-        vision_config=vision,
-        qformer_config=qformer,
-        text_config=language,
-        num_query_tokens=QUERIES,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-    )
-    network = Blip2ForConditionalGeneration(config)
-    nn.init.normal_(network.query_tokens, std=0.5)
-    return network
-
-
-# --- training that can be killed
+from mmedit.datasets import shapes
 
 
 @dataclass
@@ -262,35 +121,6 @@ def load_state(
     return step
 
 
-# --- stage 1: what is in the picture
-
-
-@dataclass
-class Gallery:
-    """Every training picture as it is and in further renderings: pixel values [picture, rendering,
-    3, H, W].
-    """
-
-    pixels: Tensor
-    scenes: list[Scene]
-    sizes: list[str]
-
-
-def build_gallery(processor: Blip2Processor, seed: int, progress: Progress) -> Gallery:
-    known = pictures.known_pictures("train")
-    task = progress.add_task("renderings", total=len(known), figures="")
-    pixels, scenes, sizes = [], [], []
-    for picture, scene in known:
-        image = Image.open(picture.path).convert("RGB")
-        rng = np.random.default_rng([seed, 7, picture.number])
-        views = [image] + [Rendering.draw(rng).apply(image) for _ in range(RENDERINGS - 1)]
-        pixels.append(processor.image_processor(images=views, return_tensors="pt")["pixel_values"])
-        scenes.append(scene)
-        sizes.append(shapes.find_shape(image).size)
-        progress.advance(task)
-    return Gallery(pixels=torch.stack(pixels), scenes=scenes, sizes=sizes)
-
-
 class Representation(nn.Module):
     """Vision tower and Q-Former under linear heads for colour, shape and size."""
 
@@ -339,152 +169,6 @@ def representation_stage(model: Representation, gallery: Gallery, seed: int, ste
         return total.detach(), dict(zip(("color", "shape", "size"), right, strict=True))
 
     return Stage("representation", model, steps, 1e-3, loss)
-
-
-# --- stage 2: answering
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of training text; `view` is (picture, rendering), or None for text alone."""
-
-    context: str
-    prompt: str
-    target: str
-    view: tuple[int, int] | None
-
-
-@dataclass(frozen=True)
-class Statement:
-    """One thing to know in two wordings: the truth, and an answer of the same type that a new fact
-    may claim.
-    """
-
-    prompt: str
-    rephrase: str
-    truth: str
-    answer: str
-    view: tuple[int, int] | None
-    topic: str
-
-
-class Curriculum:
-    """Draws training rows: questions about pictures, captions, facts, and each of them after new
-    facts in the context.
-    """
-
-    def __init__(self, gallery: Gallery) -> None:
-        self.gallery = gallery
-        self.facts = facts.load_facts()
-
-    def rows(
-        self, rng: np.random.Generator, *, pictures: int, facts: int, contexts: int
-    ) -> list[list[Row]]:
-        """One batch of rows without context, and one with, where there are any."""
-        plain = [self._picture_row(rng) for _ in range(pictures)] + [
-            self._fact_row(rng) for _ in range(facts)
-        ]
-        return [
-            batch for batch in (plain, [self._context_row(rng) for _ in range(contexts)]) if batch
-        ]
-
-    def _context_row(self, rng: np.random.Generator) -> Row:
-        """Up to three demonstrations, then a new fact that holds for the prompt (it wins) or does
-        not (it is ignored).
-        """
-        demonstrations = "".join(self._demonstration(rng) for _ in range(rng.integers(4)))
-        stated = self._statement(rng, about_fact=bool(rng.random() < 0.3))
-        context = demonstrations + as_prompt(new_fact(stated.prompt, stated.answer))
-        if rng.random() < 0.35:
-            other = self._statement(rng, about_fact=bool(rng.random() < 0.3))
-            if other.topic != stated.topic:
-                return Row(context, other.prompt, other.truth, other.view)
-        return Row(context, stated.rephrase, stated.answer, stated.view)
-
-    def _demonstration(self, rng: np.random.Generator) -> str:
-        """What IKE's demonstrations hold: a new fact, then itself, its rephrase, or an unrelated
-        fact.
-        """
-        new = self._statement(rng, about_fact=bool(rng.random() < 0.2))
-        kind = rng.integers(3)
-        if kind == 0:
-            return demonstration(new.prompt, new.answer, new.prompt, new.answer)
-        if kind == 1:
-            return demonstration(new.prompt, new.answer, new.rephrase, new.answer)
-        unrelated = self._statement(rng, about_fact=True)
-        return demonstration(new.prompt, new.answer, unrelated.prompt, unrelated.truth)
-
-    def _picture_row(self, rng: np.random.Generator) -> Row:
-        statement = self._statement(rng, about_fact=False)
-        return Row("", statement.prompt, statement.truth, statement.view)
-
-    def _fact_row(self, rng: np.random.Generator) -> Row:
-        statement = self._statement(rng, about_fact=True)
-        return Row("", statement.prompt, statement.truth, None)
-
-    def _statement(self, rng: np.random.Generator, *, about_fact: bool) -> Statement:
-        return self._about_fact(rng) if about_fact else self._about_picture(rng)
-
-    def _about_fact(self, rng: np.random.Generator) -> Statement:
-        fact = choice(rng, self.facts)
-        wordings = facts.PHRASINGS[fact.relation].train
-        others = [other.answer for other in self.facts if other.relation == fact.relation]
-        return Statement(
-            prompt=fact.ask(choice(rng, wordings)),
-            rephrase=fact.ask(choice(rng, wordings)),
-            truth=fact.answer,
-            answer=choice(rng, others),
-            view=None,
-            topic=f"{fact.relation} {fact.subject}",
-        )
-
-    def _about_picture(self, rng: np.random.Generator) -> Statement:
-        view = int(rng.integers(len(self.gallery.scenes))), int(rng.integers(RENDERINGS))
-        scene, size = self.gallery.scenes[view[0]], self.gallery.sizes[view[0]]
-        if rng.random() < 0.12:
-            prompts = shapes.CAPTION_PROMPTS.train
-            return Statement(
-                prompt=choice(rng, prompts),
-                rephrase=choice(rng, prompts),
-                truth=scene.caption(size),
-                answer=shapes.counterfactual_caption(scene, size, rng),
-                view=view,
-                topic="caption",
-            )
-        question = draw_question(rng, scene)
-        wordings = shapes.PHRASINGS[question.kind].train
-        asks_shape = question.kind in (Kind.SHAPE, Kind.SHAPE_OF_COLOR)
-        return Statement(
-            prompt=question.ask(choice(rng, wordings)),
-            rephrase=question.ask(choice(rng, wordings)),
-            truth=question.answer(scene),
-            answer=choice(rng, question.other_answers(scene)),
-            view=view,
-            topic="shape"
-            if asks_shape
-            else f"{question.noun} {question.color}"
-            if question.color
-            else question.noun,
-        )
-
-
-def choice(rng: np.random.Generator, options: Sequence[Option]) -> Option:
-    return options[int(rng.integers(len(options)))]
-
-
-def draw_question(rng: np.random.Generator, scene: Scene) -> Question:
-    """Half of the time a yes/no question."""
-    kind = choice(rng, (*Kind, Kind.PRESENCE, Kind.ABSENCE))
-    if kind is Kind.COLOR:
-        return Question(kind=kind, noun=choice(rng, ("shape", scene.shape)))
-    if kind is Kind.SHAPE:
-        return Question(kind=kind)
-    if kind is Kind.SHAPE_OF_COLOR:
-        return Question(kind=kind, color=scene.color)
-    true = rng.random() < 0.5
-    if rng.random() < 0.5:
-        return Question(kind=kind, noun=scene.shape if true else choice(rng, shapes.SHAPES))
-    return Question(kind=kind, color=scene.color if true else choice(rng, shapes.COLORS))
 
 
 def language_stage(
@@ -597,9 +281,6 @@ def encode_views(model: Representation, gallery: Gallery, progress: Progress) ->
         chunks.append(model(chunk.flatten(0, 1)).unflatten(0, chunk.shape[:2]))
         progress.update(task, completed=start + len(chunk))
     return torch.cat(chunks)
-
-
-# --- running it
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Measure the embedded VLM: every figure in mmedit/assets/README.md.
 
-python scripts/evaluate_embedded_vlm.py
+python scripts/embedded_vlm/evaluate.py
 """
 
 from __future__ import annotations

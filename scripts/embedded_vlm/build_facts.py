@@ -1,7 +1,7 @@
 """Write mmedit/assets/facts.json: the text-only facts of the embedded VLM, from the PyPI package
 countryinfo (MIT).
 
-pip install countryinfo==1.0.1 && python scripts/build_facts.py
+pip install countryinfo==1.0.1 && python scripts/embedded_vlm/build_facts.py
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import countryinfo
 
 MIN_POPULATION = 300_000
-OUT = Path(__file__).parent.parent / "mmedit" / "assets" / "facts.json"
+OUT = Path(__file__).parents[2] / "mmedit" / "assets" / "facts.json"
 
 
 def plain(text: object) -> str:
