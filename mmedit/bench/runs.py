@@ -112,21 +112,28 @@ def _missing(
     records: Mapping[tuple[str, str], Record],
     report: Report,
 ) -> Iterator[Record]:
-    left = [case for case in cases if (label, case.id) not in records]
-    done = len(cases) - len(left)
+    """Whole batches are measured again where any of their records is missing: so the batches, and
+    with them the last digits, are those of an uninterrupted run.
+    """
+    missing = {case.id for case in cases if (label, case.id) not in records}
+    starts = range(0, len(cases), plan.batch_size)
+    batches = [cases[start : start + plan.batch_size] for start in starts]
+    again = [case for batch in batches if missing & {c.id for c in batch} for case in batch]
+    done = len(cases) - len(missing)
     for record in evaluate(
         vlm,
         editor,
-        left,
+        again,
         name=label,
         batch_size=plan.batch_size,
         seed=plan.seed,
         base=base,
         max_new_tokens=plan.max_new_tokens,
     ):
-        done += 1
-        yield record
-        report(f"measuring {label}", done, len(cases), "")
+        if record.case_id in missing:
+            done += 1
+            yield record
+            report(f"measuring {label}", done, len(cases), "")
 
 
 def _fitted(

@@ -1,0 +1,115 @@
+"""A run in a folder: what it keeps, and that it continues."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mmedit.bench.records import MANIFEST, RECORDS, Record, read_manifest, read_records
+from mmedit.bench.runs import Plan, run, save_images
+from mmedit.cases import EditCase, Probe
+from mmedit.datasets import easyvqa
+from mmedit.editors import FT, IKE, Editor
+from mmedit.editors.ft import FTConfig
+from mmedit.editors.ike import IKEConfig
+from mmedit.errors import RunError
+from mmedit.vlm import NetworkVLM, load_vlm
+
+
+@pytest.fixture(scope="module")
+def vlm() -> NetworkVLM:
+    return load_vlm("embedded")
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[EditCase]:
+    return easyvqa.load("test", limit=6)
+
+
+def plan() -> Plan:
+    sites = ("language_model.model.decoder.layers.3.fc1",)
+    editors: dict[str, Editor] = {
+        "FT": FT(FTConfig(sites=sites, lr=2e-3, steps=3)),
+        "IKE": IKE(IKEConfig(k=1)),
+    }
+    return Plan(
+        vlm_name="embedded",
+        dataset="easyvqa",
+        limit=6,
+        seed=0,
+        editors=editors,
+        batch_size=2,
+        max_new_tokens=0,
+        command="mmedit bench",
+    )
+
+
+def silent(what: str, done: int, total: int, figures: str) -> None:
+    pass
+
+
+def training() -> list[EditCase]:
+    return easyvqa.load("train", limit=10)
+
+
+def measured(records: list[Record]) -> list[dict]:
+    return [r.model_dump(exclude={"seconds", "peak_memory_bytes"}) for r in records]
+
+
+def test_a_run_keeps_manifest_records_and_fitted_editors(vlm, cases, tmp_path):
+    records, seconds = run(plan(), tmp_path, vlm, cases, training, report=silent)
+    assert [r.editor for r in records] == ["base"] * 6 + ["FT"] * 6 + ["IKE"] * 6
+    assert read_records(tmp_path) == records
+    assert read_manifest(tmp_path).training_seconds == seconds
+    assert seconds.keys() == {"IKE"}
+    assert (tmp_path / "editors" / "ike" / "editor.safetensors").exists()
+
+
+@pytest.mark.parametrize("break_after", [1, 7, 15])
+def test_an_interrupted_run_ends_with_the_same_records(vlm, cases, tmp_path, break_after):
+    whole, _ = run(plan(), tmp_path / "whole", vlm, cases, training, report=silent)
+    told = 0
+
+    def interrupt(what: str, done: int, total: int, figures: str) -> None:
+        nonlocal told
+        told += what.startswith("measuring")
+        if told == break_after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(plan(), tmp_path / "broken", vlm, cases, training, report=interrupt)
+    assert len(read_records(tmp_path / "broken")) == break_after
+
+    def no_training() -> list[EditCase]:
+        raise AssertionError("the editor was fitted before")
+
+    continued, _ = run(plan(), tmp_path / "broken", vlm, cases, no_training, report=silent)
+    assert measured(continued) == measured(whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"seed": 1}, "seed"), ({"limit": 5}, "limit"), ({"editors": {}}, "editors")],
+)
+def test_another_run_in_the_same_folder_is_refused(vlm, cases, tmp_path, change, named):
+    run(plan(), tmp_path, vlm, cases[:1], training, report=silent)
+    with pytest.raises(RunError, match=f"holds another run: its {named} is"):
+        run(replace(plan(), **change), tmp_path, vlm, cases, training, report=silent)
+
+
+def test_records_without_a_manifest_are_not_overwritten(vlm, cases, tmp_path: Path):
+    run(plan(), tmp_path, vlm, cases[:1], training, report=silent)
+    (tmp_path / MANIFEST).unlink()
+    before = (tmp_path / RECORDS).read_bytes()
+    with pytest.raises(RunError, match="records without a manifest"):
+        run(plan(), tmp_path, vlm, cases, training, report=silent)
+    assert (tmp_path / RECORDS).read_bytes() == before
+
+
+def test_images_made_in_memory_get_a_file_under_their_name_in_the_records(vlm, cases, tmp_path):
+    [record, *_] = run(plan(), tmp_path / "run", vlm, cases[:1], training, report=silent)[0]
+    files = save_images(cases[:1], tmp_path / "images")
+    for probe in (Probe.RELIABILITY, Probe.IMAGE_GENERALITY, Probe.IMAGE_LOCALITY):
+        name = record.probes[probe][0].image
+        assert name is not None
+        assert files[name].is_file()
