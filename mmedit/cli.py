@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from mmedit.bench.records import Record
     from mmedit.bench.runs import Plan
     from mmedit.cases import Example
+    from mmedit.config import Kind
     from mmedit.editors import Editor
     from mmedit.vlm import VLM
 
@@ -64,25 +64,18 @@ def main() -> None:
         sys.exit(130)
 
 
-class Listed(StrEnum):
-    """What `mmedit ls` lists."""
-
-    editors = "editors"
-    vlms = "vlms"
-    datasets = "datasets"
-
-
 @app.command("ls")
 def list_names(what: Annotated[str, typer.Argument(help="editors, vlms or datasets")]) -> None:
     """List what there is by name."""
-    if what not in set(Listed):
-        raise UnknownNameError("list", what, set(Listed))
     from mmedit.config import describe
 
+    kinds: dict[str, Kind] = {"editors": "editor", "vlms": "vlm", "datasets": "dataset"}
+    if what not in kinds:
+        raise UnknownNameError("list", what, kinds)
     table = Table(box=None, pad_edge=False)
     table.add_column("name", style="bold")
     table.add_column("what it is")
-    for name, text in describe(what.removesuffix("s")):  # pyright: ignore[reportArgumentType]
+    for name, text in describe(kinds[what]):
         table.add_row(name, text)
     out.print(table)
 

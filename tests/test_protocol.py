@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -50,8 +51,8 @@ def rows_through(module: torch.nn.Module) -> Iterator[list[int]]:
         hook.remove()
 
 
-def run(vlm: NetworkVLM, editor, cases: list[EditCase], **settings) -> list[Record]:
-    return list(evaluate(vlm, editor, cases, name="x", **({"batch_size": 4} | settings)))
+def run(vlm: NetworkVLM, editor, cases: list[EditCase], **settings: Any) -> list[Record]:
+    return list(evaluate(vlm, editor, cases, **{"name": "x", "batch_size": 4, **settings}))
 
 
 def test_one_record_per_case_in_order_with_every_probe(vlm, cases):

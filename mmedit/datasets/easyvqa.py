@@ -22,6 +22,7 @@ from mmedit.cases import EditCase, Example, Probe
 from mmedit.datasets import facts, shapes
 from mmedit.datasets.pictures import Asked, Picture, Split, known_pictures
 from mmedit.datasets.shapes import Kind, Rendering, Scene, counterfactual_caption, find_shape
+from mmedit.errors import UnknownNameError
 from mmedit.images import open_image
 
 Task = Literal["vqa", "caption"]
@@ -40,11 +41,12 @@ def load(
     The order and every case depend on the seed alone, so a smaller limit is a prefix of a larger
     one.
     """
+    if task not in MAKERS:
+        raise UnknownNameError("task of easyvqa", task, MAKERS)
     known = known_pictures(split)
     order = np.random.default_rng([seed, 0]).permutation(len(known))
     chosen = [known[index] for index in order[:limit]]
-    make = _vqa_case if task == "vqa" else _caption_case
-    return [make(split, picture, scene, seed) for picture, scene in chosen]
+    return [MAKERS[task](split, picture, scene, seed) for picture, scene in chosen]
 
 
 def _vqa_case(split: Split, picture: Picture, scene: Scene, seed: int) -> EditCase:
@@ -73,6 +75,9 @@ def _caption_case(split: Split, picture: Picture, scene: Scene, seed: int) -> Ed
         rephrase=rephrase,
         target=target,
     )
+
+
+MAKERS = {"vqa": _vqa_case, "caption": _caption_case}
 
 
 def _case(

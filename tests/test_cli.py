@@ -1,0 +1,166 @@
+"""The command line: what it prints, and that wrong input is one message and exit code 2."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import mmedit.vlm
+from mmedit import cli
+from mmedit.datasets.pictures import load_pictures
+
+PICTURE = str(load_pictures("test")[0].path)
+
+
+class Result:
+    """How a command ended."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def mmedit_(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def call(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["mmedit", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        shown = capsys.readouterr()
+        return Result(code, " ".join(shown.out.split()), " ".join(shown.err.split()))
+
+    return call
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch):
+    def load(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(mmedit.vlm, "load_vlm", load)
+
+
+def edit(*more: object) -> tuple[object, ...]:
+    given = {"--prompt": "what color is the shape?", "--target": "blue", "--image": PICTURE}
+    given |= dict(zip(more[::2], more[1::2], strict=True))
+    return ("edit", *(part for pair in given.items() for part in pair))
+
+
+@pytest.mark.parametrize("what", ["editors", "vlms", "datasets"])
+def test_ls_lists_names(mmedit_, what):
+    shown = mmedit_("ls", what)
+    assert shown.code == 0
+    assert {"editors": "mend", "vlms": "embedded", "datasets": "easyvqa-caption"}[what] in shown.out
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("ls", "editor"), "no list named 'editor'. Did you mean 'editors'"),
+        (edit("--editor", "mned"), "Did you mean 'mend'"),
+        (edit("--vlm", "embeded"), "Did you mean 'embedded'"),
+        (edit("--dataset", "easyvq"), "Did you mean 'easyvqa'"),
+        (edit("--target", " "), "target of 'what color is the shape?' is empty"),
+        (edit("--image", "nowhere.png"), "image not found: nowhere.png"),
+        (edit("--set", "editor.lrr=1"), "unknown key 'lrr'. Did you mean 'lr'"),
+        (("fit", "--editor", "ft", "--out", "x"), "ft has nothing to learn"),
+        (("bench", "--editor", "ft", "--limit", "0", "--out", "x"), "limit"),
+        (("table", "nowhere"), "cannot read nowhere"),
+        (("table", "nowhere", "--format", "latx"), "Did you mean 'latex'"),
+    ],
+)
+def test_wrong_input_is_one_message_before_the_model_is_loaded(mmedit_, arguments, message):
+    shown = mmedit_(*arguments)
+    assert shown.code == 2
+    assert message in shown.err
+    assert "Traceback" not in shown.err
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_broken_or_giant_image_is_refused(mmedit_, tmp_path: Path, monkeypatch):
+    (tmp_path / "text.png").write_text("no image")
+    whole = Path(PICTURE).read_bytes()
+    (tmp_path / "torn.png").write_bytes(whole[: len(whole) // 2])
+    assert "is not an image" in mmedit_(*edit("--image", tmp_path / "text.png")).err
+    assert "is broken" in mmedit_(*edit("--image", tmp_path / "torn.png")).err
+    monkeypatch.setattr("mmedit.images.MAX_PIXELS", 100)
+    Image.new("RGB", (20, 20)).save(tmp_path / "giant.png")
+    giant = mmedit_(*edit("--image", tmp_path / "giant.png"))
+    assert giant.code == 2
+    assert "20 x 20 = 400 pixels; at most 100" in giant.err
+
+
+def test_edit_prints_the_answer_before_and_after_and_three_unrelated_ones(mmedit_):
+    shown = mmedit_(*edit("--target", "light blue"))
+    assert shown.code == 0
+    assert "as wanted" in shown.out
+    assert shown.out.count("unrelated") == 3
+    assert "The VLM itself is unchanged" in shown.out
+
+
+def test_fit_then_edit_with_the_fitted_editor(mmedit_, tmp_path):
+    small = ("--set", "editor.training.steps=3", "--limit", "12")
+    fitted = mmedit_("fit", "--editor", "mend", *small, "--out", tmp_path / "mend")
+    assert fitted.code == 0
+    assert "was fitted on 12 cases" in fitted.out
+    assert mmedit_(*edit("--editor", tmp_path / "mend")).code == 0
+    changed = mmedit_(*edit("--editor", tmp_path / "mend", "--set", "editor.lr=1"))
+    assert "its settings are fixed" in changed.err
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("run") / "ft"
+
+
+def test_bench_writes_records_and_tables_and_continues(mmedit_, run_folder):
+    command = ("bench", "--editor", "ft", "--limit", "3", "--out", run_folder)
+    shown = mmedit_(*command)
+    assert shown.code == 0
+    assert "FT-M" in shown.out
+    files = {file.name for file in run_folder.iterdir()}
+    assert files >= {"records.jsonl", "manifest.json", "table.md", "table.tex"}
+    before = (run_folder / "records.jsonl").read_bytes()
+    again = mmedit_(*command)
+    assert "continuing the run" in again.err
+    assert (run_folder / "records.jsonl").read_bytes() == before
+    refused = mmedit_(*command[:3], "--limit", "2", "--out", run_folder)
+    assert refused.code == 2
+    assert "holds another run: its limit is 3, here 2" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("format", "sign"), [("md", "| FT-M"), ("latex", "\\toprule"), ("csv", "FT-M,Rel,EM,")]
+)
+def test_table_is_made_from_the_records_of_runs(mmedit_, run_folder, format, sign):
+    shown = mmedit_("table", run_folder, run_folder, "--format", format)
+    assert shown.code == 0
+    assert sign in shown.out
+
+
+def test_a_bad_line_of_records_is_named(mmedit_, run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "bad")
+    lines = (run_folder / "records.jsonl").read_text().splitlines()
+    lines[1] = json.dumps({"case_id": "x"})
+    (tmp_path / "bad" / "records.jsonl").write_text("\n".join(lines) + "\n")
+    shown = mmedit_("table", tmp_path / "bad")
+    assert shown.code == 2
+    assert "records.jsonl, row 2" in shown.err
+
+
+def test_demo_runs_end_to_end_and_writes_a_report(mmedit_, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "DEMO_EDITORS", ("ft-l", "ft"))
+    monkeypatch.setattr(cli, "DEMO_SHOWN", "FT-M")
+    shown = mmedit_("demo", "--edits", "3", "--out", tmp_path / "demo")
+    assert shown.code == 0
+    assert "try next" in shown.out
+    files = {file.name for file in (tmp_path / "demo").iterdir()}
+    assert files >= {"records.jsonl", "table.md", "table.tex", "report.html"}
+    assert "data:image/png;base64" in (tmp_path / "demo" / "report.html").read_text()
