@@ -144,6 +144,7 @@ def fit(
     seed: SeedOption = 0,
 ) -> None:
     """Train an editor that learns, and save it: then `mmedit bench --editor DIR`."""
+    from mmedit.bench.records import make_folder
     from mmedit.config import load_cases, load_editor, load_vlm_file
     from mmedit.errors import ConfigError
 
@@ -157,6 +158,7 @@ def fit(
     if method.is_fitted:
         raise ConfigError(f"{editor} is a fitted editor already; name a method to fit anew")
     cases = load_cases(dataset, "train", limit=limit, seed=seed, overrides=overrides)
+    make_folder(out_folder)
     loaded = _load_vlm(vlm_file)
     seconds = _fit(label, method, loaded, lambda: cases, seed)
     method.save(out_folder)

@@ -72,6 +72,8 @@ def test_ls_lists_names(mmedit_, what):
         (edit("--set", "editor.lrr=1"), "unknown key 'lrr'. Did you mean 'lr'"),
         (("fit", "--editor", "ft", "--out", "x"), "ft has nothing to learn"),
         (("bench", "--editor", "ft", "--limit", "0", "--out", "x"), "limit"),
+        (("bench", "--editor", "ft", "--limit", "1", "--out", PICTURE), "cannot make the folder"),
+        (("fit", "--limit", "1", "--out", PICTURE), "cannot make the folder"),
         (("table", "nowhere"), "cannot read nowhere"),
         (("table", "nowhere", "--format", "latx"), "Did you mean 'latex'"),
     ],

@@ -214,6 +214,16 @@ def read_manifest(directory: Path) -> RunManifest:
         raise DataError(f"{file}: {_first_problem(error)}") from error
 
 
+def make_folder(directory: Path) -> None:
+    """Make a folder for results; RunError, before anything is computed, where that cannot be."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"cannot make the folder {directory}: {error.strerror}; choose another --out"
+        ) from error
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace `path` by `content`, whole or not at all; RunError when it cannot be written."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")

@@ -22,6 +22,7 @@ from mmedit.bench.records import (
     Record,
     RecordWriter,
     RunManifest,
+    make_folder,
     read_manifest,
     write_manifest,
 )
@@ -168,6 +169,7 @@ def check_directory(plan: Plan, directory: Path) -> dict[str, float]:
     """The training seconds noted in the directory, which must hold this very run or none: else
     RunError.
     """
+    make_folder(directory)
     if not (directory / MANIFEST).exists():
         if (directory / RECORDS).exists():
             raise RunError(f"{directory} holds records without a {MANIFEST}; choose another --out")
