@@ -18,7 +18,7 @@ from mmedit.terminal import answers_view, examples_view, method_view, progress
 
 if TYPE_CHECKING:
     from mmedit.bench.records import Record
-    from mmedit.bench.runs import Plan
+    from mmedit.bench.runs import Plan, TrainingCases
     from mmedit.cases import Example
     from mmedit.config import Kind
     from mmedit.editors import Editor
@@ -114,13 +114,7 @@ def edit(
     ]
     loaded = _load_vlm(vlm_file)
     if method.needs_fit and not method.is_fitted:
-        _fit(
-            label,
-            method,
-            loaded,
-            lambda: load_cases(dataset, "train", seed=seed, overrides=overrides),
-            seed,
-        )
+        _fit(label, method, loaded, _training_cases(dataset, None, seed, overrides), seed)
     begun = time.perf_counter()
     edited = method.apply(loaded, [request])
     seconds = time.perf_counter() - begun
@@ -145,7 +139,7 @@ def fit(
 ) -> None:
     """Train an editor that learns, and save it: then `mmedit bench --editor DIR`."""
     from mmedit.bench.records import make_folder
-    from mmedit.config import load_cases, load_editor, load_vlm_file
+    from mmedit.config import check_cases, load_editor, load_vlm_file
     from mmedit.errors import ConfigError
 
     overrides = settings or []
@@ -157,12 +151,13 @@ def fit(
         )
     if method.is_fitted:
         raise ConfigError(f"{editor} is a fitted editor already; name a method to fit anew")
-    cases = load_cases(dataset, "train", limit=limit, seed=seed, overrides=overrides)
+    check_cases(dataset, overrides)
     make_folder(out_folder)
     loaded = _load_vlm(vlm_file)
-    seconds = _fit(label, method, loaded, lambda: cases, seed)
+    cases = _training_cases(dataset, limit, seed, overrides)
+    number, seconds = _fit(label, method, loaded, cases, seed)
     method.save(out_folder)
-    out.print(f"{label} was fitted on {len(cases)} cases in {seconds:.0f} s -> {out_folder}")
+    out.print(f"{label} was fitted on {number} cases in {seconds:.0f} s -> {out_folder}")
     out.print(
         f"next: mmedit bench --vlm {vlm} --editor {out_folder} --dataset {dataset} --out runs/x"
     )
@@ -208,7 +203,7 @@ def bench(
     )
     records, training_seconds = _run(
         plan, out_folder, lambda: _load_vlm(vlm_file), cases,
-        lambda: load_cases(dataset, "train", seed=seed, overrides=overrides),
+        _training_cases(dataset, None, seed, overrides),
     )  # fmt: skip
     out.print(method_view(records, training_seconds))
     _write_tables(out_folder, records, training_seconds)
@@ -270,7 +265,7 @@ def demo(
         out_folder,
         lambda: _load_vlm(vlm_file),
         cases,
-        lambda: load_cases("easyvqa", "train", seed=seed),
+        _training_cases("easyvqa", None, seed, ()),
     )
     out.print(method_view(records, training_seconds))
     out.print(examples_view([r for r in records if r.editor == DEMO_SHOWN][:3]))
@@ -307,7 +302,7 @@ def _run(
     folder: Path,
     load: Callable[[], VLM],
     cases: Sequence[Any],
-    training_cases: Callable[[], Sequence[Any]],
+    training_cases: TrainingCases,
 ) -> tuple[list[Record], dict[str, float]]:
     from mmedit.bench.records import RECORDS
     from mmedit.bench.runs import check_directory, run
@@ -332,16 +327,32 @@ def _load_vlm(vlm_file: Any) -> VLM:
         return load_vlm(vlm_file.name_or_path, dtype=vlm_file.dtype, device_map=vlm_file.device_map)
 
 
+def _training_cases(
+    dataset: str, limit: int | None, seed: int, overrides: Sequence[str]
+) -> TrainingCases:
+    from mmedit.config import load_cases
+
+    return lambda report: load_cases(
+        dataset, "train", limit=limit, seed=seed, overrides=overrides, report=report
+    )
+
+
 def _fit(
-    label: str, editor: Editor, vlm: VLM, cases: Callable[[], Sequence[Any]], seed: int
-) -> float:
-    begun = time.perf_counter()
+    label: str, editor: Editor, vlm: VLM, training_cases: TrainingCases, seed: int
+) -> tuple[int, float]:
+    """Number of cases, and seconds of fitting."""
     with progress(err) as report:
+        cases = training_cases(
+            lambda done, total: report("reading training cases", done, total, "")
+        )
+        begun = time.perf_counter()
         editor.fit(
-            vlm, cases(), seed=seed,
+            vlm,
+            cases,
+            seed=seed,
             report=lambda done, total, figures: report(f"fitting {label}", done, total, figures),
-        )  # fmt: skip
-    return time.perf_counter() - begun
+        )
+    return len(cases), time.perf_counter() - begun
 
 
 def _write_tables(

@@ -8,7 +8,7 @@ overrides any value last.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import resources
 from itertools import takewhile
@@ -136,16 +136,22 @@ def load_cases(
     limit: int | None = None,
     seed: int = 0,
     overrides: Sequence[str] = (),
+    report: Callable[[int, int], None] = lambda made, total: None,
 ) -> Sequence[EditCase]:
-    """The edit cases of a named dataset."""
+    """The edit cases of a named dataset; `report` is called with (cases made, cases in all)."""
     file = _validate(DatasetFile, _read("dataset", name), f"configs/dataset/{name}.yaml")
     if file.loader not in DATASETS:
         raise UnknownNameError("dataset loader", file.loader, DATASETS)
     settings = _overridden(file.settings, "dataset", overrides)
     try:
-        return DATASETS[file.loader](split, limit=limit, seed=seed, **settings)
+        return DATASETS[file.loader](split, limit=limit, seed=seed, report=report, **settings)
     except TypeError as error:
         raise ConfigError(f"dataset {name}: {error}") from error
+
+
+def check_cases(name: str, overrides: Sequence[str] = ()) -> None:
+    """Raise what `load_cases` would raise for a wrong name or setting, at the cost of one case."""
+    load_cases(name, "test", limit=1, overrides=overrides)
 
 
 def check_overrides(overrides: Sequence[str]) -> None:

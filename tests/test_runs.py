@@ -1,5 +1,6 @@
 """A run in a folder: what it keeps, and that it continues."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,7 +49,8 @@ def silent(what: str, done: int, total: int, figures: str) -> None:
     pass
 
 
-def training() -> list[EditCase]:
+def training(report: Callable[[int, int], None]) -> list[EditCase]:
+    report(10, 10)
     return easyvqa.load("train", limit=10)
 
 
@@ -80,7 +82,7 @@ def test_an_interrupted_run_ends_with_the_same_records(vlm, cases, tmp_path, bre
         run(plan(), tmp_path / "broken", vlm, cases, training, report=interrupt)
     assert len(read_records(tmp_path / "broken")) == break_after
 
-    def no_training() -> list[EditCase]:
+    def no_training(report: Callable[[int, int], None]) -> list[EditCase]:
         raise AssertionError("the editor was fitted before")
 
     continued, _ = run(plan(), tmp_path / "broken", vlm, cases, no_training, report=silent)

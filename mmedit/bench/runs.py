@@ -12,6 +12,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -34,6 +35,10 @@ from mmedit.vlm import VLM
 
 Report = Callable[[str, int, int, str], None]
 """Called with (what is being done, done, total, figures)."""
+
+
+TrainingCases = Callable[[Callable[[int, int], None]], Sequence[EditCase]]
+"""Reads the training cases, reporting (done, total). Called once at most, if an editor learns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +80,7 @@ def run(
     directory: Path,
     vlm: VLM,
     cases: Sequence[EditCase],
-    training_cases: Callable[[], Sequence[EditCase]],
+    training_cases: TrainingCases,
     *,
     report: Report,
 ) -> tuple[list[Record], dict[str, float]]:
@@ -89,9 +94,14 @@ def run(
     with RecordWriter(directory / RECORDS) as writer:
         write_manifest(directory, plan.manifest(training_seconds))
         editors: dict[str, Editor | NoEdit] = {BASE: NoEdit()}
+        read = cache(
+            lambda: training_cases(
+                lambda done, total: report("reading training cases", done, total, "")
+            )
+        )
         for label, editor in plan.editors.items():
             editors[label] = _fitted(
-                editor, label, directory, vlm, training_cases, plan, training_seconds, report
+                editor, label, directory, vlm, read, plan, training_seconds, report
             )
             write_manifest(directory, plan.manifest(training_seconds))
         base = BaseOutputs.of(vlm)
@@ -142,7 +152,7 @@ def _fitted(
     label: str,
     directory: Path,
     vlm: VLM,
-    training_cases: Callable[[], Sequence[EditCase]],
+    read_training_cases: Callable[[], Sequence[EditCase]],
     plan: Plan,
     training_seconds: dict[str, float],
     report: Report,
@@ -153,10 +163,11 @@ def _fitted(
     folder = directory / "editors" / label.lower()
     if label in training_seconds and folder.is_dir():
         return type(editor).load(folder)
+    cases = read_training_cases()
     begun = time.perf_counter()
     editor.fit(
         vlm,
-        training_cases(),
+        cases,
         seed=plan.seed,
         report=lambda done, total, figures: report(f"fitting {label}", done, total, figures),
     )

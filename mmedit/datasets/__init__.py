@@ -6,8 +6,8 @@ from mmedit.cases import EditCase
 from mmedit.datasets import easyvqa
 
 DATASETS: dict[str, Callable[..., Sequence[EditCase]]] = {"easyvqa": easyvqa.load}
-"""Loaders by name; each takes a split, keyword settings (see `configs/dataset`), `limit` and
-`seed`.
+"""Loaders by name; each takes a split, keyword settings (see `configs/dataset`), `limit`, `seed`
+and `report`.
 """
 
 __all__ = ["DATASETS"]

@@ -13,6 +13,7 @@ its test pictures.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -32,8 +33,17 @@ TEST_COUNTRIES = 5
 """Every fifth country (by name) is kept for the test split's text locality."""
 
 
+Report = Callable[[int, int], None]
+"""Called with (cases made, cases in all)."""
+
+
 def load(
-    split: Split, *, task: Task = "vqa", limit: int | None = None, seed: int = 0
+    split: Split,
+    *,
+    task: Task = "vqa",
+    limit: int | None = None,
+    seed: int = 0,
+    report: Report = lambda made, total: None,
 ) -> list[EditCase]:
     """All cases of a split (3,227 for train, 798 for test), or the first `limit` of them, in a
     seeded order.
@@ -46,7 +56,11 @@ def load(
     known = known_pictures(split)
     order = np.random.default_rng([seed, 0]).permutation(len(known))
     chosen = [known[index] for index in order[:limit]]
-    return [MAKERS[task](split, picture, scene, seed) for picture, scene in chosen]
+    cases = []
+    for picture, scene in chosen:
+        cases.append(MAKERS[task](split, picture, scene, seed))
+        report(len(cases), len(chosen))
+    return cases
 
 
 def _vqa_case(split: Split, picture: Picture, scene: Scene, seed: int) -> EditCase:
