@@ -33,3 +33,11 @@ def tiny_vlm(tiny_folder: Path) -> NetworkVLM:
     from mmedit.vlm import load_vlm
 
     return load_vlm(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def vlm() -> NetworkVLM:
+    """The embedded VLM; its cache of image features is shared by all tests."""
+    from mmedit.vlm import load_vlm
+
+    return load_vlm("embedded")

@@ -16,7 +16,7 @@ from mmedit.editors.mend import MENDConfig
 from mmedit.errors import SiteError
 from mmedit.metrics import answer_nll
 from mmedit.training import TrainingConfig
-from mmedit.vlm import VLM, NetworkVLM, load_vlm
+from mmedit.vlm import VLM, NetworkVLM
 
 LAST = tuple(f"language_model.model.decoder.layers.3.{name}" for name in ("fc1", "fc2"))
 
@@ -36,11 +36,6 @@ def small_mend() -> MENDConfig:
     return MENDConfig(
         sites=LAST, rank=32, lr=3e-4, edit_lr=1e-3, lr_lr=1e-3, c_base=0.1, training=training
     )
-
-
-@pytest.fixture(scope="session")
-def vlm() -> NetworkVLM:
-    return load_vlm("embedded")
 
 
 @pytest.fixture(scope="session")

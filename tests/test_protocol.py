@@ -17,12 +17,7 @@ from mmedit.editors.ike import IKEConfig
 from mmedit.features import TensorCache
 from mmedit.images import image_key
 from mmedit.metrics import exact_match
-from mmedit.vlm import NetworkVLM, load_vlm
-
-
-@pytest.fixture(scope="module")
-def vlm() -> NetworkVLM:
-    return load_vlm("embedded")
+from mmedit.vlm import NetworkVLM
 
 
 @pytest.fixture(scope="module")

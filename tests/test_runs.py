@@ -14,12 +14,6 @@ from mmedit.editors import FT, IKE, Editor
 from mmedit.editors.ft import FTConfig
 from mmedit.editors.ike import IKEConfig
 from mmedit.errors import RunError
-from mmedit.vlm import NetworkVLM, load_vlm
-
-
-@pytest.fixture(scope="module")
-def vlm() -> NetworkVLM:
-    return load_vlm("embedded")
 
 
 @pytest.fixture(scope="module")
