@@ -29,6 +29,8 @@ class Example:
     context: str = ""
 
     def __post_init__(self) -> None:
+        if isinstance(self.image, str):
+            object.__setattr__(self, "image", Path(self.image))
         if not self.target.strip():
             raise EmptyAnswerError(
                 f"the target of {self.prompt!r} is empty; give the answer that the model shall "

@@ -49,7 +49,7 @@ DatasetOption = Annotated[str, typer.Option("--dataset", help="A name of `mmedit
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override a setting: editor.lr=1e-5 (repeatable).")
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of cases and training.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of cases and training.")]
 
 
 def main() -> None:
@@ -133,7 +133,9 @@ def fit(
     vlm: VlmOption = "embedded",
     editor: EditorOption = "mend",
     dataset: DatasetOption = "easyvqa",
-    limit: Annotated[int | None, typer.Option(help="At most so many training cases.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many training cases.")
+    ] = None,
     settings: SetOption = None,
     seed: SeedOption = 0,
 ) -> None:
@@ -200,6 +202,7 @@ def bench(
         editors,
         batch_size or vlm_file.batch_size,
         vlm_file.max_new_tokens if generate else 0,
+        overrides,
     )
     records, training_seconds = _run(
         plan, out_folder, lambda: _load_vlm(vlm_file), cases,
@@ -215,23 +218,29 @@ def table(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
     format: Annotated[str, typer.Option("--format", help="md, latex or csv")] = "md",
 ) -> None:
-    """Make the paper's table from the records of one or more runs."""
+    """Make the paper's table from the records of one or more runs: a row per run and editor."""
     from mmedit.bench.records import read_manifest, read_records
     from mmedit.bench.tables import FORMATS, method_table, render
 
     if format not in FORMATS:
         raise UnknownNameError("table format", format, FORMATS)
-    records: dict[tuple[str, str], Record] = {}
+    records: list[Record] = []
     training_seconds: dict[str, float] = {}
-    for path in runs:
+    rows: dict[str, object] = {}
+    for path in dict.fromkeys(runs):
+        manifest = read_manifest(path)
+        made = (manifest.vlm, manifest.dataset, manifest.seed, manifest.limit)
+        names: dict[str, str] = {}
         for record in read_records(path):
-            records.setdefault((record.editor, record.case_id), record)
-        if (path / "manifest.json").exists():
-            training_seconds |= read_manifest(path).training_seconds
+            what = (*made, manifest.config.get(record.editor))
+            if record.editor not in names:
+                new = rows.setdefault(record.editor, (path, what)) == (path, what)
+                names[record.editor] = record.editor if new else f"{record.editor} ({path})"
+            records.append(record.model_copy(update={"editor": names[record.editor]}))
+        for label, seconds in manifest.training_seconds.items():
+            training_seconds[names.get(label, label)] = seconds
     print(
-        render(
-            method_table(list(records.values()), training_seconds=training_seconds or None), format
-        ),
+        render(method_table(records, training_seconds=training_seconds or None), format),
         end="",
     )
 
@@ -282,6 +291,7 @@ def _plan(
     editors: dict[str, Editor],
     batch_size: int,
     max_new_tokens: int,
+    overrides: Sequence[str] = (),
 ) -> Plan:
     from mmedit.bench.runs import Plan
 
@@ -294,6 +304,7 @@ def _plan(
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         command=" ".join(["mmedit", *sys.argv[1:]]),
+        overrides=tuple(overrides),
     )
 
 

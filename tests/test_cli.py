@@ -147,6 +147,15 @@ def test_table_is_made_from_the_records_of_runs(mmedit_, run_folder, format, sig
     assert sign in shown.out
 
 
+def test_runs_that_differ_never_share_a_row(mmedit_, run_folder, tmp_path):
+    other = tmp_path / "other"
+    command = ("bench", "--editor", "ft", "--set", "editor.steps=1", "--limit", "3")
+    assert mmedit_(*command, "--out", other).code == 0
+    shown = mmedit_("table", run_folder, other)
+    assert "| FT-M " in shown.out
+    assert f"| FT-M ({other})" in shown.out
+
+
 def test_a_bad_line_of_records_is_named(mmedit_, run_folder, tmp_path):
     shutil.copytree(run_folder, tmp_path / "bad")
     lines = (run_folder / "records.jsonl").read_text().splitlines()

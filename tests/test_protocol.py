@@ -131,6 +131,15 @@ def test_cases_may_lack_a_probe_or_ask_several_examples(vlm, cases):
     assert set(records[1].probes) == {Probe.RELIABILITY}
 
 
+def test_context_does_not_add_a_position_to_locality_over_all_text(vlm, cases):
+    [record] = run(vlm, IKE(IKEConfig(k=0)), cases[:1])
+    moved = record.probes[Probe.TEXT_LOCALITY][0].locality
+    asked = vlm.predict(list(cases[0].probes[Probe.TEXT_LOCALITY]))
+    assert moved is not None
+    positions = int(asked.is_text.sum())
+    assert moved.top1_all * positions == pytest.approx(round(moved.top1_all * positions), abs=1e-4)
+
+
 def test_free_answers_are_there_only_when_asked_for(vlm, cases):
     [silent] = run(vlm, NoEdit(), cases[:1])
     [spoken] = run(vlm, NoEdit(), cases[:1], max_new_tokens=5)

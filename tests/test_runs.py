@@ -85,7 +85,13 @@ def test_an_interrupted_run_ends_with_the_same_records(vlm, cases, tmp_path, bre
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"seed": 1}, "seed"), ({"limit": 5}, "limit"), ({"editors": {}}, "editors")],
+    [
+        ({"seed": 1}, "seed"),
+        ({"limit": 5}, "limit"),
+        ({"editors": {}}, "editors"),
+        ({"batch_size": 3}, "config"),
+        ({"overrides": ("dataset.task=caption",)}, "config"),
+    ],
 )
 def test_another_run_in_the_same_folder_is_refused(vlm, cases, tmp_path, change, named):
     run(plan(), tmp_path, vlm, cases[:1], training, report=silent)

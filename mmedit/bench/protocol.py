@@ -160,7 +160,13 @@ def measure(
     for row, logits in enumerate(base.logits(examples)):
         before[row, : len(logits)] = logits.to(before)
     pre, post = _scores(before, after), _scores(after.logits, after)
-    moved = _locality(before, after) if probe.is_locality else [None] * len(examples)
+    comparable = after.is_text.clone()
+    for row, example in enumerate(examples):
+        # Without image and context the base predicts no first token, though an edit that adds
+        # context may.
+        if example.image is None and not example.context:
+            comparable[row, 0] = False
+    moved = _locality(before, after, comparable) if probe.is_locality else [None] * len(examples)
     said_before: Sequence[str | None] = [None] * len(examples)
     said_after: Sequence[str | None] = said_before
     if max_new_tokens:
@@ -191,8 +197,8 @@ def _scores(logits: Tensor, predictions: Predictions) -> list[Scores]:
     ]
 
 
-def _locality(before: Tensor, after: Predictions) -> list[Locality]:
-    scores = locality(before, after.logits, is_text=after.is_text, is_answer=after.is_answer)
+def _locality(before: Tensor, after: Predictions, is_text: Tensor) -> list[Locality]:
+    scores = locality(before, after.logits, is_text=is_text, is_answer=after.is_answer)
     names = tuple(Locality.model_fields)
     columns = [getattr(scores, name).tolist() for name in names]
     return [Locality(**dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]

@@ -37,6 +37,9 @@ Report = Callable[[str, int, int, str], None]
 """Called with (what is being done, done, total, figures)."""
 
 
+RUN = "run"
+"""Beside the editors' settings, what else decides the records."""
+
 TrainingCases = Callable[[Callable[[int, int], None]], Sequence[EditCase]]
 """Reads the training cases, reporting (done, total). Called once at most, if an editor learns."""
 
@@ -53,8 +56,19 @@ class Plan:
     batch_size: int
     max_new_tokens: int
     command: str
+    overrides: tuple[str, ...] = ()
+    """What `--set` changed, of the VLM and the dataset too."""
 
     def manifest(self, training_seconds: Mapping[str, float]) -> RunManifest:
+        config: dict[str, object] = {
+            RUN: {
+                "batch_size": self.batch_size,
+                "max_new_tokens": self.max_new_tokens,
+                "overrides": list(self.overrides),
+            }
+        }
+        for label, editor in self.editors.items():
+            config[label] = editor.config.model_dump(mode="json")
         packages = ("mmedit", "torch", "transformers", "easy-vqa")
         return RunManifest(
             command=self.command,
@@ -67,10 +81,7 @@ class Plan:
             limit=self.limit,
             seed=self.seed,
             editors=tuple(self.editors),
-            config={
-                label: editor.config.model_dump(mode="json")
-                for label, editor in self.editors.items()
-            },
+            config=config,
             training_seconds=dict(training_seconds),
         )
 

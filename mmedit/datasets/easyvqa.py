@@ -51,8 +51,8 @@ def load(
     The order and every case depend on the seed alone, so a smaller limit is a prefix of a larger
     one.
     """
-    if task not in MAKERS:
-        raise UnknownNameError("task of easyvqa", task, MAKERS)
+    if str(task) not in MAKERS:  # a list or number of `--set` too
+        raise UnknownNameError("task of easyvqa", str(task), MAKERS)
     known = known_pictures(split)
     order = np.random.default_rng([seed, 0]).permutation(len(known))
     chosen = [known[index] for index in order[:limit]]

@@ -242,7 +242,6 @@ class MEND(Editor[MENDConfig]):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = EditNetwork(self._shapes, self.config).to(vlm.device)
-        self._network = network
         optimizer = torch.optim.Adam(
             [
                 {"params": list(network.transforms.parameters()), "lr": self.config.lr},
@@ -257,7 +256,7 @@ class MEND(Editor[MENDConfig]):
             seed=seed,
             report=report,
         )
-        network.requires_grad_(False)
+        self._network = network.requires_grad_(False)
 
     def apply(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
         if not requests:
