@@ -232,8 +232,9 @@ def added(network: nn.Module, deltas: Mapping[str, Delta], rows: int) -> Iterato
 def _adder(delta: Delta, rows: int):
     def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = inputs[0]
-        change = delta(x.reshape(rows, -1, x.shape[-1])).reshape(output.shape)
-        return (output + change).to(output.dtype)
+        together = 1 if delta.edits is None else rows  # rows of one edit may be ragged
+        change = delta(x.reshape(together, -1, x.shape[-1])).reshape(output.shape)
+        return (output + change.to(output.device)).to(output.dtype)
 
     return add
 

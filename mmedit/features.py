@@ -12,7 +12,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -115,8 +114,3 @@ class TensorCache:
     @staticmethod
     def _file(directory: Path, key: str) -> Path:
         return directory / f"{key}.safetensors"
-
-
-def stack(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
-    """The looked-up tensors as one batch on the device."""
-    return torch.stack([tensor.to(device) for tensor in tensors])  # read from disk: on the CPU

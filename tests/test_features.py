@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmedit.features import TensorCache, stack
+from mmedit.features import TensorCache
 
 SIZE = 400
 """Bytes of one tensor here."""
@@ -158,9 +158,3 @@ def test_torn_file_is_computed_again_and_replaced(tmp_path: Path):
 def test_no_half_written_file_is_left_behind(tmp_path: Path):
     Asker(TensorCache(directory=tmp_path))("a", "bb")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.safetensors", "bb.safetensors"]
-
-
-def test_stack_makes_one_batch():
-    batch = stack([torch.zeros(2, 3), torch.ones(2, 3)], torch.device("cpu"))
-    assert batch.shape == (2, 2, 3)
-    assert torch.equal(batch[1], torch.ones(2, 3))

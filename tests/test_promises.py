@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from mmedit.adapters.base import weights_hash
+from mmedit.adapters.weights import weights_hash
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.datasets import easyvqa
 from mmedit.editors import EDITORS, FT, IKE, MEND, Editor

@@ -154,15 +154,13 @@ def test_too_long_prompt_is_an_error_that_counts_the_tokens(tiny_vlm: NetworkVLM
         tiny_vlm.predict([SEEN[1], long])
     assert str(raised.value) == (
         f"{long.prompt[:60]!r} makes a sequence of {tiny.QUERIES + context + prompt + answer} "
-        f"tokens (context {context}, prompt {prompt}, answer {answer}); this model takes 64. "
+        f"tokens (image and markers {tiny.QUERIES}, context {context}, prompt {prompt}, answer {answer}); this model takes 64. "
         "Shorten it (with IKE: a smaller k)."
     )
 
 
 @pytest.mark.parametrize("field", ["prompt", "context", "target"])
-def test_text_that_holds_the_image_token_is_an_error_in_a_batch_with_images(
-    tiny_vlm: NetworkVLM, field: str
-):
+def test_text_that_holds_the_image_token_is_an_error(tiny_vlm: NetworkVLM, field: str):
     with pytest.raises(ModelError) as raised:
         tiny_vlm.predict([SEEN[0], replace(TEXT_ONLY, **{field: "see <image>"})])
     prompt = "see <image>" if field == "prompt" else TEXT_ONLY.prompt

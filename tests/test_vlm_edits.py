@@ -115,7 +115,8 @@ def plain_gradients(vlm: NetworkVLM, examples: Sequence[Example], sites: Sequenc
 
 def plain_nll(vlm: NetworkVLM, example: Example) -> Tensor:
     """From transformers' own forward, of one example with image."""
-    inputs = vlm.adapter.inputs([example], padding_side="right")
+    images = {0: vlm.adapter.see(example)}
+    inputs = vlm.adapter.inputs([example], images, padding_side="right")
     images = adapter_of(vlm).processor.image_processor(images=[example.image], return_tensors="pt")
     logits = vlm.adapter.network(
         pixel_values=images["pixel_values"],

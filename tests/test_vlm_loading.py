@@ -107,7 +107,10 @@ def test_model_type_without_adapter_is_an_error_that_lists_those_there_are(tmp_p
     with pytest.raises(ModelError) as raised:
         load_vlm(folder_with_config(tmp_path, model_type="bert"))
     assert str(raised.value) == (
-        f"{tmp_path} is of model type 'bert', which has no adapter yet; there are: blip-2"
+        f"{tmp_path} cannot be loaded: its model type 'bert' is no image-text-to-text model of "
+        "transformers; there are adapters for blip-2, instructblip, llava, llava_next, "
+        "llava_onevision, paligemma, qwen2_5_vl, qwen2_vl, qwen3_vl, and for every other one that "
+        "AutoModelForImageTextToText loads"
     )
 
 
@@ -121,8 +124,8 @@ def test_t5_language_model_is_refused(tmp_path: Path):
     with pytest.raises(ModelError) as raised:
         load_vlm(tmp_path)
     assert str(raised.value) == (
-        "this BLIP-2 has an encoder-decoder language model (T5), which is not supported; "
-        "use a checkpoint with a decoder-only one, for instance blip2-opt-2.7b"
+        f"{tmp_path} cannot be loaded: its language model is an encoder-decoder (T5), which is "
+        "not supported; use a checkpoint with a decoder-only one, for instance blip2-opt-2.7b"
     )
 
 

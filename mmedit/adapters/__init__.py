@@ -1,11 +1,56 @@
 """Model families. A new family is one file and one row here."""
 
-from mmedit.adapters.base import Adapter, Inputs, PaddingSide, Stage
+from typing import Any
+
+from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+from mmedit.adapters.auto import AutoAdapter
+from mmedit.adapters.base import Adapter, Inputs, PaddingSide, SeenImage, Stage
 from mmedit.adapters.blip2 import Blip2Adapter
+from mmedit.adapters.instructblip import InstructBlipAdapter
+from mmedit.adapters.llava import LlavaAdapter, LlavaNextAdapter, LlavaOnevisionAdapter
+from mmedit.adapters.paligemma import PaliGemmaAdapter
+from mmedit.adapters.qwen_vl import Qwen2VLAdapter, Qwen3VLAdapter, Qwen25VLAdapter
+from mmedit.errors import ModelError
 
-ADAPTERS: dict[str, type[Blip2Adapter]] = {
-    model_type: adapter for adapter in (Blip2Adapter,) for model_type in adapter.model_types
+ADAPTERS: dict[str, type[Adapter]] = {
+    "blip2": Blip2Adapter,
+    "instructblip": InstructBlipAdapter,
+    "llava": LlavaAdapter,
+    "llava-next": LlavaNextAdapter,
+    "llava-onevision": LlavaOnevisionAdapter,
+    "qwen2-vl": Qwen2VLAdapter,
+    "qwen2.5-vl": Qwen25VLAdapter,
+    "qwen3-vl": Qwen3VLAdapter,
+    "paligemma": PaliGemmaAdapter,
+    "auto": AutoAdapter,
 }
-"""From the `model_type` of a transformers config to the adapter."""
+"""By family; `auto` is for every other one that transformers knows."""
 
-__all__ = ["ADAPTERS", "Adapter", "Blip2Adapter", "Inputs", "PaddingSide", "Stage"]
+
+def adapter_for(config: Any) -> type[Adapter]:
+    """The adapter of a transformers config, by its model type. Raises ModelError."""
+    for adapter in ADAPTERS.values():
+        if config.model_type in adapter.model_types:
+            return adapter
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoAdapter
+    known = sorted(name for adapter in ADAPTERS.values() for name in adapter.model_types)
+    raise ModelError(
+        f"its model type {config.model_type!r} is no image-text-to-text model of transformers; "
+        f"there are adapters for {', '.join(known)}, and for every other one that "
+        "AutoModelForImageTextToText loads"
+    )
+
+
+__all__ = [
+    "ADAPTERS",
+    "Adapter",
+    "AutoAdapter",
+    "Blip2Adapter",
+    "Inputs",
+    "PaddingSide",
+    "SeenImage",
+    "Stage",
+    "adapter_for",
+]

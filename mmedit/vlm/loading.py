@@ -1,17 +1,24 @@
-"""From a name, a folder or a hub id to a VLM: the same code path for all."""
+"""From a folder or a hub id to a VLM: the same code path for every family."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BitsAndBytesConfig,
+)
 
-from mmedit.adapters import ADAPTERS
+from mmedit.adapters import ADAPTERS, Adapter, Stage, adapter_for
 from mmedit.errors import ModelError, UnknownNameError
 from mmedit.features import TensorCache
 from mmedit.vlm.network import NetworkVLM
@@ -20,6 +27,8 @@ BUILT_IN = {"embedded": "assets/embedded-vlm"}
 """VLMs shipped inside the package: ordinary transformers folders."""
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+Quantization = Literal["8bit", "4bit"]
+DeviceMap = str | Mapping[str, str | int]
 
 
 def resolve_vlm(name_or_path: str | Path) -> str:
@@ -45,43 +54,98 @@ def load_vlm(
     name_or_path: str | Path,
     *,
     dtype: torch.dtype | str | None = None,
-    device_map: str | dict[str, str | int] | None = None,
+    device_map: DeviceMap | None = None,
+    adapter: str | type[Adapter] | None = None,
+    quantization: Quantization | None = None,
+    max_memory: Mapping[int | str, int | str] | None = None,
+    offload_folder: str | Path | None = None,
+    sites: Mapping[Stage, tuple[str, ...]] | None = None,
+    trust_remote_code: bool = False,
     features: TensorCache | None = None,
 ) -> NetworkVLM:
     """A VLM from a built-in name ("embedded"), a transformers folder, or a hub id.
 
-    Without a GPU `dtype` defaults to float32; with one to the checkpoint's own, and `device_map`
-    (transformers') to "auto". The adapter follows from the config's model type. Raises
-    UnknownNameError, ModelError.
+    Without a GPU `dtype` defaults to float32; with one to the checkpoint's own, and `device_map` to
+    "auto". `device_map`, `max_memory` ({0: "20GiB", "cpu": "60GiB"}) and `offload_folder` are
+    Accelerate's: what fits no device is kept in main memory or on disk. `quantization` needs
+    bitsandbytes (the extra `quantized`). `adapter` is a name of `ADAPTERS`, or a class of your own;
+    by default it follows from the config's model type. `sites` replaces the family's default edit
+    sites.
+
+    Weights are read from safetensors only; no code of the checkpoint runs unless
+    `trust_remote_code` is given. Raises UnknownNameError, ModelError, SiteError.
     """
     source = resolve_vlm(name_or_path)
     on_gpu = torch.cuda.is_available()
     try:
-        config = AutoConfig.from_pretrained(source)
-        adapter_class = ADAPTERS.get(config.model_type)
-        if adapter_class is None:
-            raise ModelError(
-                f"{name_or_path} is of model type {config.model_type!r}, which has no adapter "
-                "yet; there are: "
-                f"{', '.join(sorted(ADAPTERS))}"
-            )
-        processor = AutoProcessor.from_pretrained(source)
-        loaded = adapter_class.network_class.from_pretrained(
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        adapter_class = _adapter_class(adapter, config)
+        adapter_class.check(config)
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
+        loaded = AutoModelForImageTextToText.from_pretrained(
             source,
             dtype=dtype or ("auto" if on_gpu else torch.float32),
             device_map=device_map or ("auto" if on_gpu else None),
+            max_memory=dict(max_memory) if max_memory else None,
+            offload_folder=str(offload_folder) if offload_folder else None,
+            quantization_config=_quantized(quantization, dtype),
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, ModelError):
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        if isinstance(error, UnknownNameError):
             raise
-        raise ModelError(f"{name_or_path} cannot be loaded: {error}") from error
+        raise ModelError(
+            f"{name_or_path} cannot be loaded: {error}{_advice(source, error)}"
+        ) from error
     network, loading = cast("tuple[Any, dict[str, Any]]", loaded)
     if missing := sorted(loading["missing_keys"]):
         raise ModelError(
             f"{name_or_path} cannot be loaded: its files lack {len(missing)} of the network's "
-            "weights, "
-            f"for instance {missing[0]}, which would be random"
+            f"weights, for instance {missing[0]}, which would be random"
         )
     network.eval().requires_grad_(False)
-    return NetworkVLM(adapter_class(network, processor), features=features)
+    vlm = NetworkVLM(adapter_class(network, processor), features=features, sites=sites)
+    for stage in sites or {}:
+        for site in vlm.sites(stage):
+            vlm.shape(site)
+    return vlm
+
+
+def _adapter_class(adapter: str | type[Adapter] | None, config: Any) -> type[Adapter]:
+    if adapter is None:
+        return adapter_for(config)
+    if not isinstance(adapter, str):
+        return adapter
+    if adapter not in ADAPTERS:
+        raise UnknownNameError("adapter", adapter, ADAPTERS)
+    return ADAPTERS[adapter]
+
+
+def _quantized(
+    quantization: Quantization | None, dtype: torch.dtype | str | None
+) -> BitsAndBytesConfig | None:
+    if quantization is None:
+        return None
+    if find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"{quantization} weights need bitsandbytes, which is not installed: "
+            "pip install 'mmedit[quantized]'"
+        )
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype or torch.bfloat16)
+
+
+def _advice(source: str, error: Exception) -> str:
+    """What to do about an error of transformers whose text does not tell."""
+    folder = Path(source)
+    if "custom code" in str(error):
+        return " Look at that code; if you trust it, load with trust_remote_code=True."
+    if folder.is_dir() and any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
+        return (
+            " The folder holds pickled weights (.bin), which can run code when they are opened and "
+            "are refused; save the model as safetensors: save_pretrained does."
+        )
+    return ""

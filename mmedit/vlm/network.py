@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, final
@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmedit.adapters import Adapter, Inputs, PaddingSide, Stage
+from mmedit.adapters import Adapter, Inputs, PaddingSide, SeenImage, Stage
+from mmedit.adapters.weights import weight_of
 from mmedit.cases import Example
 from mmedit.deltas import Delta, added, compose_all, linear_at
 from mmedit.errors import DataError, SiteError
-from mmedit.features import TensorCache, stack
-from mmedit.images import open_image
+from mmedit.features import TensorCache
 from mmedit.metrics import answer_nll
 from mmedit.vlm.interface import VLM, Captured, Predictions
 
@@ -34,8 +34,10 @@ class NetworkVLM(VLM):
         deltas: Mapping[str, Delta] | None = None,
         features: TensorCache | None = None,
         padding_side: PaddingSide = "right",
+        sites: Mapping[Stage, tuple[str, ...]] | None = None,
     ) -> None:
         self.adapter = adapter
+        self._sites = dict(sites or {})
         self.deltas = dict(deltas or {})
         self.features = features or TensorCache()
         self.padding_side: PaddingSide = padding_side
@@ -45,9 +47,10 @@ class NetworkVLM(VLM):
 
     def generate(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[str]:
         _require_examples(examples)
-        inputs = self.adapter.inputs(examples, padding_side="left", with_target=False)
+        images = self._see(examples)
+        inputs = self.adapter.inputs(examples, images, padding_side="left", with_target=False)
         with torch.no_grad():
-            features = self._image_features(examples, inputs.image_rows, recorder=None)
+            features = self._image_features(images, len(examples), recorder=None)
             with added(self.adapter.network, self._deltas_in("language"), rows=len(examples)):
                 return self.adapter.generate(inputs, features, max_new_tokens=max_new_tokens)
 
@@ -57,11 +60,15 @@ class NetworkVLM(VLM):
         with torch.enable_grad():
             predictions = self._predict(examples, recorder)
             nll = answer_nll(predictions.logits, predictions.target, predictions.is_answer)
-            gradients = torch.autograd.grad(nll.sum(), [recorder.outputs[site] for site in sites])
+            outputs = [recorder.outputs[site] for site in sites]
+            gradients = iter(torch.autograd.grad(nll.sum(), [o for site in outputs for o in site]))
         rows = len(examples)
         return Captured(
             x={site: by_row(recorder.inputs[site], rows) for site in sites},
-            delta={site: by_row(g, rows) for site, g in zip(sites, gradients, strict=True)},
+            delta={
+                site: by_row([next(gradients) for _ in chunks], rows)
+                for site, chunks in zip(sites, outputs, strict=True)
+            },
             nll=nll.detach(),
         )
 
@@ -75,14 +82,14 @@ class NetworkVLM(VLM):
         return x[torch.arange(len(x), device=x.device), last_prompt].float()
 
     def sites(self, where: Stage) -> tuple[str, ...]:
-        return self.adapter.sites(where)
+        return self._sites.get(where) or self.adapter.sites(where)
 
     def shape(self, site: str) -> tuple[int, int]:
         linear = linear_at(self.adapter.network, site)
         return linear.out_features, linear.in_features
 
     def weight(self, site: str) -> Float[Tensor, "*edits out in"]:
-        weight = linear_at(self.adapter.network, site).weight.detach().float().clone()
+        weight = weight_of(linear_at(self.adapter.network, site)).to(self.device)
         return weight + self.deltas[site].weight() if site in self.deltas else weight
 
     def require_reach(self, examples: Sequence[Example], sites: Sequence[str]) -> None:
@@ -110,7 +117,7 @@ class NetworkVLM(VLM):
 
     @property
     def device(self) -> torch.device:
-        return next(self.adapter.network.parameters()).device
+        return self.adapter.device
 
     @property
     def fingerprint(self) -> str:
@@ -118,7 +125,11 @@ class NetworkVLM(VLM):
 
     def _with(self, deltas: Mapping[str, Delta]) -> NetworkVLM:
         return NetworkVLM(
-            self.adapter, deltas=deltas, features=self.features, padding_side=self.padding_side
+            self.adapter,
+            deltas=deltas,
+            features=self.features,
+            padding_side=self.padding_side,
+            sites=self._sites,
         )
 
     def _deltas_in(self, stage: Stage) -> dict[str, Delta]:
@@ -131,58 +142,106 @@ class NetworkVLM(VLM):
         self, examples: Sequence[Example], recorder: _Recorder | None
     ) -> tuple[Inputs, Tensor]:
         _require_examples(examples)
-        inputs = self.adapter.inputs(examples, padding_side=self.padding_side)
-        features = self._image_features(examples, inputs.image_rows, recorder)
+        images = self._see(examples)
+        inputs = self.adapter.inputs(examples, images, padding_side=self.padding_side)
+        features = self._image_features(images, len(examples), recorder)
         rows = tuple(range(len(examples)))
         with self._acting("language", rows, len(examples), recorder):
             return inputs, self.adapter.logits(inputs, features)
 
+    def _see(self, examples: Sequence[Example]) -> dict[int, SeenImage]:
+        """The images, by row."""
+        return {
+            row: self.adapter.see(example)
+            for row, example in enumerate(examples)
+            if example.image is not None
+        }
+
     def _image_features(
-        self, examples: Sequence[Example], image_rows: Sequence[int], recorder: _Recorder | None
-    ) -> Tensor | None:
-        """Vision and bridge outputs of the rows with image: looked up as far as they are frozen,
-        computed from there on.
+        self, images: Mapping[int, SeenImage], batch: int, recorder: _Recorder | None
+    ) -> list[Tensor]:
+        """Vision and bridge outputs of every image: looked up as far as they are frozen, computed
+        from there on.
         """
-        if not image_rows:
-            return None
-        with_image = [examples[row] for row in image_rows]
-        keys = [self._namespace + self.adapter.image_key(example) for example in with_image]
+        if not images:
+            return []
+        seen = list(images.values())
         touched = {
             self.adapter.stage(site)
             for site in (*self.deltas, *(recorder.sites if recorder else ()))
         }
         if not touched & {"vision", "bridge"}:
-            return self._frozen("bridge", with_image, keys)
+            return self._frozen("bridge", seen)
         if "vision" not in touched:
-            vision = self._frozen("vision", with_image, keys)
+            vision = self._frozen("vision", seen)
         else:
-            with self._acting("vision", image_rows, len(examples), recorder):
-                vision = self._see(with_image)
-        with self._acting("bridge", image_rows, len(examples), recorder):
-            return self.adapter.bridge(vision)
+            shapes = [image.shapes for image in seen]
+            groups = self._groups("vision", shapes, recorder)
+            vision = self._in_groups("vision", groups, images, batch, recorder, self._look(seen))
+        groups = self._groups("bridge", [tensor.shape for tensor in vision], recorder)
+        return self._in_groups("bridge", groups, images, batch, recorder, self._cross(seen, vision))
+
+    def _look(self, seen: Sequence[SeenImage]) -> Callable[[Sequence[int]], list[Tensor]]:
+        return lambda places: self.adapter.vision([seen[place] for place in places])
+
+    def _cross(
+        self, seen: Sequence[SeenImage], vision: Sequence[Tensor]
+    ) -> Callable[[Sequence[int]], list[Tensor]]:
+        return lambda places: self.adapter.bridge(
+            [vision[place] for place in places], [seen[place] for place in places]
+        )
+
+    def _groups(
+        self, stage: Stage, shapes: Sequence[object], recorder: _Recorder | None
+    ) -> list[list[int]]:
+        """Which images go through a stage together: all, but where rows are told apart (separate
+        edits, capturing) and images differ in shape, each alone.
+        """
+        told_apart = any(delta.edits is not None for delta in self._deltas_in(stage).values())
+        if recorder:
+            told_apart |= any(self.adapter.stage(site) == stage for site in recorder.sites)
+        if told_apart and len(set(shapes)) > 1:
+            return [[place] for place in range(len(shapes))]
+        return [list(range(len(shapes)))]
+
+    def _in_groups(
+        self,
+        stage: Stage,
+        groups: Sequence[Sequence[int]],
+        images: Mapping[int, SeenImage],
+        batch: int,
+        recorder: _Recorder | None,
+        run: Callable[[Sequence[int]], list[Tensor]],
+    ) -> list[Tensor]:
+        rows, made = list(images), []
+        for places in groups:
+            with self._acting(stage, [rows[place] for place in places], batch, recorder):
+                made += run(places)
+        return made
+
+    def _frozen(
+        self, last: Literal["vision", "bridge"], images: Sequence[SeenImage]
+    ) -> list[Tensor]:
+        """The output of the last frozen stage: computed for the distinct images not seen before,
+        else looked up.
+        """
+        run = self.adapter.vision if last == "vision" else self.adapter.encode
+        names = [
+            image.key if last == "vision" else self.adapter.feature_key(image) for image in images
+        ]
+
+        @torch.no_grad()
+        def compute(positions: Sequence[int]) -> Sequence[Tensor]:
+            return run([images[position] for position in positions])
+
+        keys = [f"{last}-{self._namespace}{name}" for name in names]
+        found = self.features.lookup(keys, compute)
+        return [tensor.to(self.device) for tensor in found]  # read from disk: on the CPU
 
     @property
     def _namespace(self) -> str:
         """Files outlive a process and may meet another network: their names tell whose they are."""
         return f"{self.adapter.fingerprint}-" if self.features.on_disk else ""
-
-    def _frozen(
-        self, last: Literal["vision", "bridge"], examples: Sequence[Example], keys: Sequence[str]
-    ) -> Tensor:
-        """The output of the last frozen stage: computed for the distinct images not seen before,
-        else looked up.
-        """
-
-        @torch.no_grad()
-        def compute(positions: Sequence[int]) -> Sequence[Tensor]:
-            vision = self._see([examples[position] for position in positions])
-            return list(vision if last == "vision" else self.adapter.bridge(vision))
-
-        return stack(self.features.lookup([f"{last}-{key}" for key in keys], compute), self.device)
-
-    def _see(self, examples: Sequence[Example]) -> Tensor:
-        images = [open_image(example.image) for example in examples if example.image is not None]
-        return self.adapter.vision(self.adapter.pixels(images))
 
     @contextmanager
     def _acting(
@@ -205,11 +264,13 @@ class NetworkVLM(VLM):
 
 @dataclass(eq=False)
 class _Recorder:
-    """Notes inputs of Linear sites and makes their outputs leaves of the graph."""
+    """Notes inputs of Linear sites and makes their outputs leaves of the graph. A site that is
+    passed through several times in a call (images one at a time) is noted as often.
+    """
 
     sites: tuple[str, ...]
-    inputs: dict[str, Tensor] = field(default_factory=dict)
-    outputs: dict[str, Tensor] = field(default_factory=dict)
+    inputs: dict[str, list[Tensor]] = field(default_factory=dict)
+    outputs: dict[str, list[Tensor]] = field(default_factory=dict)
 
     @contextmanager
     def listening(self, network: nn.Module, sites: Sequence[str]) -> Iterator[None]:
@@ -224,17 +285,22 @@ class _Recorder:
 
     def _note(self, site: str):
         def note(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            self.inputs[site] = inputs[0].detach()
+            self.inputs.setdefault(site, []).append(inputs[0].detach())
             probe = torch.zeros_like(output, requires_grad=True)
-            self.outputs[site] = probe
+            self.outputs.setdefault(site, []).append(probe)
             return output + probe
 
         return note
 
 
-def by_row(tensor: Tensor, rows: int) -> Float[Tensor, "rows tokens width"]:
-    """What a Linear saw, row by row: OPT flattens rows and tokens to one axis."""
-    return tensor.reshape(rows, -1, tensor.shape[-1])
+def by_row(passes: Sequence[Tensor], rows: int) -> Float[Tensor, "rows tokens width"]:
+    """What a Linear saw, row by row. OPT flattens rows and tokens to one axis; of rows that came
+    one at a time the shorter are filled with zeros.
+    """
+    if len(passes) == 1:
+        return passes[0].reshape(rows, -1, passes[0].shape[-1])
+    flat = [row.reshape(-1, row.shape[-1]) for row in passes]
+    return nn.utils.rnn.pad_sequence(flat, batch_first=True)
 
 
 def align(inputs: Inputs, logits: Float[Tensor, "batch sequence vocab"]) -> Predictions:
@@ -242,10 +308,10 @@ def align(inputs: Inputs, logits: Float[Tensor, "batch sequence vocab"]) -> Pred
     counted.
     """
     text_tokens = inputs.is_text.sum(1)
-    offset = torch.arange(int(text_tokens.max()), device=logits.device)
-    position = inputs.is_text.int().argmax(1, keepdim=True) + offset
-    exists = offset < text_tokens.unsqueeze(1)
-    position = position.clamp(max=inputs.input_ids.shape[1] - 1)
+    longest = int(text_tokens.max())
+    exists = torch.arange(longest, device=logits.device) < text_tokens.unsqueeze(1)
+    # Text first, in its order: a family's markers may stand between prompt and answer.
+    position = (~inputs.is_text).int().argsort(dim=1, stable=True)[:, :longest]
     before = (position - 1).clamp(min=0)
     predicted = exists & (position > 0) & inputs.attention_mask.gather(1, before).bool()
     # index_select, not logits[rows, before]: the gradient of the latter is summed in any order.

@@ -1,0 +1,270 @@
+"""Any `AutoModelForImageTextToText` of transformers with a chat template, asked in that template.
+
+What differs between families is asked of transformers: `processor(text, images)` says which tokens
+stand for an image, `get_image_features` what takes their place, and `forward` and `generate` take
+those features (`mm_encoder_outputs`). Vision is the module that `get_encoder(modality="image")`
+names, language the one that `get_decoder()` names and the head, the bridge all that lies between.
+Default sites are the feed-forward weights of the last three language layers, every Linear of the
+bridge, and the last feed-forward weight of vision. Vision and bridge depend on the image alone, so
+both may be cached.
+
+Held to transformers' own forward on SmolVLM, InternVL and Gemma-3 (whose bridge has no Linear, and
+so no site) by `tests/test_families.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from mmedit.adapters.base import (
+    GREEDY,
+    Adapter,
+    Inputs,
+    Layout,
+    Pixels,
+    SeenImage,
+    Stage,
+    linears,
+    sites_in,
+)
+from mmedit.adapters.prompts import PromptFormat, chat_format
+from mmedit.errors import ModelError
+
+SIZES = ("image_grid_thw", "image_sizes")
+"""Outputs of processors that the language model's positions, or the bridge, depend on."""
+TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")
+"""1 at image tokens; the first in families with positions in two dimensions, the second in those
+that let an image attend to all of itself.
+"""
+FEED_FORWARD = r"layers\.(\d+)\.(?:.*\.)?(?:fc1|fc2|up_proj|down_proj)$"
+VISION_OUTPUT = r"(?:layers?|blocks)\.(\d+)\.mlp\.(?:fc2|down_proj|linear_fc2)$"
+
+
+class AutoAdapter(Adapter):
+    """A vision-language model behind transformers' common interface."""
+
+    def __init__(self, network: Any, processor: Any) -> None:
+        names = {id(module): name for name, module in network.named_modules()}
+        self._vision_name = names[id(network.get_encoder(modality="image"))]
+        self._language_name = names[id(network.get_decoder())]
+        self._encode_inputs = set(inspect.signature(network.get_image_features).parameters)
+        self._forward_inputs = set(inspect.signature(network.forward).parameters)
+        if not (self._vision_name and self._language_name):
+            raise ModelError(
+                f"no vision tower and language model can be told apart in this "
+                f"{type(network).__name__}; it needs an adapter of its own "
+                "(docs/adding-a-model.md)"
+            )
+        super().__init__(network, processor)
+
+    @property
+    def image_token(self) -> int:
+        return self.network.config.image_token_id
+
+    def formats(self) -> tuple[PromptFormat, PromptFormat]:
+        if not (self.processor.chat_template or self.tokenizer.chat_template):
+            raise ModelError(
+                "the processor of this model has no chat template, so nobody says how it is asked; "
+                "add chat_template.jinja to its folder, or write an adapter "
+                "(docs/adding-a-model.md)"
+            )
+        marker = self.processor.image_token
+        return (
+            chat_format(self.processor, marker=None),
+            chat_format(self.processor, marker=marker),
+        )
+
+    def sites(self, stage: Stage) -> tuple[str, ...]:
+        if stage == "bridge":
+            return tuple(site for module in self._bridge() for site in linears(*module))
+        root, pattern, last = {
+            "language": (self._language_name, FEED_FORWARD, 3),
+            "vision": (self._vision_name, VISION_OUTPUT, 1),
+        }[stage]
+        inside = re.compile(rf"^{re.escape(root)}\.(?:.*\.)?{pattern}")
+        return sites_in(self.network, inside, last=last, until=self._layers_used(stage))
+
+    def stage(self, site: str) -> Stage:
+        if any(_is_inside(site, name) for _, name in self._bridge()):
+            return "bridge"
+        if _is_inside(site, self._vision_name):
+            return "vision"
+        inside = _is_inside(site, self._language_name)
+        return "language" if inside or site == "lm_head" else "bridge"
+
+    def prepare(self, image: Image.Image) -> tuple[Layout, Pixels]:
+        made = self.processor(
+            text=[self.processor.image_token],
+            images=[image],
+            add_special_tokens=False,
+            return_tensors="pt",
+        )
+        layout = Layout(
+            placeholder=tuple(self._placeholder(made["input_ids"][0].tolist())),
+            sizes={name: made[name] for name in SIZES if name in made},
+        )
+        return layout, {name: made[name] for name in made if name in self._encode_inputs}
+
+    def vision(self, images: Sequence[SeenImage]) -> list[Tensor]:
+        """For every image [tiles, patches, width], with one more axis of length 1 in front where
+        the family wants a list of features: nothing else tells a later process that reads them.
+        """
+        module, _ = self._only_bridge()
+        with input_of(module) as entered:
+            output = self._image_outputs(images)
+        (patches,) = entered
+        rows = list(patches.split(self._rows(images, len(patches))))
+        return [row.unsqueeze(0) for row in rows] if _is_list(output) else rows
+
+    def bridge(self, vision: Sequence[Tensor], images: Sequence[SeenImage]) -> list[Tensor]:
+        module, _ = self._only_bridge()
+        as_list = vision[0].ndim == 4
+        tiles = [patches.flatten(0, 1) if as_list else patches for patches in vision]
+        bridged = module(torch.cat(tiles)).split([len(tile) for tile in tiles])
+        return self._packed(bridged, images) if as_list else list(bridged)
+
+    def encode(self, images: Sequence[SeenImage]) -> list[Tensor]:
+        output = self._image_outputs(images)
+        if _is_list(output):
+            return list(output.pooler_output)
+        pooled = output.pooler_output
+        return list(pooled.split(self._rows(images, len(pooled))))
+
+    def extras(self, inputs: Inputs, images: Sequence[SeenImage]) -> dict[str, Tensor]:
+        if not images:
+            return {}
+        sizes = {
+            name: torch.cat([image.layout.sizes[name] for image in images]).to(self.device)
+            for name in images[0].layout.sizes
+            if name in self._forward_inputs
+        }
+        is_image = (inputs.input_ids == self.image_token).long()
+        types = {name: is_image for name in TOKEN_TYPES if name in self._forward_inputs}
+        return {**sizes, **types}
+
+    def logits(
+        self, inputs: Inputs, features: Sequence[Tensor]
+    ) -> Float[Tensor, "batch sequence vocab"]:
+        return self.network(**self._asked(inputs, features), use_cache=False).logits
+
+    def generate(
+        self, inputs: Inputs, features: Sequence[Tensor], *, max_new_tokens: int
+    ) -> list[str]:
+        self.require_room(inputs, max_new_tokens)
+        both = self.network.generate(
+            **self._asked(inputs, features),
+            max_new_tokens=max_new_tokens,
+            pad_token_id=self._padding,
+            **GREEDY,
+        )
+        return self.decode(both[:, inputs.input_ids.shape[1] :])
+
+    def _asked(self, inputs: Inputs, features: Sequence[Tensor]) -> dict[str, Any]:
+        asked = {
+            "input_ids": inputs.input_ids,
+            "attention_mask": inputs.attention_mask,
+            **inputs.extras,
+        }
+        if features:
+            asked["mm_encoder_outputs"] = {"image": self._encoder_output(features)}
+        return asked
+
+    def _encoder_output(self, features: Sequence[Tensor]) -> BaseModelOutputWithPooling:
+        """The features as `get_image_features` returns them for these images together."""
+        pooled = list(features) if features[0].ndim == 2 else torch.cat(list(features))
+        return BaseModelOutputWithPooling(pooler_output=pooled)  # pyright: ignore[reportArgumentType]
+
+    def _image_outputs(self, images: Sequence[SeenImage]) -> Any:
+        dtype = self.network.dtype
+        pixels = {
+            name: tensor.to(self.device, dtype if tensor.is_floating_point() else None)
+            for name, tensor in _collate([image.pixels for image in images]).items()
+        }
+        return self.network.get_image_features(**pixels, return_dict=True)
+
+    def _placeholder(self, ids: list[int]) -> list[int]:
+        """The tokens that stand for an image, of those that the processor made."""
+        return ids
+
+    def _packed(self, bridged: Sequence[Tensor], images: Sequence[SeenImage]) -> list[Tensor]:
+        """The tokens of every image, from what the bridge made of it: [tiles, tokens, hidden]."""
+        return [tiles.flatten(0, 1) for tiles in bridged]
+
+    def _rows(self, images: Sequence[SeenImage], total: int) -> list[int]:
+        """How many of `total` tiles belong to every image: as its share of the image tokens."""
+        counts = [image.layout.placeholder.count(self.image_token) for image in images]
+        return [total * count // sum(counts) for count in counts]
+
+    def _layers_used(self, stage: Stage) -> int | None:
+        """How many layers of a stage the rest of the network looks at; None: all."""
+        return None
+
+    def _bridge(self) -> list[tuple[nn.Module, str]]:
+        """The modules between vision and language, with their names."""
+        base = self.network.base_model
+        root = f"{self.network.base_model_prefix}."
+        return [
+            (module, root + name)
+            for name, module in base.named_children()
+            if root + name not in (self._vision_name, self._language_name)
+            and any(True for _ in module.parameters())
+        ]
+
+    def _only_bridge(self) -> tuple[nn.Module, str]:
+        found = self._bridge()
+        if len(found) != 1:
+            names = ", ".join(name for _, name in found) or "none"
+            raise ModelError(
+                f"between vision and language one module was wanted, to edit before or in it; "
+                f"found: {names}. Edit the language model, or write an adapter for this family "
+                "(docs/adding-a-model.md)"
+            )
+        return found[0]
+
+
+@contextmanager
+def input_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """What goes into a module while the context lasts."""
+    entered: list[Tensor] = []
+    hook = module.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
+    try:
+        yield entered
+    finally:
+        hook.remove()
+
+
+def _collate(images: Sequence[Pixels]) -> dict[str, Tensor]:
+    """Images along the first axis; a ragged second one (tiles) is padded with zeros, as processors
+    do.
+    """
+    return {name: _cat([image[name] for image in images]) for name in images[0]}
+
+
+def _cat(tensors: Sequence[Tensor]) -> Tensor:
+    if len({tensor.shape[1:] for tensor in tensors}) == 1:
+        return torch.cat(list(tensors))
+    longest = max(tensor.shape[1] for tensor in tensors)
+    padded = []
+    for tensor in tensors:
+        missing = longest - tensor.shape[1]
+        padding = tensor.new_zeros(len(tensor), missing, *tensor.shape[2:])
+        padded.append(torch.cat([tensor, padding], dim=1))
+    return torch.cat(padded)
+
+
+def _is_list(output: Any) -> bool:
+    return isinstance(output.pooler_output, list | tuple)
+
+
+def _is_inside(site: str, root: str) -> bool:
+    return site == root or site.startswith(f"{root}.")

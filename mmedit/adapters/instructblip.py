@@ -1,0 +1,56 @@
+"""InstructBLIP (Dai et al. 2023) with a decoder-only language model, as transformers'
+`InstructBlipForConditionalGeneration`.
+
+As BLIP-2, but the Q-Former reads the prompt too, so the bridge's output depends on image and
+prompt: the features of an image are looked up only for a prompt asked before (vision features for
+any). The Q-Former reads the prompt without context, so in-context editing keeps the base model's
+features. Prompt: the query tokens, BOS, the text verbatim; the answer follows as " " + target.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mmedit.adapters.base import SeenImage
+from mmedit.adapters.blip2 import Blip2Adapter
+from mmedit.adapters.prompts import PROBE, PromptFormat, read_format
+
+
+class InstructBlipAdapter(Blip2Adapter):
+    """BLIP-2 whose bridge reads the prompt."""
+
+    model_types = ("instructblip",)
+
+    def formats(self) -> tuple[PromptFormat, PromptFormat]:
+        verbatim = read_format(self.tokenizer, PROBE, marker=None, special_tokens=True, lead=" ")
+        return verbatim, verbatim
+
+    def feature_key(self, image: SeenImage) -> str:
+        prompt = hashlib.blake2b(image.example.prompt.encode(), digest_size=16).hexdigest()
+        return f"{image.key}-{prompt}"
+
+    def bridge(self, vision: Sequence[Tensor], images: Sequence[SeenImage]) -> list[Tensor]:
+        patches = torch.stack(list(vision))
+        queries = self.network.query_tokens.expand(len(patches), -1, -1)
+        read = self.processor.qformer_tokenizer(
+            [image.example.prompt for image in images],
+            padding=True,
+            padding_side="right",
+            truncation=True,
+            return_tensors="pt",
+        ).to(patches.device)
+        attends = torch.cat(
+            [read["attention_mask"].new_ones(queries.shape[:2]), read["attention_mask"]], dim=1
+        )
+        answered = self.network.qformer(
+            input_ids=read["input_ids"],
+            attention_mask=attends,
+            query_embeds=queries,
+            encoder_hidden_states=patches,
+            return_dict=True,
+        ).last_hidden_state[:, : queries.shape[1]]
+        return list(self.network.language_projection(answered.to(patches.dtype)))

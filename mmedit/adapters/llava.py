@@ -1,0 +1,75 @@
+"""LLaVA-1.5 (Liu et al. 2024), LLaVA-NeXT and LLaVA-OneVision, as transformers has them.
+
+Prompt: the checkpoint's chat template, for LLaVA-1.5 `USER: <image>\\n{prompt} ASSISTANT:`. Vision
+is
+`model.vision_tower`, of which the layers after `vision_feature_layer` are not looked at and so are
+no edit sites; the bridge is `model.multi_modal_projector` and, in NeXT and OneVision, the packing
+of tiles to rows with `image_newline`; language is `model.language_model`. Vision and bridge depend
+on the image alone, so both may be cached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmedit.adapters.auto import AutoAdapter
+from mmedit.adapters.base import Layout, Pixels, SeenImage, Stage
+
+
+class LlavaAdapter(AutoAdapter):
+    """LLaVA-1.5: every image is one tile."""
+
+    model_types = ("llava",)
+
+    def _layers_used(self, stage: Stage) -> int | None:
+        if stage != "vision":
+            return None
+        config = self.network.config
+        chosen = config.vision_feature_layer
+        chosen = [chosen] if isinstance(chosen, int) else list(chosen)
+        states = config.vision_config.num_hidden_layers + 1  # the first is the embeddings'
+        return max(layer % states for layer in chosen)
+
+
+class LlavaNextAdapter(LlavaAdapter):
+    """LLaVA-NeXT (1.6): an overview and tiles, as many as the image's shape wants."""
+
+    model_types = ("llava_next",)
+
+    def prepare(self, image: Image.Image) -> tuple[Layout, Pixels]:
+        layout, pixels = super().prepare(image)
+        tiles = torch.tensor([pixels["pixel_values"].shape[1]])
+        return Layout(
+            placeholder=layout.placeholder, sizes={**layout.sizes, "tiles": tiles}
+        ), pixels
+
+    def _rows(self, images: Sequence[SeenImage], total: int) -> list[int]:
+        return [int(image.layout.sizes["tiles"]) for image in images]
+
+    def _packed(self, bridged: Sequence[Tensor], images: Sequence[SeenImage]) -> list[Tensor]:
+        packed, _ = self.network.model.pack_image_features(
+            bridged,
+            torch.cat([image.layout.sizes["image_sizes"] for image in images]),
+            vision_feature_select_strategy=self.network.config.vision_feature_select_strategy,
+            image_newline=self.network.model.image_newline,
+        )
+        return list(packed)
+
+
+class LlavaOnevisionAdapter(LlavaNextAdapter):
+    """LLaVA-OneVision: as NeXT, with a limit on the tokens of large images."""
+
+    model_types = ("llava_onevision",)
+
+    def _packed(self, bridged: Sequence[Tensor], images: Sequence[SeenImage]) -> list[Tensor]:
+        packed, _ = self.network.model.pack_image_features(
+            bridged,
+            torch.cat([image.layout.sizes["image_sizes"] for image in images]),
+            image_newline=self.network.model.image_newline,
+            vision_aspect_ratio=self.network.config.vision_aspect_ratio,
+        )
+        return list(packed)

@@ -1,0 +1,36 @@
+"""PaliGemma and PaliGemma 2 (Beyer et al. 2024), as transformers has them.
+
+Prompt: the image tokens, BOS, the text verbatim, a line feed; the answer follows at once. There is
+no chat template. The model reads image and prompt in both directions and the answer causally, so
+the logits at the prompt's positions have seen what they are about: measures over all text
+positions say little of this family. Vision is `model.vision_tower`; the bridge is
+`model.multi_modal_projector`; language is `model.language_model`. Vision and bridge depend on the
+image alone, so both may be cached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from mmedit.adapters.auto import AutoAdapter
+from mmedit.adapters.base import Inputs, SeenImage
+from mmedit.adapters.prompts import PROBE, PromptFormat, read_format
+
+
+class PaliGemmaAdapter(AutoAdapter):
+    """What differs from other families: a format without template, and attention by token type."""
+
+    model_types = ("paligemma",)
+
+    def formats(self) -> tuple[PromptFormat, PromptFormat]:
+        text = f"{self.tokenizer.bos_token}{PROBE}\n"
+        read = read_format(self.tokenizer, text, marker=None, special_tokens=False, lead="")
+        return read, read
+
+    def extras(self, inputs: Inputs, images: Sequence[SeenImage]) -> dict[str, Tensor]:
+        return {"token_type_ids": inputs.is_answer.long()}  # 1: attended to causally
+
+    def _placeholder(self, ids: list[int]) -> list[int]:
+        return [token for token in ids if token == self.image_token]  # the processor adds a prompt

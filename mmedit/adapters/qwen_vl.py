@@ -1,0 +1,103 @@
+"""Qwen2-VL (Wang et al. 2024), Qwen2.5-VL and Qwen3-VL, as transformers has them.
+
+Prompt: the checkpoint's chat template,
+`<|im_start|>user\\n<|vision_start|><image><|vision_end|>{prompt}<|im_end|>\\n<|im_start|>assistant\\n`.
+Vision is `model.visual` up to its mergers; the bridge is `model.visual.merger` and, in Qwen3-VL,
+`model.visual.deepstack_merger_list`, whose outputs are added inside the first language layers;
+language is `model.language_model`. An image has as many tokens as its size wants, and positions in
+two dimensions. Vision and bridge depend on the image alone, so both may be cached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+from transformers.vision_utils import get_vision_window_index
+
+from mmedit.adapters.auto import AutoAdapter, input_of
+from mmedit.adapters.base import SeenImage
+
+
+class Qwen2VLAdapter(AutoAdapter):
+    """Qwen2-VL: `merger` reads the patches four by four, in the order of the image's tokens."""
+
+    model_types = ("qwen2_vl",)
+
+    def vision(self, images: Sequence[SeenImage]) -> list[Tensor]:
+        """For every image [mergers, patches, width]: what goes into each merger."""
+        with ExitStack() as entered:
+            inputs = [entered.enter_context(input_of(module)) for module, _ in self._bridge()]
+            self._image_outputs(images)
+        patches = torch.stack([seen for (seen,) in inputs])
+        return list(patches.split(self._rows(images, patches.shape[1]), dim=1))
+
+    def bridge(self, vision: Sequence[Tensor], images: Sequence[SeenImage]) -> list[Tensor]:
+        together = torch.cat(list(vision), dim=1)
+        merged = torch.stack(
+            [module(patches) for (module, _), patches in zip(self._bridge(), together, strict=True)]
+        )
+        rows = merged.split(self._rows(images, merged.shape[1]), dim=1)
+        return [self._ordered(row, image) for row, image in zip(rows, images, strict=True)]
+
+    def encode(self, images: Sequence[SeenImage]) -> list[Tensor]:
+        output = self._image_outputs(images)
+        return [torch.stack(list(parts)) for parts in zip(*self._parts(output), strict=True)]
+
+    def _parts(self, output: Any) -> list[Sequence[Tensor]]:
+        """What each merger made, image by image."""
+        return [output.pooler_output]
+
+    def _encoder_output(self, features: Sequence[Tensor]) -> BaseModelOutputWithPooling:
+        return super()._encoder_output([merged[0] for merged in features])
+
+    def _ordered(self, merged: Tensor, image: SeenImage) -> Tensor:
+        """The bridge's output, [mergers, tokens, hidden], in the order of the image's tokens."""
+        return merged
+
+    def _bridge(self) -> list[tuple[nn.Module, str]]:
+        return [(self.network.model.visual.merger, "model.visual.merger")]
+
+
+class Qwen25VLAdapter(Qwen2VLAdapter):
+    """Qwen2.5-VL: its vision sees the patches window by window, and its merger too."""
+
+    model_types = ("qwen2_5_vl",)
+
+    def _ordered(self, merged: Tensor, image: SeenImage) -> Tensor:
+        visual = self.network.model.visual
+        windows, _ = get_vision_window_index(
+            image.layout.sizes["image_grid_thw"],
+            spatial_merge_size=visual.spatial_merge_size,
+            window_size=visual.window_size,
+            patch_size=visual.patch_size,
+        )
+        return merged[:, windows.argsort().to(merged.device)]
+
+
+class Qwen3VLAdapter(Qwen2VLAdapter):
+    """Qwen3-VL: further mergers read the patches after earlier layers."""
+
+    model_types = ("qwen3_vl",)
+
+    def _parts(self, output: Any) -> list[Sequence[Tensor]]:
+        return [output.pooler_output, *output.deepstack_features]
+
+    def _encoder_output(self, features: Sequence[Tensor]) -> BaseModelOutputWithPooling:
+        first, *further = zip(*features, strict=True)
+        return BaseModelOutputWithDeepstackFeatures(
+            pooler_output=list(first), deepstack_features=[list(part) for part in further]
+        )
+
+    def _bridge(self) -> list[tuple[nn.Module, str]]:
+        mergers = self.network.model.visual.deepstack_merger_list
+        root = "model.visual.deepstack_merger_list"
+        return [
+            *super()._bridge(),
+            *((module, f"{root}.{number}") for number, module in enumerate(mergers)),
+        ]

@@ -1,0 +1,44 @@
+"""The weights of a network as it runs: on a device, offloaded by Accelerate, or quantised."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from accelerate.utils import align_module_device
+from accelerate.utils.modeling import get_state_dict_offloaded_model
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def all_weights(network: nn.Module) -> dict[str, Tensor]:
+    """The state dict, with what Accelerate has offloaded."""
+    weights = network.state_dict()
+    if any(tensor.is_meta for tensor in weights.values()):
+        return get_state_dict_offloaded_model(network)
+    return weights
+
+
+def weights_hash(network: nn.Module) -> str:
+    """32 hexadecimal digits that change when any weight does. Reads every one of them."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(all_weights(network).items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def weight_of(linear: nn.Linear) -> Float[Tensor, "out in"]:
+    """A copy of a Linear's weight in float32: read back where it is offloaded, dequantised where
+    bitsandbytes keeps it in 8 or 4 bits.
+    """
+    with align_module_device(linear):
+        plain = linear.weight if type(linear) is nn.Linear else _dequantised(linear)
+        return plain.detach().float().clone()
+
+
+def _dequantised(linear: nn.Linear) -> Tensor:
+    # Imports bitsandbytes, which has things to say; and only who quantised needs it.
+    from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+    return dequantize_bnb_weight(linear.weight, state=getattr(linear, "state", None))
