@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mmedit.bench.protocol import evaluate
     from mmedit.cases import EditCase, Example, Probe
-    from mmedit.config import load_cases, load_editor
+    from mmedit.config import load_cases, load_editor, load_vlm
     from mmedit.metrics import multiclass_log_probs
-    from mmedit.vlm import VLM, load_vlm
+    from mmedit.vlm import VLM
 
 _HOMES = {
     "EditCase": "mmedit.cases",
@@ -21,7 +21,7 @@ _HOMES = {
     "evaluate": "mmedit.bench.protocol",
     "load_cases": "mmedit.config",
     "load_editor": "mmedit.config",
-    "load_vlm": "mmedit.vlm",
+    "load_vlm": "mmedit.config",
     "multiclass_log_probs": "mmedit.metrics",
 }
 

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from PIL import Image
 
-from mmedit.errors import EmptyAnswerError
+from mmedit.errors import EmptyAnswerError, ImageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,11 @@ class Example:
     def __post_init__(self) -> None:
         if isinstance(self.image, str):
             object.__setattr__(self, "image", Path(self.image))
+        if isinstance(self.image, list | tuple):
+            raise ImageError(
+                f"{len(self.image)} images were given; an example has one image or none. Join them "
+                "to one picture, or make an example of each."
+            )
         if not self.target.strip():
             raise EmptyAnswerError(
                 f"the target of {self.prompt!r} is empty; give the answer that the model shall "

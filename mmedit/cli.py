@@ -331,11 +331,11 @@ def _run(
 def _load_vlm(vlm_file: Any) -> VLM:
     import transformers
 
-    from mmedit.vlm import load_vlm
+    from mmedit.config import load_vlm_of
 
     transformers.utils.logging.disable_progress_bar()
     with err.status("loading the VLM"):
-        return load_vlm(vlm_file.name_or_path, dtype=vlm_file.dtype, device_map=vlm_file.device_map)
+        return load_vlm_of(vlm_file)
 
 
 def _training_cases(

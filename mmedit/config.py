@@ -8,23 +8,28 @@ overrides any value last.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import resources
-from itertools import takewhile
+from itertools import product, takewhile
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mmedit import vlm
+from mmedit.adapters import Adapter, Stage
 from mmedit.cases import EditCase
 from mmedit.datasets import DATASETS
 from mmedit.datasets.pictures import Split
 from mmedit.editors import EDITORS, Editor
 from mmedit.editors.base import read_description
 from mmedit.errors import ConfigError, UnknownNameError
-from mmedit.vlm import resolve_vlm
+from mmedit.features import TensorCache
+from mmedit.vlm import DeviceMap, NetworkVLM, Quantization, resolve_vlm
 
 Kind = Literal["vlm", "editor", "dataset"]
 Settings = dict[str, Any]
@@ -39,11 +44,27 @@ class VLMFile(_Strict):
     """`configs/vlm/*.yaml`."""
 
     name_or_path: str
+    convert: str | None = None
+    """The command that makes the folder, where it comes from original checkpoint files."""
+    sites: dict[Stage, tuple[str, ...]] = {}
+    """Edit sites by stage; `layers.{1,2}.{fc1,fc2}` stands for four."""
+    adapter: str | None = None
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     device_map: str | None = None
+    max_memory: dict[int | str, int | str] | None = None
+    offload_folder: str | None = None
+    quantization: Quantization | None = None
+    trust_remote_code: bool = False
     max_new_tokens: int = Field(default=12, ge=1)
     batch_size: int = Field(default=1, ge=1)
     """Separate edits per pass. FT keeps a whole weight per edit: large models want few."""
+
+    def expanded_sites(self) -> dict[Stage, tuple[str, ...]]:
+        """The sites, each by its own name."""
+        return {
+            stage: tuple(site for pattern in patterns for site in _expanded(pattern))
+            for stage, patterns in self.sites.items()
+        }
 
 
 class EditorFile(_Strict):
@@ -88,6 +109,11 @@ def load_vlm_file(name: str, overrides: Sequence[str] = ()) -> VLMFile:
     """A named VLM, or a model folder or hub id as it is. The model is not loaded."""
     written = _read("vlm", name) if name in names("vlm") else {"name_or_path": name}
     file = _validate(VLMFile, _overridden(written, "vlm", overrides), f"vlm {name}")
+    if file.convert and not Path(file.name_or_path).is_dir():
+        raise ConfigError(
+            f"vlm {name}: there is no folder {file.name_or_path}. Make it from the original files "
+            f"(docs/converting.md): {file.convert}; or name yours: --set vlm.name_or_path=DIR"
+        )
     try:
         resolve_vlm(file.name_or_path)
     except UnknownNameError:
@@ -95,6 +121,53 @@ def load_vlm_file(name: str, overrides: Sequence[str] = ()) -> VLMFile:
             "VLM (nor model folder, nor hub id like owner/name)", name, names("vlm")
         ) from None
     return file
+
+
+def load_vlm(
+    name_or_path: str | Path,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device_map: DeviceMap | None = None,
+    adapter: str | type[Adapter] | None = None,
+    overrides: Sequence[str] = (),
+    features: TensorCache | None = None,
+) -> NetworkVLM:
+    """A VLM by a name of `configs/vlm`, or from a transformers folder or a hub id.
+
+    `dtype` ("bfloat16", torch.float16, ...), `device_map` and `adapter` come before what the file
+    says; `overrides` are those of the command line, for instance "vlm.quantization=4bit". Defaults
+    and errors: `mmedit.vlm.load_vlm`.
+    """
+    return load_vlm_of(
+        load_vlm_file(str(name_or_path), overrides),
+        dtype=dtype,
+        device_map=device_map,
+        adapter=adapter,
+        features=features,
+    )
+
+
+def load_vlm_of(
+    file: VLMFile,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device_map: DeviceMap | None = None,
+    adapter: str | type[Adapter] | None = None,
+    features: TensorCache | None = None,
+) -> NetworkVLM:
+    """The VLM that a file of settings describes; what is given here comes before what it says."""
+    return vlm.load_vlm(
+        file.name_or_path,
+        dtype=dtype or file.dtype,
+        device_map=device_map or file.device_map,
+        adapter=adapter or file.adapter,
+        quantization=file.quantization,
+        max_memory=file.max_memory,
+        offload_folder=file.offload_folder,
+        sites=file.expanded_sites(),
+        trust_remote_code=file.trust_remote_code,
+        features=features,
+    )
 
 
 def load_editor(name: str, vlm: str, overrides: Sequence[str] = ()) -> tuple[str, Editor]:
@@ -183,6 +256,13 @@ def _extended(name: str) -> Settings:
     written = _read("editor", name)
     parent = written.pop("extends", None)
     return _merged(_extended(parent), written) if parent else written
+
+
+def _expanded(pattern: str) -> list[str]:
+    """As a shell expands braces: `a.{1,2}.{x,y}` is four names."""
+    parts = re.split(r"\{([^{}]*)\}", pattern)
+    choices = [part.split(",") if place % 2 else [part] for place, part in enumerate(parts)]
+    return ["".join(chosen) for chosen in product(*choices)]
 
 
 def _read(kind: Kind, name: str) -> Settings:

@@ -10,8 +10,7 @@ if TYPE_CHECKING:
     from mmedit.vlm import NetworkVLM
 
 TYPES_CHECKED = tuple(
-    f"mmedit.{name}"
-    for name in ("adapters", "cases", "deltas", "features", "images", "metrics", "vlm")
+    f"mmedit.{name}" for name in ("adapters", "deltas", "features", "images", "metrics", "vlm")
 )
 """Where tensors are. Not `editors`: beartype cannot check the `Self` of `Editor.load`."""
 

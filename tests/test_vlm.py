@@ -154,7 +154,8 @@ def test_too_long_prompt_is_an_error_that_counts_the_tokens(tiny_vlm: NetworkVLM
         tiny_vlm.predict([SEEN[1], long])
     assert str(raised.value) == (
         f"{long.prompt[:60]!r} makes a sequence of {tiny.QUERIES + context + prompt + answer} "
-        f"tokens (image and markers {tiny.QUERIES}, context {context}, prompt {prompt}, answer {answer}); this model takes 64. "
+        f"tokens (image and markers {tiny.QUERIES}, context {context}, prompt {prompt}, answer "
+        f"{answer}); this model takes 64. "
         "Shorten it (with IKE: a smaller k)."
     )
 

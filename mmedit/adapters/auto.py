@@ -110,7 +110,7 @@ class AutoAdapter(Adapter):
             return_tensors="pt",
         )
         layout = Layout(
-            placeholder=tuple(self._placeholder(made["input_ids"][0].tolist())),
+            placeholder=tuple(made["input_ids"][0].tolist()),
             sizes={name: made[name] for name in SIZES if name in made},
         )
         return layout, {name: made[name] for name in made if name in self._encode_inputs}
@@ -170,7 +170,7 @@ class AutoAdapter(Adapter):
         return self.decode(both[:, inputs.input_ids.shape[1] :])
 
     def _asked(self, inputs: Inputs, features: Sequence[Tensor]) -> dict[str, Any]:
-        asked = {
+        asked: dict[str, Any] = {
             "input_ids": inputs.input_ids,
             "attention_mask": inputs.attention_mask,
             **inputs.extras,
@@ -191,10 +191,6 @@ class AutoAdapter(Adapter):
             for name, tensor in _collate([image.pixels for image in images]).items()
         }
         return self.network.get_image_features(**pixels, return_dict=True)
-
-    def _placeholder(self, ids: list[int]) -> list[int]:
-        """The tokens that stand for an image, of those that the processor made."""
-        return ids
 
     def _packed(self, bridged: Sequence[Tensor], images: Sequence[SeenImage]) -> list[Tensor]:
         """The tokens of every image, from what the bridge made of it: [tiles, tokens, hidden]."""

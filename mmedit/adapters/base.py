@@ -110,10 +110,9 @@ class Adapter(ABC):
         self._layouts: OrderedDict[str, Layout] = OrderedDict()
 
     @classmethod
-    def check(cls, config: Any) -> None:
-        """Raise ModelError for a config of this family that cannot be served, before any weight is
-        read.
-        """
+    def unsupported(cls, config: Any) -> str | None:
+        """Why a network of this config of the family cannot be served; None where it can."""
+        return None
 
     @cached_property
     def fingerprint(self) -> str:

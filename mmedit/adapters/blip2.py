@@ -33,7 +33,6 @@ from mmedit.adapters.base import (
 )
 from mmedit.adapters.prompts import PROBE, PromptFormat, chat_format, read_format
 from mmedit.cases import Example
-from mmedit.errors import ModelError
 from mmedit.images import image_key, open_image
 
 FEED_FORWARD = re.compile(
@@ -49,12 +48,13 @@ class Blip2Adapter(Adapter):
     model_types = ("blip-2",)
 
     @classmethod
-    def check(cls, config: Any) -> None:
-        if not config.use_decoder_only_language_model:
-            raise ModelError(
-                "its language model is an encoder-decoder (T5), which is not supported; use a "
-                "checkpoint with a decoder-only one, for instance blip2-opt-2.7b"
-            )
+    def unsupported(cls, config: Any) -> str | None:
+        if config.use_decoder_only_language_model:
+            return None
+        return (
+            "its language model is an encoder-decoder (T5), which is not supported; use a "
+            "checkpoint with a decoder-only one, for instance blip2-opt-2.7b"
+        )
 
     def __init__(self, network: Any, processor: Any) -> None:
         super().__init__(network, processor)

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from PIL import Image
 from torch import Tensor
 
 from mmedit.adapters.auto import AutoAdapter
-from mmedit.adapters.base import Inputs, SeenImage
+from mmedit.adapters.base import Inputs, Layout, Pixels, SeenImage
 from mmedit.adapters.prompts import PROBE, PromptFormat, read_format
 
 
@@ -32,5 +33,8 @@ class PaliGemmaAdapter(AutoAdapter):
     def extras(self, inputs: Inputs, images: Sequence[SeenImage]) -> dict[str, Tensor]:
         return {"token_type_ids": inputs.is_answer.long()}  # 1: attended to causally
 
-    def _placeholder(self, ids: list[int]) -> list[int]:
-        return [token for token in ids if token == self.image_token]  # the processor adds a prompt
+    def prepare(self, image: Image.Image) -> tuple[Layout, Pixels]:
+        # Not through the processor, which adds a prompt of its own.
+        values = self.processor.image_processor(images=[image], return_tensors="pt")
+        placeholder = (self.image_token,) * self.processor.image_seq_length
+        return Layout(placeholder=placeholder), {"pixel_values": values["pixel_values"]}

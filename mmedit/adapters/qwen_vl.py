@@ -89,9 +89,11 @@ class Qwen3VLAdapter(Qwen2VLAdapter):
         return [output.pooler_output, *output.deepstack_features]
 
     def _encoder_output(self, features: Sequence[Tensor]) -> BaseModelOutputWithPooling:
-        first, *further = zip(*features, strict=True)
+        _, *further = zip(*features, strict=True)
+        output = super()._encoder_output(features)
         return BaseModelOutputWithDeepstackFeatures(
-            pooler_output=list(first), deepstack_features=[list(part) for part in further]
+            pooler_output=output.pooler_output,
+            deepstack_features=[list(part) for part in further],  # pyright: ignore[reportArgumentType]
         )
 
     def _bridge(self) -> list[tuple[nn.Module, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import cast
 
 import torch
 from accelerate.utils import align_module_device
@@ -24,7 +25,7 @@ def weights_hash(network: nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(all_weights(network).items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -41,4 +42,5 @@ def _dequantised(linear: nn.Linear) -> Tensor:
     # Imports bitsandbytes, which has things to say; and only who quantised needs it.
     from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
-    return dequantize_bnb_weight(linear.weight, state=getattr(linear, "state", None))
+    weight = cast("nn.Parameter", linear.weight)
+    return dequantize_bnb_weight(weight, state=getattr(linear, "state", None))

@@ -8,15 +8,17 @@ delta.
 """
 
 from mmedit.vlm.interface import VLM, Captured, Predictions, WrappedVLM
-from mmedit.vlm.loading import BUILT_IN, load_vlm, resolve_vlm
+from mmedit.vlm.loading import BUILT_IN, DeviceMap, Quantization, load_vlm, resolve_vlm
 from mmedit.vlm.network import NetworkVLM
 
 __all__ = [
     "BUILT_IN",
     "VLM",
     "Captured",
+    "DeviceMap",
     "NetworkVLM",
     "Predictions",
+    "Quantization",
     "WrappedVLM",
     "load_vlm",
     "resolve_vlm",

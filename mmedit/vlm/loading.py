@@ -80,7 +80,8 @@ def load_vlm(
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         adapter_class = _adapter_class(adapter, config)
-        adapter_class.check(config)
+        if why := adapter_class.unsupported(config):
+            raise ModelError(why)
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
         loaded = AutoModelForImageTextToText.from_pretrained(
             source,
