@@ -3,9 +3,10 @@
 # Any Python >= 3.11. If this one is older, python3.11 to python3.14 are tried.
 PYTHON ?= python3
 
-# What `pip install` gets when the .venv has no torch yet. On Linux PyPI's torch comes with CUDA (several GB to download). A CPU
-# build is 0.2 GB:  make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
-TORCH ?= torch==2.13.0
+# What `pip install` gets when the .venv has no torch yet; torchvision must be the one made for this torch. On Linux PyPI's torch
+# comes with CUDA (several GB). A CPU build is 0.2 GB:
+#   make test TORCH="torch==2.14.1 torchvision==0.29.1 --index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch==2.14.1 torchvision==0.29.1
 
 # Passed on:  make test ARGS="-k mend -x"   make demo ARGS="--help"
 ARGS ?=

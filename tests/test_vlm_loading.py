@@ -9,7 +9,8 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmedit.errors import ModelError, UnknownNameError
+from mmedit.adapters import Blip2Adapter
+from mmedit.errors import ModelError, SiteError, UnknownNameError
 from mmedit.vlm import BUILT_IN, NetworkVLM, load_vlm, resolve_vlm
 
 
@@ -166,3 +167,53 @@ def test_missing_weights_are_an_error_and_not_random(tmp_path: Path):
         f"{tmp_path} cannot be loaded: its files lack 1 of the network's weights, "
         "for instance query_tokens, which would be random"
     )
+
+
+def pickle_weights(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def test_pickled_weights_are_refused(tmp_path: Path):
+    pickle_weights(tiny.save_model(tmp_path))
+    with pytest.raises(ModelError, match=r"pickled weights \(.bin\).*save the model as safetens"):
+        load_vlm(tmp_path)
+
+
+def add_code(folder: Path) -> Path:
+    """As a hub repository brings its own classes; running them leaves a file."""
+    ran = folder / "ran"
+    (folder / "own.py").write_text(
+        "from pathlib import Path\n"
+        f"Path({str(ran)!r}).touch()\n"
+        "from transformers import Blip2Config as OwnConfig\n"
+    )
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    return ran
+
+
+def test_code_of_a_checkpoint_does_not_run_unless_it_is_trusted(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
+    ran = add_code(tiny.save_model(tmp_path / "model"))
+    with pytest.raises(ModelError, match="load with trust_remote_code=True"):
+        load_vlm(tmp_path / "model")
+    assert not ran.exists()
+
+
+def test_adapter_is_chosen_by_name_or_class(tiny_folder: Path):
+    for adapter in ("blip2", Blip2Adapter):
+        assert type(load_vlm(tiny_folder, adapter=adapter).adapter) is Blip2Adapter
+    with pytest.raises(UnknownNameError, match=r"no adapter named 'blip'. Did you mean 'blip2'\?"):
+        load_vlm(tiny_folder, adapter="blip")
+
+
+def test_sites_of_ones_own_replace_the_default_ones(tiny_folder: Path, tiny_vlm: NetworkVLM):
+    mine = tiny_vlm.sites("language")[:1]
+    vlm = load_vlm(tiny_folder, sites={"language": mine})
+    assert vlm.sites("language") == mine
+    assert vlm.sites("bridge") == tiny_vlm.sites("bridge")
+    assert vlm.with_deltas({}).sites("language") == mine
+    with pytest.raises(SiteError, match=f"Did you mean '{mine[0]}'"):
+        load_vlm(tiny_folder, sites={"language": (mine[0].replace("layers", "layer"),)})

@@ -44,3 +44,12 @@ def _dequantised(linear: nn.Linear) -> Tensor:
 
     weight = cast("nn.Parameter", linear.weight)
     return dequantize_bnb_weight(weight, state=getattr(linear, "state", None))
+
+
+def keep_weights_in_place(network: nn.Module) -> None:
+    """Keep bitsandbytes from packing 4-bit weights anew in the first forward on a CPU: unpacked,
+    they are no longer what they were (bitsandbytes 0.50), and the packed ones have wrong gradients.
+    """
+    for module in network.modules():
+        if "support_avx512bf16_for_cpu" in vars(module):
+            vars(module)["support_avx512bf16_for_cpu"] = False

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from mmedit.adapters import ADAPTERS, Adapter, Stage, adapter_for
+from mmedit.adapters.weights import keep_weights_in_place
 from mmedit.errors import ModelError, UnknownNameError
 from mmedit.features import TensorCache
 from mmedit.vlm.network import NetworkVLM
@@ -107,6 +108,7 @@ def load_vlm(
             f"weights, for instance {missing[0]}, which would be random"
         )
     network.eval().requires_grad_(False)
+    keep_weights_in_place(network)
     vlm = NetworkVLM(adapter_class(network, processor), features=features, sites=sites)
     for stage in sites or {}:
         for site in vlm.sites(stage):
@@ -136,7 +138,11 @@ def _quantized(
         )
     if quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype or torch.bfloat16)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype or torch.bfloat16,
+    )
 
 
 def _advice(source: str, error: Exception) -> str:
