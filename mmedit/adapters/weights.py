@@ -15,9 +15,10 @@ from torch import Tensor, nn
 def all_weights(network: nn.Module) -> dict[str, Tensor]:
     """The state dict, with what Accelerate has offloaded."""
     weights = network.state_dict()
-    if any(tensor.is_meta for tensor in weights.values()):
-        return get_state_dict_offloaded_model(network)
-    return weights
+    if not any(tensor.is_meta for tensor in weights.values()):
+        return weights
+    here = {name: tensor for name, tensor in weights.items() if not tensor.is_meta}
+    return {**get_state_dict_offloaded_model(network), **here}  # the former lacks the root's own
 
 
 def weights_hash(network: nn.Module) -> str:
