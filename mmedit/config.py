@@ -105,6 +105,11 @@ def describe(kind: Kind) -> list[tuple[str, str]]:
     return described
 
 
+def named_vlms() -> dict[str, VLMFile]:
+    """The files of `configs/vlm`, by name."""
+    return {name: _validate(VLMFile, _read("vlm", name), f"vlm {name}") for name in names("vlm")}
+
+
 def load_vlm_file(name: str, overrides: Sequence[str] = ()) -> VLMFile:
     """A named VLM, or a model folder or hub id as it is. The model is not loaded."""
     written = _read("vlm", name) if name in names("vlm") else {"name_or_path": name}

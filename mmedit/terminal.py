@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
+from mmedit.adapters import Adapter, Stage
 from mmedit.bench.records import ProbeRecord, Record
 from mmedit.bench.tables import Cell, N, cells, columns, footnote, method_table
 from mmedit.cases import Example, Probe
@@ -54,6 +55,26 @@ def progress(console: Console) -> Iterator[Report]:
             bars.update(task, rate=f"{speed:.1f}/s" if speed else "")
 
         yield report
+
+
+def vlms_view(
+    described: Sequence[tuple[str, str]],
+    sites: Mapping[str, Mapping[Stage, tuple[str, ...]]],
+    adapters: Mapping[str, type[Adapter]],
+) -> RenderableType:
+    """Every named VLM with its edit sites by stage, then the families that any folder may be of."""
+    named: list[RenderableType] = []
+    for name, text in described:
+        named.append(f"[bold]{name}[/]  {escape(text)}")
+        for stage, patterns in sites[name].items():
+            named += [Text(f"  {stage:8}  {pattern}", style="dim") for pattern in patterns]
+    families = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("adapter", "model type in config.json"):
+        families.add_column(heading)
+    for name, adapter in adapters.items():
+        types = ", ".join(adapter.model_types) or "any other that transformers knows, with a "
+        families.add_row(f"[bold]{name}", types + ("" if adapter.model_types else "chat template"))
+    return Group(*named, Text("\nAny folder or hub id of these families works too:\n"), families)
 
 
 def answers_view(

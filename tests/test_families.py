@@ -130,10 +130,9 @@ def plain_logits(
     vlm: NetworkVLM, example: Example, family: str, network: nn.Module | None = None
 ) -> Tensor:
     """Of transformers' own forward, [sequence, vocab]."""
-    network = network or vlm.adapter.network
-    model: Any = network
+    model: Any = network or vlm.adapter.network
     if family == "instructblip" and example.image is None:
-        model = network.language_model
+        model = model.language_model
     return model(**answered(vlm, example, family)).logits[0]
 
 
@@ -221,7 +220,7 @@ def official_generation(vlm: NetworkVLM, example: Example, family: str, network:
     model: Any = network
     inputs = official_prompt(vlm, example, family)
     if family == "instructblip" and example.image is None:
-        model = network.language_model
+        model = model.language_model
     ids = model.generate(**inputs, max_new_tokens=6, do_sample=False)
     skip = inputs["input_ids"].shape[1] if ids.shape[1] > 6 else 0
     (text,) = vlm.adapter.decode(ids[:, skip:])

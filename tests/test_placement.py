@@ -21,7 +21,7 @@ from mmedit.editors import FT
 from mmedit.editors.ft import FTConfig
 from mmedit.errors import ModelError
 from mmedit.metrics import answer_nll
-from mmedit.vlm import NetworkVLM, load_vlm
+from mmedit.vlm import VLM, NetworkVLM, load_vlm
 
 MIXED = (SEEN[0], TEXT_ONLY, SEEN[1])
 # BLIP-2's query tokens are a parameter beside its modules; Accelerate places them all the same.
@@ -177,6 +177,6 @@ def test_quantisation_without_bitsandbytes_is_an_error_that_names_the_extra(monk
     )
 
 
-def nll(vlm: NetworkVLM, examples: list[Example]) -> float:
+def nll(vlm: VLM, examples: list[Example]) -> float:
     predictions = vlm.predict(examples)
     return answer_nll(predictions.logits, predictions.target, predictions.is_answer).mean().item()

@@ -5,6 +5,10 @@ format. Only sizes, weights and vocabulary are small: each tokenizer is a byte-l
 here, with the family's special tokens, so that any prompt tokenises without a download.
 """
 
+# transformers' configs and processors take keywords that their signatures do not tell.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportReturnType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence

@@ -5,7 +5,7 @@ from typing import Any
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from mmedit.adapters.auto import AutoAdapter
-from mmedit.adapters.base import Adapter, Inputs, PaddingSide, SeenImage, Stage
+from mmedit.adapters.base import STAGES, Adapter, Inputs, PaddingSide, SeenImage, Stage
 from mmedit.adapters.blip2 import Blip2Adapter
 from mmedit.adapters.instructblip import InstructBlipAdapter
 from mmedit.adapters.llava import LlavaAdapter, LlavaNextAdapter, LlavaOnevisionAdapter
@@ -45,6 +45,7 @@ def adapter_for(config: Any) -> type[Adapter]:
 
 __all__ = [
     "ADAPTERS",
+    "STAGES",
     "Adapter",
     "AutoAdapter",
     "Blip2Adapter",
