@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mmedit.errors import MmeditError, UnknownNameError
-from mmedit.terminal import answers_view, examples_view, method_view, progress
+from mmedit.terminal import answers_view, examples_view, method_view, progress, vlms_view
 
 if TYPE_CHECKING:
     from mmedit.bench.records import Record
@@ -72,6 +72,13 @@ def list_names(what: Annotated[str, typer.Argument(help="editors, vlms or datase
     kinds: dict[str, Kind] = {"editors": "editor", "vlms": "vlm", "datasets": "dataset"}
     if what not in kinds:
         raise UnknownNameError("list", what, kinds)
+    if what == "vlms":
+        from mmedit.adapters import ADAPTERS
+        from mmedit.config import named_vlms
+
+        sites = {name: file.sites for name, file in named_vlms().items()}
+        out.print(vlms_view(describe("vlm"), sites, ADAPTERS))
+        return
     table = Table(box=None, pad_edge=False)
     table.add_column("name", style="bold")
     table.add_column("what it is")

@@ -10,10 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import tiny
+import tiny_families
 import torch
 from transformers import (
     AutoModelForImageTextToText,
     Blip2Config,
+    Blip2Processor,
+    BlipImageProcessor,
     InstructBlipConfig,
     LlamaConfig,
     LlavaConfig,
@@ -21,6 +25,7 @@ from transformers import (
     OPTConfig,
     PretrainedConfig,
     PreTrainedModel,
+    ProcessorMixin,
     Qwen2_5_VLConfig,
     Qwen2Config,
     Qwen2VLConfig,
@@ -141,3 +146,37 @@ def without_values(name: str) -> PreTrainedModel:
     """The network with the shapes of all its weights, and no memory for them."""
     with torch.device("meta"):
         return AutoModelForImageTextToText.from_config(CONFIGS[name]())
+
+
+def with_random_values(
+    name: str, dtype: torch.dtype, device: torch.device
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The network with random weights, and a processor that makes images of the released size, with
+    the small vocabulary of the tests.
+    """
+    config, processor = CONFIGS[name](), RUNNABLE[name]()
+    token = processor.tokenizer.convert_tokens_to_ids("<image>")
+    config.image_token_index = config.image_token_id = token
+    with device:
+        return AutoModelForImageTextToText.from_config(config, dtype=dtype), processor
+
+
+def _blip2_processor() -> ProcessorMixin:
+    processor = tiny.build_processor()
+    size = {"height": 364, "width": 364}
+    return Blip2Processor(BlipImageProcessor(size=size), processor.tokenizer, num_query_tokens=32)
+
+
+def _smolvlm_processor() -> ProcessorMixin:
+    _, processor = tiny_families.build_family("smolvlm")
+    processor.image_processor.size = {"longest_edge": 2048}
+    processor.image_processor.max_image_size = {"longest_edge": 512}
+    processor.image_seq_len = 64
+    return processor
+
+
+RUNNABLE: dict[str, Callable[[], ProcessorMixin]] = {
+    "blip2-opt-2.7b": _blip2_processor,
+    "smolvlm-256m": _smolvlm_processor,
+}
+"""Those with a processor here."""

@@ -90,14 +90,7 @@ def official_prompt(vlm: NetworkVLM, example: Example, family: str) -> dict[str,
         if family == "paligemma":
             made["token_type_ids"] = torch.zeros_like(made["input_ids"])
         return made
-    queries = [vlm.adapter.image_token] * vlm.adapter.network.config.num_query_tokens
-    read = processor.qformer_tokenizer([example.prompt], **TENSORS)
-    return {
-        "input_ids": torch.tensor([queries + ids]),
-        "pixel_values": processor.image_processor([example.image], **TENSORS)["pixel_values"],
-        "qformer_input_ids": read["input_ids"],
-        "qformer_attention_mask": read["attention_mask"],
-    }
+    return dict(processor(images=[example.image], text=[example.prompt], **TENSORS))
 
 
 TENSORS: dict[str, Any] = {"return_tensors": "pt"}

@@ -529,8 +529,10 @@ def _gemma3() -> tuple[PreTrainedModel, ProcessorMixin]:
 
 
 def _instructblip() -> tuple[PreTrainedModel, ProcessorMixin]:
-    tokenizer = _llama_tokenizer(image_token="<image>")
-    qformer_tokenizer = _qformer_tokenizer()
+    """The processor adds <image> itself: it cannot work with a tokenizer that names one."""
+    tokenizer, qformer_tokenizer = _llama_tokenizer(), _qformer_tokenizer()
+    images = BlipImageProcessor(size=_square(28))
+    processor = InstructBlipProcessor(images, tokenizer, qformer_tokenizer, num_query_tokens=4)
     qformer = InstructBlipQFormerConfig(
         vocab_size=len(qformer_tokenizer), hidden_size=16, num_hidden_layers=2,
         num_attention_heads=2, intermediate_size=32, encoder_hidden_size=16,
@@ -546,10 +548,7 @@ def _instructblip() -> tuple[PreTrainedModel, ProcessorMixin]:
     )
     network = InstructBlipForConditionalGeneration(config)
     _ends_with(network, tokenizer)
-    images = BlipImageProcessor(size=_square(28))
-    return network, InstructBlipProcessor(
-        images, tokenizer, qformer_tokenizer, num_query_tokens=4
-    )  # fmt: skip
+    return network, processor
 
 
 FAMILIES: dict[str, Callable[[], tuple[PreTrainedModel, ProcessorMixin]]] = {

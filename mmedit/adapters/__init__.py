@@ -9,12 +9,14 @@ from mmedit.adapters.base import STAGES, Adapter, Inputs, PaddingSide, SeenImage
 from mmedit.adapters.blip2 import Blip2Adapter
 from mmedit.adapters.instructblip import InstructBlipAdapter
 from mmedit.adapters.llava import LlavaAdapter, LlavaNextAdapter, LlavaOnevisionAdapter
+from mmedit.adapters.minigpt4 import MiniGPT4Adapter
 from mmedit.adapters.paligemma import PaliGemmaAdapter
 from mmedit.adapters.qwen_vl import Qwen2VLAdapter, Qwen3VLAdapter, Qwen25VLAdapter
 from mmedit.errors import ModelError
 
 ADAPTERS: dict[str, type[Adapter]] = {
     "blip2": Blip2Adapter,
+    "minigpt4": MiniGPT4Adapter,
     "instructblip": InstructBlipAdapter,
     "llava": LlavaAdapter,
     "llava-next": LlavaNextAdapter,

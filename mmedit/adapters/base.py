@@ -37,6 +37,7 @@ that of images, tiles or patches.
 
 LAYOUTS = 4096
 """Images whose layout an adapter remembers."""
+NO_TOKENS = torch.zeros(0, dtype=torch.long)
 GREEDY: Mapping[str, Any] = {
     "do_sample": False,
     "num_beams": 1,
@@ -71,6 +72,11 @@ class Layout:
 
     placeholder: tuple[int, ...]
     sizes: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def tokens(self) -> Int[Tensor, " tokens"]:
+        """`placeholder` as a tensor, on the CPU."""
+        return torch.tensor(self.placeholder, dtype=torch.long)
 
 
 class SeenImage:
@@ -224,18 +230,15 @@ class Adapter(ABC):
         for number, (form, example) in enumerate(zip(formats, examples, strict=True)):
             context, prompt, answer = ids[3 * number : 3 * number + 3]
             self._require_no_placeholder((context, prompt, answer), example)
-            image = images[number].layout.placeholder if number in images else ()
-            before = [*form.before_image, *image, *form.before_prompt]
-            rows.append(self._row(before, context, prompt, form.after_prompt, answer, example))
-        input_ids, attention_mask, is_text, is_answer = pad(
-            rows, self._padding, padding_side, self.device
-        )
-        inputs = Inputs(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            is_text=is_text,
-            is_answer=is_answer,
-            image_rows=tuple(images),
+            image = images[number].layout.tokens if number in images else NO_TOKENS
+            before = torch.tensor(form.before_prompt + tuple(context), dtype=torch.long)
+            head = torch.cat([torch.tensor(form.before_image, dtype=torch.long), image, before])
+            tail = torch.tensor([*prompt, *form.after_prompt, *answer], dtype=torch.long)
+            row = _Row(torch.cat([head, tail]), len(head), len(prompt), len(answer))
+            self._check(row, example, context=len(context))
+            rows.append(row)
+        inputs = replace(
+            _padded(rows, self._padding, padding_side, self.device), image_rows=tuple(images)
         )
         return replace(inputs, extras=self.extras(inputs, list(images.values())))
 
@@ -273,35 +276,55 @@ class Adapter(ABC):
                 "for the image; leave it out: the image comes before the text by itself."
             )
 
-    def _row(
-        self,
-        before: list[int],
-        context: list[int],
-        prompt: list[int],
-        after: Sequence[int],
-        answer: list[int],
-        example: Example,
-    ) -> tuple[Tensor, ...]:
-        """Tokens, attention, and which are text and answer."""
-        asked = [*before, *context, *prompt, *after]
-        if not asked:
+    def _check(self, row: _Row, example: Example, *, context: int) -> None:
+        length = len(row.tokens)
+        if length == row.answer:
             raise ModelError(
                 f"nothing stands before the answer {example.target!r}, so nothing predicts its "
                 "first token; give an image, a context or a prompt"
             )
-        tokens = torch.tensor([*asked, *answer])
-        if len(tokens) > self.max_tokens:
+        if length > self.max_tokens:
+            around = length - context - row.prompt - row.answer
             raise ModelError(
-                f"{example.prompt[:60]!r} makes a sequence of {len(tokens)} tokens (image and "
-                f"markers {len(before) + len(after)}, context {len(context)}, prompt "
-                f"{len(prompt)}, answer {len(answer)}); this model takes {self.max_tokens}. "
-                "Shorten it (with IKE: a smaller k)."
+                f"{example.prompt[:60]!r} makes a sequence of {length} tokens (image and markers "
+                f"{around}, context {context}, prompt {row.prompt}, answer {row.answer}); this "
+                f"model takes {self.max_tokens}. Shorten it (with IKE: a smaller k)."
             )
-        place = torch.arange(len(tokens))
-        is_answer = place >= len(asked)
-        start = len(before) + len(context)
-        is_prompt = (place >= start) & (place < start + len(prompt))
-        return tokens, torch.ones_like(tokens), is_prompt | is_answer, is_answer
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """The tokens of one example, and where the prompt starts and how long it and the answer are."""
+
+    tokens: Int[Tensor, " sequence"]
+    start: int
+    prompt: int
+    answer: int
+
+
+def _padded(rows: Sequence[_Row], padding: int, side: PaddingSide, device: torch.device) -> Inputs:
+    """The rows as one batch; masks are made for all rows at once."""
+    input_ids = nn.utils.rnn.pad_sequence(
+        [row.tokens for row in rows],
+        batch_first=True,
+        padding_value=float(padding),
+        padding_side=side,
+    )
+    numbers = [(len(row.tokens), row.start, row.prompt, row.answer) for row in rows]
+    length, start, prompt, answer = torch.tensor(numbers).T.unsqueeze(-1)
+    longest = input_ids.shape[1]
+    first = longest - length if side == "left" else torch.zeros_like(length)
+    place = torch.arange(longest) - first
+    real = (place >= 0) & (place < length)
+    is_prompt = (place >= start) & (place < start + prompt)
+    is_answer = (place >= length - answer) & real
+    return Inputs(
+        input_ids=input_ids.to(device),
+        attention_mask=real.long().to(device),
+        is_text=(is_prompt | is_answer).to(device),
+        is_answer=is_answer.to(device),
+        image_rows=(),
+    )
 
 
 def sites_in(
@@ -317,26 +340,6 @@ def sites_in(
     ]
     layers = sorted({layer for layer, _ in found if until is None or layer < until})[-last:]
     return tuple(name for layer, name in found if layer in layers)
-
-
-def pad(
-    rows: Sequence[Sequence[Tensor]], padding: int | bool, side: PaddingSide, device: torch.device
-) -> list[Tensor]:
-    """Columns of ragged rows, each as one padded batch.
-
-    `rows[b]` holds several parallel 1-d tensors of row b (ids, masks); the result holds one [batch,
-    sequence] tensor for each. `padding` fills the first; the others are filled with zero.
-    """
-    columns = zip(*rows, strict=True)
-    return [
-        nn.utils.rnn.pad_sequence(
-            list(column),
-            batch_first=True,
-            padding_value=float(padding) if number == 0 else 0.0,
-            padding_side=side,
-        ).to(device)
-        for number, column in enumerate(columns)
-    ]
 
 
 def linears(module: nn.Module, prefix: str) -> tuple[str, ...]:

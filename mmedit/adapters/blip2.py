@@ -57,7 +57,13 @@ class Blip2Adapter(Adapter):
         )
 
     def __init__(self, network: Any, processor: Any) -> None:
+        if processor.chat_template is None:  # `Blip2Processor` loses it when it is loaded
+            processor.chat_template = processor.tokenizer.chat_template
         super().__init__(network, processor)
+        # LAVIS' epsilon of ln_vision, which `mmedit convert` writes; hub checkpoints go without
+        eps = network.config.vision_config.to_dict().get("post_layernorm_eps")
+        if eps is not None:
+            network.vision_model.post_layernorm.eps = eps
         self._layout = Layout(placeholder=(self.image_token,) * network.config.num_query_tokens)
 
     @property
@@ -65,7 +71,7 @@ class Blip2Adapter(Adapter):
         return self.network.config.image_token_index
 
     def formats(self) -> tuple[PromptFormat, PromptFormat]:
-        if self.processor.chat_template or self.tokenizer.chat_template:
+        if self.processor.chat_template:
             marker = self.tokenizer.convert_ids_to_tokens(self.image_token)
             return (
                 chat_format(self.processor, marker=None),

@@ -86,7 +86,7 @@ def read_format(
     """
     segment = Segmenter(tokenizer)
     ids = tokenizer(text, add_special_tokens=special_tokens)["input_ids"]
-    for space in ("", " "):
+    for space in (" ", ""):  # tokens of "x" may be found in " x", if the space is one by itself
         (probe,) = segment([space + PROBE])
         if (start := _find(ids, probe)) is not None:
             break
