@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_families
 from PIL import Image
 
 import mmedit.vlm
@@ -57,6 +58,27 @@ def test_ls_lists_names(mmedit_, what):
     shown = mmedit_("ls", what)
     assert shown.code == 0
     assert {"editors": "mend", "vlms": "embedded", "datasets": "easyvqa-caption"}[what] in shown.out
+
+
+def test_ls_vlms_shows_sites_and_families(mmedit_):
+    shown = mmedit_("ls", "vlms").out
+    assert "llava-1.5-7b LLaVA-1.5 with Vicuna-7B" in shown
+    assert "language model.language_model.layers.{29,30,31}.mlp.{up_proj,down_proj}" in shown
+    assert "qwen2.5-vl qwen2_5_vl" in shown
+    assert "auto any other that transformers knows, with a chat template" in shown
+
+
+def test_bench_runs_on_a_folder_of_another_family(mmedit_, tmp_path: Path):
+    folder = tiny_families.save_family("qwen2_5_vl", tmp_path / "model")
+    run = tmp_path / "run"
+    shown = mmedit_(
+        "bench", "--vlm", folder, "--editor", "ft", "--limit", 2, "--out", run,
+        "--set", "editor.steps=2", "--set", "vlm.dtype=bfloat16",
+    )  # fmt: skip
+    assert shown.code == 0, shown.err
+    records = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
+    assert [record["editor"] for record in records] == ["base", "base", "FT-M", "FT-M"]
+    assert all(len(record["probes"]) == 5 for record in records)
 
 
 @pytest.mark.usefixtures("no_model")
