@@ -154,8 +154,12 @@ class AutoAdapter(Adapter):
 
     def logits(
         self, inputs: Inputs, features: Sequence[Tensor]
-    ) -> Float[Tensor, "batch sequence vocab"]:
-        return self.network(**self._asked(inputs, features), use_cache=False).logits
+    ) -> Float[Tensor, "batch text vocab"]:
+        asked = self._asked(inputs, features)
+        if "logits_to_keep" in self._forward_inputs:
+            return self.network(**asked, logits_to_keep=inputs.before, use_cache=False).logits
+        logits = self.network(**asked, use_cache=False).logits
+        return torch.take_along_dim(logits, inputs.before.unsqueeze(-1), dim=1)
 
     def generate(
         self, inputs: Inputs, features: Sequence[Tensor], *, max_new_tokens: int

@@ -60,10 +60,19 @@ class Inputs:
     is_text: Bool[Tensor, "batch sequence"]
     """Prompt and answer; not the image, the context, markers or padding."""
     is_answer: Bool[Tensor, "batch sequence"]
+    position: Int[Tensor, "batch text"]
+    """Where the text tokens of every row stand, in order, then (in shorter rows) anything."""
     image_rows: tuple[int, ...]
     """The rows that have an image; image features come in this order."""
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     """What else the family's language model wants to know: image grids, token types."""
+
+    @property
+    def before(self) -> Int[Tensor, "batch text"]:
+        """What predicts the text tokens: the positions before theirs; the only ones whose logits
+        are wanted, and computed.
+        """
+        return (self.position - 1).clamp(min=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +178,8 @@ class Adapter(ABC):
     @abstractmethod
     def logits(
         self, inputs: Inputs, features: Sequence[Tensor]
-    ) -> Float[Tensor, "batch sequence vocab"]:
-        """The network's own logits: position s is about token s + 1."""
+    ) -> Float[Tensor, "batch text vocab"]:
+        """The network's own logits at `inputs.before`: entry t is about text token t."""
 
     @abstractmethod
     def generate(
@@ -318,11 +327,15 @@ def _padded(rows: Sequence[_Row], padding: int, side: PaddingSide, device: torch
     real = (place >= 0) & (place < length)
     is_prompt = (place >= start) & (place < start + prompt)
     is_answer = (place >= length - answer) & real
+    is_text = is_prompt | is_answer
+    # Text first, in its order: a family's markers may stand between prompt and answer.
+    position = (~is_text).int().argsort(dim=1, stable=True)[:, : int(is_text.sum(1).max())]
     return Inputs(
         input_ids=input_ids.to(device),
         attention_mask=real.long().to(device),
-        is_text=(is_prompt | is_answer).to(device),
+        is_text=is_text.to(device),
         is_answer=is_answer.to(device),
+        position=position.to(device),
         image_rows=(),
     )
 

@@ -122,10 +122,11 @@ class Blip2Adapter(Adapter):
 
     def logits(
         self, inputs: Inputs, features: Sequence[Tensor]
-    ) -> Float[Tensor, "batch sequence vocab"]:
+    ) -> Float[Tensor, "batch text vocab"]:
         return self.network.language_model(
             inputs_embeds=self._embed(inputs, features),
             attention_mask=inputs.attention_mask,
+            logits_to_keep=inputs.before,
             use_cache=False,
         ).logits
 

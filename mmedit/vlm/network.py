@@ -136,7 +136,7 @@ class NetworkVLM(VLM):
         return {site: d for site, d in self.deltas.items() if self.adapter.stage(site) == stage}
 
     def _predict(self, examples: Sequence[Example], recorder: _Recorder | None) -> Predictions:
-        return align(*self._run(examples, recorder))
+        return aligned(*self._run(examples, recorder))
 
     def _run(
         self, examples: Sequence[Example], recorder: _Recorder | None
@@ -303,25 +303,19 @@ def by_row(passes: Sequence[Tensor], rows: int) -> Float[Tensor, "rows tokens wi
     return nn.utils.rnn.pad_sequence(flat, batch_first=True)
 
 
-def align(inputs: Inputs, logits: Float[Tensor, "batch sequence vocab"]) -> Predictions:
-    """Shift and crop the network's logits to the text tokens: the one place where positions are
-    counted.
-    """
-    text_tokens = inputs.is_text.sum(1)
-    longest = int(text_tokens.max())
-    exists = torch.arange(longest, device=logits.device) < text_tokens.unsqueeze(1)
-    # Text first, in its order: a family's markers may stand between prompt and answer.
-    position = (~inputs.is_text).int().argsort(dim=1, stable=True)[:, :longest]
-    before = (position - 1).clamp(min=0)
-    predicted = exists & (position > 0) & inputs.attention_mask.gather(1, before).bool()
-    # index_select, not logits[rows, before]: the gradient of the latter is summed in any order.
-    rows = torch.arange(len(logits), device=logits.device).unsqueeze(1) * logits.shape[1]
-    chosen = logits.flatten(0, 1).index_select(0, (rows + before).flatten())
+def aligned(inputs: Inputs, logits: Float[Tensor, "batch text vocab"]) -> Predictions:
+    """The logits with what they are about."""
+    exists = torch.arange(
+        inputs.position.shape[1], device=inputs.position.device
+    ) < inputs.is_text.sum(1, keepdim=True)
+    predicted = (
+        exists & (inputs.position > 0) & inputs.attention_mask.gather(1, inputs.before).bool()
+    )
     return Predictions(
-        logits=chosen.unflatten(0, before.shape),
-        target=inputs.input_ids.gather(1, position).where(exists, 0),
+        logits=logits.to(inputs.input_ids.device),  # the head may be on another one
+        target=inputs.input_ids.gather(1, inputs.position).where(exists, 0),
         is_text=predicted,
-        is_answer=predicted & inputs.is_answer.gather(1, position),
+        is_answer=predicted & inputs.is_answer.gather(1, inputs.position),
     )
 
 
