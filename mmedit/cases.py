@@ -20,13 +20,14 @@ class Example:
     `prompt` reaches the language model verbatim, after the image and inside the model family's own
     conversation markers. `context` stands between image and prompt: it conditions the answer but
     belongs to no metric (in-context editing puts its demonstrations there). `target` is the answer
-    without leading space.
+    without leading space. `answers` are further ones that free generation may give as well.
     """
 
     prompt: str
     target: str
     image: Path | Image.Image | None = None
     context: str = ""
+    answers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.image, str):
@@ -41,6 +42,12 @@ class Example:
                 f"the target of {self.prompt!r} is empty; give the answer that the model shall "
                 "learn or be scored on"
             )
+
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """Every answer that is right when it is generated freely, the target first."""
+        return tuple(dict.fromkeys((self.target, *self.answers)))
 
 
 class Probe(StrEnum):

@@ -68,3 +68,7 @@ class TrainingError(MmeditError, ArithmeticError):
 
 class RunError(MmeditError, RuntimeError):
     """A run directory that cannot be written, or that holds another run."""
+
+
+class JudgeError(MmeditError, RuntimeError):
+    """A language model that was to judge answers, and does not."""

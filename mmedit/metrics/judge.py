@@ -1,0 +1,107 @@
+"""A language model as judge of what was said: the question, the accepted answers and the text go to an
+OpenAI-compatible endpoint, which answers YES or NO. Off by default. What was asked and answered is kept,
+as a verdict that cannot be read again cannot be trusted.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+from pydantic import BaseModel, ConfigDict, Field
+
+from mmedit.errors import JudgeError
+
+INSTRUCTION = (
+    "You compare an answer with the accepted answers to a question about an image that you cannot "
+    "see. Say YES if the answer means the same as one of the accepted answers, NO if not. Reply "
+    "with that one word."
+)
+VERDICT = re.compile(r"^\W*(yes|no)\b", re.IGNORECASE)
+TRIES = 3
+
+
+class JudgeConfig(BaseModel):
+    """Which judge, and where. The key is read from an environment variable and never written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str
+    """Up to and with the version: https://api.openai.com/v1, http://localhost:8000/v1."""
+    model: str
+    key_variable: str = "OPENAI_API_KEY"
+    timeout: float = Field(default=60.0, gt=0)
+    at_once: int = Field(default=8, ge=1)
+
+
+class Transcript(BaseModel):
+    """One question to the judge, and its reply."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    asked: str
+    replied: str
+    verdict: float
+    """1 for YES, 0 for NO."""
+
+
+class Judge:
+    """Asks the endpoint. Costs one request per text, several at once."""
+
+    def __init__(self, config: JudgeConfig) -> None:
+        key = os.environ.get(config.key_variable, "")
+        self.config = config
+        self._client = httpx.Client(
+            base_url=config.url.rstrip("/"),
+            timeout=config.timeout,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+        )
+
+    def __call__(
+        self, prompts: Sequence[str], answers: Sequence[Sequence[str]], texts: Sequence[str]
+    ) -> list[Transcript]:
+        """A verdict for every text. Raises JudgeError where the endpoint cannot be reached, refuses,
+        or says neither YES nor NO, after three tries.
+        """
+        with ThreadPoolExecutor(self.config.at_once) as pool:
+            return list(pool.map(self._judge, prompts, answers, texts))
+
+    def _judge(self, prompt: str, answers: Sequence[str], text: str) -> Transcript:
+        accepted = "\n".join(f"- {answer}" for answer in answers)
+        asked = f"Question: {prompt}\nAccepted answers:\n{accepted}\nAnswer: {text}"
+        problem = ""
+        for attempt in range(TRIES):
+            try:
+                replied = self._ask(asked)
+            except httpx.HTTPStatusError as error:
+                problem = f"it answered {error.response.status_code}: {error.response.text[:200]}"
+                if error.response.status_code not in (408, 429) and not error.response.is_server_error:
+                    break
+            except (httpx.HTTPError, KeyError, IndexError, TypeError, ValueError) as error:
+                problem = f"{type(error).__name__}: {error}"
+            else:
+                if verdict := VERDICT.match(replied):
+                    right = float(verdict[1].lower() == "yes")
+                    return Transcript(asked=asked, replied=replied, verdict=right)
+                problem = f"it said neither YES nor NO: {replied[:200]!r}"
+            time.sleep(0.1 * 2**attempt)
+        raise JudgeError(
+            f"the judge {self.config.model} at {self.config.url} gives no verdict; {problem}. Check "
+            f"URL, model and ${self.config.key_variable}; the records made so far are kept."
+        )
+
+    def _ask(self, asked: str) -> str:
+        messages = [
+            {"role": "system", "content": INSTRUCTION},
+            {"role": "user", "content": asked},
+        ]
+        response = self._client.post(
+            "/chat/completions",
+            json={"model": self.config.model, "messages": messages, "temperature": 0},
+        )
+        response.raise_for_status()
+        return str(response.json()["choices"][0]["message"]["content"])
