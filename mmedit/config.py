@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from importlib import resources
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -24,6 +23,7 @@ from mmedit.datasets.pictures import Split
 from mmedit.editors import EDITORS, Editor
 from mmedit.editors.base import read_description
 from mmedit.errors import ConfigError, UnknownNameError
+from mmedit.folders import config_folder
 from mmedit.vlm import resolve_vlm
 
 Kind = Literal["vlm", "editor", "dataset"]
@@ -60,13 +60,6 @@ class DatasetFile(_Strict):
 
     loader: str
     settings: Settings = {}
-
-
-def config_folder() -> Path:
-    """Inside the installed package, else beside it in a checkout."""
-    package = Path(str(resources.files("mmedit")))
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"
 
 
 def names(kind: Kind) -> list[str]:
