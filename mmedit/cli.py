@@ -248,6 +248,12 @@ def table(
         raise UnknownNameError("table format", format, FORMATS)
     paper = load_published(published) if published else None
     runs_read = read_runs(runs)
+    datasets = sorted({origin.dataset for origin in runs_read.origins.values()})
+    if len(datasets) > 1:
+        err.print(
+            f"the rows are of different datasets ({', '.join(datasets)}), and the best of a column "
+            "is the best of all rows; rather make a table of each"
+        )
     frame = method_table(
         runs_read.records,
         columns=columns,

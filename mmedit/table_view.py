@@ -108,9 +108,12 @@ def _block(head: str, labels: Sequence[str], columns: Sequence[Shown]) -> Table:
 def _published_view(published: Comparison) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for place, heading in enumerate(BESIDE):
-        table.add_column(heading, justify="left" if place < 3 else "right", overflow="fold")
-    for row in beside_rows(published):
-        table.add_row(*map(escape, row))
+        is_class = heading == "published metric"
+        justify = "left" if place < 3 else "right"
+        table.add_column(heading, justify=justify, no_wrap=not is_class, overflow="fold")
+    for measured, row in zip(published.rows, beside_rows(published), strict=True):
+        editor, split, _, *rest = (text.removeprefix("locality/") for text in row)
+        table.add_row(*map(escape, (editor, split, measured.measure.name, *rest)))
     return Group(Text(""), table, Text(beside_note(published), style="dim"))
 
 

@@ -202,14 +202,16 @@ def test_in_a_terminal_of_80_columns_no_line_is_longer_and_nothing_is_cut(record
     probes = {probe: records[0].probes[LOC if probe.is_locality else REL] for probe in type(REL)}
     wide = [*records, record("1", probes, editor="a method with a long name")]
     table = method_table(wide, columns=columns, training_seconds={"mend": 12.0})
+    beside = Comparison("a paper", (beside_of(table),), ())
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(table_view(table, width=80))
+    console.print(table_view(table, beside, width=80))
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= 80
     assert "…" not in "".join(lines)
     for heading in {group for group, _ in table.columns if group not in ("", "cost")}:
         assert heading in "".join(lines)
     assert "train s" in "".join(lines)
+    assert "not comparable" in "".join(lines)
 
 
 def test_an_unknown_format_is_named_with_the_known_ones(table):

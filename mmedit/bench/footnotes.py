@@ -27,7 +27,7 @@ _COST_DEFINITIONS: Mapping[Column, str] = MappingProxyType(
     {
         EDIT_SECONDS: "median wall time of applying one edit",
         EDIT_SECONDS_P95: "its 95th percentile",
-        MEMORY: "the most memory ever held (on a GPU by tensors, else by the process)",
+        MEMORY: "the most memory held until then (on a GPU by tensors, else by the process)",
         PARAMETERS: "the most parameters that an edit adds",
         TRAINING_SECONDS: "seconds of training before the first edit",
     }
