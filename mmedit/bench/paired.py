@@ -22,7 +22,7 @@ from mmedit.errors import DataError
 
 ALPHA = 0.05
 PERMUTATIONS = 9_999
-_SIGNS_AT_ONCE = 4_000_000  # bounds the memory, not the result
+_SIGNS_AT_ONCE = 250_000  # what the cache holds
 
 TestName = Literal["McNemar", "permutation"]
 
