@@ -43,7 +43,6 @@ class Example:
                 "learn or be scored on"
             )
 
-
     @property
     def accepted(self) -> tuple[str, ...]:
         """Every answer that is right when it is generated freely, the target first."""

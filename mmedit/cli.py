@@ -50,6 +50,7 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override a setting: editor.lr=1e-5 (repeatable).")
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of cases and training.")]
+RunsArgument = Annotated[list[Path], typer.Argument(help="Run folders.")]
 
 
 def main() -> None:
@@ -222,34 +223,87 @@ def bench(
 
 @app.command()
 def table(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
-    format: Annotated[str, typer.Option("--format", help="md, latex or csv")] = "md",
+    runs: RunsArgument,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help="md, latex, csv, html or json; in a terminal, blocks that fit it."
+        ),
+    ] = None,
+    columns: Annotated[
+        str, typer.Option("--columns", help="default (tok and EM), generation or locality")
+    ] = "default",
+    published: Annotated[
+        str | None,
+        typer.Option("--published", help="Values to put beside: mmedit, liveedit or unike."),
+    ] = None,
+    published_model: Annotated[
+        str | None, typer.Option(help="The paper's model; by default, the one named as --vlm.")
+    ] = None,
+    published_dataset: Annotated[
+        str | None, typer.Option(help="The paper's dataset; by default, named as --dataset.")
+    ] = None,
 ) -> None:
     """Make the paper's table from the records of one or more runs: a row per run and editor."""
-    from mmedit.bench.records import read_manifest, read_records
-    from mmedit.bench.tables import FORMATS, method_table, render
+    from mmedit.bench.formats import FORMATS, render
+    from mmedit.bench.published import compare_with_published, load_published
+    from mmedit.bench.run_folders import read_runs
+    from mmedit.bench.tables import method_table
+    from mmedit.table_view import table_view
 
-    if format not in FORMATS:
+    if format is not None and format not in FORMATS:
         raise UnknownNameError("table format", format, FORMATS)
-    records: list[Record] = []
-    training_seconds: dict[str, float] = {}
-    rows: dict[str, object] = {}
-    for path in dict.fromkeys(runs):
-        manifest = read_manifest(path)
-        made = (manifest.vlm, manifest.dataset, manifest.seed, manifest.limit)
-        names: dict[str, str] = {}
-        for record in read_records(path):
-            what = (*made, manifest.config.get(record.editor))
-            if record.editor not in names:
-                new = rows.setdefault(record.editor, (path, what)) == (path, what)
-                names[record.editor] = record.editor if new else f"{record.editor} ({path})"
-            records.append(record.model_copy(update={"editor": names[record.editor]}))
-        for label, seconds in manifest.training_seconds.items():
-            training_seconds[names.get(label, label)] = seconds
-    print(
-        render(method_table(records, training_seconds=training_seconds or None), format),
-        end="",
+    paper = load_published(published) if published else None
+    runs_read = read_runs(runs)
+    datasets = sorted({origin.dataset for origin in runs_read.origins.values()})
+    if len(datasets) > 1:
+        err.print(
+            f"the rows are of different datasets ({', '.join(datasets)}), and the best of a column "
+            "is the best of all rows; rather make a table of each"
+        )
+    frame = method_table(
+        runs_read.records,
+        columns=columns,
+        training_seconds=runs_read.training_seconds or None,
     )
+    beside = paper and compare_with_published(
+        frame, paper, runs_read.origins, model=published_model, dataset=published_dataset
+    )
+    if format is None and out.is_terminal:
+        out.print(table_view(frame, beside, width=out.width))
+    else:
+        print(render(frame, format or "md", beside), end="")
+
+
+@app.command("compare")
+def compare_runs(
+    first: Annotated[str, typer.Argument(metavar="RUN_A", help="A run folder, or RUN:EDITOR.")],
+    second: Annotated[str, typer.Argument(metavar="RUN_B", help="Another, or RUN:EDITOR.")],
+    show: Annotated[int, typer.Option(min=0, help="At most so many edits in words.")] = 5,
+    columns: Annotated[
+        str, typer.Option("--columns", help="default (tok and EM), generation or locality")
+    ] = "default",
+) -> None:
+    """Compare two methods edit by edit: paired differences, and the edits where they disagree."""
+    from mmedit.bench.compare import compare
+    from mmedit.bench.run_folders import matched_methods
+    from mmedit.table_view import comparison_view
+
+    for ours, theirs in matched_methods(first, second):
+        out.print(comparison_view(compare(ours, theirs, columns=columns), show=show))
+
+
+@app.command()
+def plot(
+    runs: RunsArgument,
+    out_folder: Annotated[Path, typer.Option("--out", help="Where the SVG and PNG files go.")],
+) -> None:
+    """Draw the trade-off, every split, and both metrics by answer length, as SVG and PNG."""
+    from mmedit.bench.plots import write_plots
+    from mmedit.bench.run_folders import read_runs
+
+    for path in write_plots(read_runs(runs).records, out_folder):
+        out.print(f"written: {path}", soft_wrap=True)
 
 
 @app.command()
@@ -376,8 +430,9 @@ def _fit(
 def _write_tables(
     folder: Path, records: Sequence[Record], training_seconds: dict[str, float]
 ) -> None:
+    from mmedit.bench.formats import render
     from mmedit.bench.records import write_atomically
-    from mmedit.bench.tables import method_table, render
+    from mmedit.bench.tables import method_table
 
     frame = method_table(records, training_seconds=training_seconds or None)
     for name, format in (("table.md", "md"), ("table.tex", "latex")):

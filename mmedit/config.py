@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from importlib import resources
 from itertools import product, takewhile
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -29,6 +28,7 @@ from mmedit.editors import EDITORS, Editor
 from mmedit.editors.base import read_description
 from mmedit.errors import ConfigError, UnknownNameError
 from mmedit.features import TensorCache
+from mmedit.folders import config_folder
 from mmedit.vlm import DeviceMap, NetworkVLM, Quantization, resolve_vlm
 
 Kind = Literal["vlm", "editor", "dataset"]
@@ -81,13 +81,6 @@ class DatasetFile(_Strict):
 
     loader: str
     settings: Settings = {}
-
-
-def config_folder() -> Path:
-    """Inside the installed package, else beside it in a checkout."""
-    package = Path(str(resources.files("mmedit")))
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"
 
 
 def names(kind: Kind) -> list[str]:

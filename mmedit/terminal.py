@@ -21,7 +21,6 @@ from rich.text import Text
 
 from mmedit.adapters import Adapter, Stage
 from mmedit.bench.records import ProbeRecord, Record
-from mmedit.bench.tables import Cell, N, cells, columns, footnote, method_table
 from mmedit.cases import Example, Probe
 
 Report = Callable[[str, int, int, str], None]
@@ -101,30 +100,11 @@ def _local_verdict(before: str, after: str) -> str:
 
 
 def method_view(records: Sequence[Record], training_seconds: Mapping[str, float]) -> RenderableType:
-    """The method table in 80 characters: token accuracy / exact match of a split in one column."""
-    frame = method_table(records, training_seconds=training_seconds or None)
-    shown = cells(frame)
-    splits = list(dict.fromkeys(group for group, name in columns(frame) if name in ("tok", "EM")))
-    counts = set(frame[N])
-    hidden = {*splits, *([N[0]] if len(counts) == 1 else [])}
-    others = [column for column in columns(frame) if column[0] not in hidden]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("tok/EM, %", style="bold", no_wrap=True)
-    for heading in (*splits, *(name for _, name in others)):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row, label in enumerate(frame.index):
-        pairs = [
-            f"{_short(shown[split, 'tok'][row])}/{_short(shown[split, 'EM'][row])}"
-            for split in splits
-        ]
-        table.add_row(str(label), *pairs, *(_short(shown[column][row]) for column in others))
-    n = f"n = {counts.pop()}. " if len(counts) == 1 else ""
-    return Group(table, Text(n + footnote(frame), style="dim"))
+    """The method table of records in 80 characters."""
+    from mmedit.bench.tables import method_table  # SciPy behind it takes a second to import
+    from mmedit.table_view import table_view
 
-
-def _short(cell: Cell) -> str:
-    value = cell.value.removesuffix(".0")
-    return f"[bold cyan]{value}[/]" if cell.best else value
+    return table_view(method_table(records, training_seconds=training_seconds or None))
 
 
 def examples_view(records: Sequence[Record]) -> RenderableType:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import mmedit.vlm
 from mmedit import cli
 from mmedit.datasets.pictures import load_pictures
 
+RESULTS = Path(__file__).parent.parent / "results"
+VQA, CAPTION = RESULTS / "embedded-vqa", RESULTS / "embedded-caption"
 PICTURE = str(load_pictures("test")[0].path)
 
 
@@ -98,6 +101,13 @@ def test_bench_runs_on_a_folder_of_another_family(mmedit_, tmp_path: Path):
         (("fit", "--limit", "1", "--out", PICTURE), "cannot make the folder"),
         (("table", "nowhere"), "cannot read nowhere"),
         (("table", "nowhere", "--format", "latx"), "Did you mean 'latex'"),
+        (("table", "nowhere", "--published", "mmedti"), "Did you mean 'mmedit'"),
+        (("table", VQA, "--columns", "localty"), "Did you mean 'locality'"),
+        (("table", VQA, "--columns", "generation"), "none of the scores of --columns generation"),
+        (("table", VQA, "--published", "mmedit"), "--published-model"),
+        (("compare", VQA, f"{VQA}:MND"), "Did you mean 'MEND'"),
+        (("compare", VQA, VQA), "leave open what to compare; write RUN:EDITOR"),
+        (("plot", VQA, "--out", PICTURE), "cannot make the folder"),
     ],
 )
 def test_wrong_input_is_one_message_before_the_model_is_loaded(mmedit_, arguments, message):
@@ -161,12 +171,61 @@ def test_bench_writes_records_and_tables_and_continues(mmedit_, run_folder):
 
 
 @pytest.mark.parametrize(
-    ("format", "sign"), [("md", "| FT-M"), ("latex", "\\toprule"), ("csv", "FT-M,Rel,EM,")]
+    ("format", "sign"),
+    [
+        ("md", "| FT-M"),
+        ("latex", "\\toprule"),
+        ("csv", "FT-M,Rel,EM,"),
+        ("html", '<th scope="row">FT-M</th>'),
+        ("json", '"editor": "FT-M"'),
+    ],
 )
 def test_table_is_made_from_the_records_of_runs(mmedit_, run_folder, format, sign):
     shown = mmedit_("table", run_folder, run_folder, "--format", format)
     assert shown.code == 0
     assert sign in shown.out
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("table", VQA),
+        ("table", VQA, "--columns", "locality", "--format", "html"),
+        ("compare", f"{VQA}:MEND", f"{VQA}:FT-M"),
+    ],
+)
+def test_tables_and_comparisons_are_made_without_torch(command):
+    code = (
+        "import sys; from mmedit import cli; sys.argv[0] = 'mmedit'; cli.app(standalone_mode=False)"
+        "; sys.exit('torch' in sys.modules)"
+    )
+    arguments = [sys.executable, "-c", code, *map(str, command)]
+    assert subprocess.run(arguments, check=False, capture_output=True).returncode == 0
+
+
+def test_published_values_stand_beside_those_of_a_run(mmedit_):
+    named = ("--published-model", "BLIP-2 OPT", "--published-dataset", "e-vqa")
+    shown = mmedit_("table", VQA, "--published", "mmedit", *named)
+    assert "MEND | Rel | EM (exact_match) | 100.0 −1.3 | 99.40 | exact_match | +0.6" in shown.out
+    assert "Not published there: FT-L, FT-M." in shown.out
+
+
+def test_one_table_of_different_datasets_is_warned_of(mmedit_):
+    assert "easyvqa, easyvqa-caption" in mmedit_("table", VQA, CAPTION).err
+    assert mmedit_("table", VQA).err == ""
+
+
+def test_compare_shows_differences_and_the_edits_where_methods_disagree(mmedit_):
+    shown = mmedit_("compare", f"{VQA}:MEND", f"{VQA}:FT-M", "--show", "1")
+    assert shown.code == 0
+    assert "I-Loc EM 99.0 86.3 −12.7" in shown.out
+    assert "41 questions that only one answered exactly; 1 of them:" in shown.out
+    assert shown.out.count("wanted") == 1
+
+
+def test_plot_writes_pictures(mmedit_, tmp_path):
+    assert mmedit_("plot", VQA, "--out", tmp_path).code == 0
+    assert {file.suffix for file in tmp_path.iterdir()} == {".svg", ".png"}
 
 
 def test_runs_that_differ_never_share_a_row(mmedit_, run_folder, tmp_path):

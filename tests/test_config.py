@@ -3,7 +3,6 @@
 import pytest
 
 from mmedit.config import (
-    config_folder,
     describe,
     load_cases,
     load_editor,
@@ -15,6 +14,7 @@ from mmedit.config import (
 from mmedit.editors.ft import FTConfig
 from mmedit.editors.mend import MENDConfig
 from mmedit.errors import ConfigError, MmeditError, UnknownNameError
+from mmedit.folders import config_folder
 
 
 @pytest.mark.parametrize("vlm", names("vlm"))

@@ -212,7 +212,7 @@ def test_the_table_shows_both_metrics_with_intervals_and_n(tmp_path):
     assert re.search(r'<th scope="colgroup" colspan="2">Rel</th>', page)
     assert len(re.findall(r"<td>50\.0 <small>±\d+\.\d</small></td>", page)) == 2
     assert "<td>4</td>" in page
-    assert "percentile bootstrap over images" in page
+    assert "bootstrap over images" in page
     assert "Edits to look at" not in page
 
 

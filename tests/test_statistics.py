@@ -3,8 +3,14 @@ import time
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from mmedit.bench.statistics import Summary, clustered_bootstrap_interval, summarise
+from mmedit.bench.statistics import (
+    Summary,
+    clustered_bootstrap_interval,
+    clustered_wilson_interval,
+    summarise,
+)
 from mmedit.errors import DataError
 
 
@@ -35,17 +41,83 @@ def test_the_interval_matches_the_normal_approximation_for_independent_edits():
     )
 
 
-@pytest.mark.parametrize("continuous", [False, True], ids=["accuracy", "continuous"])
-def test_about_95_of_100_intervals_hold_the_true_mean(continuous):
+def trial(rng, share, images, edits, correlation, tokens):
+    """(values, clusters) of one simulated run: a right answer's chance varies from image to image,
+    with intra-image correlation as given; `edits` per image, or at random where it is 0.
+    """
+    sizes = np.full(images, edits) if edits else rng.geometric(0.6, size=images)
+    clusters = np.repeat(np.arange(images), sizes)
+    chance = np.full(images, share)
+    if correlation:
+        strength = (1 - correlation) / correlation
+        chance = rng.beta(share * strength, (1 - share) * strength, size=images)
+    right = rng.random((len(clusters), tokens)) < chance[clusters, None]
+    return right.mean(axis=1), clusters.tolist()
+
+
+EXACT_MATCH, TOKEN_ACCURACY = (clustered_wilson_interval, 1), (clustered_bootstrap_interval, 3)
+
+
+@pytest.mark.parametrize(
+    ("metric", "share", "images", "edits", "correlation"),
+    [
+        (EXACT_MATCH, 0.7, 200, 1, 0.0),
+        (EXACT_MATCH, 0.95, 200, 1, 0.0),
+        (EXACT_MATCH, 0.98, 300, 1, 0.0),
+        (EXACT_MATCH, 0.7, 100, 3, 0.4),
+        (EXACT_MATCH, 0.9, 100, 3, 0.4),
+        (EXACT_MATCH, 0.8, 200, 0, 0.3),
+        (TOKEN_ACCURACY, 0.7, 200, 1, 0.0),
+        (TOKEN_ACCURACY, 0.7, 100, 3, 0.4),
+        (TOKEN_ACCURACY, 0.95, 100, 3, 0.4),
+        (TOKEN_ACCURACY, 0.8, 150, 0, 0.3),
+        (TOKEN_ACCURACY, 0.8, 30, 4, 0.3),
+    ],
+)
+def test_the_95_percent_interval_holds_the_truth_93_to_97_percent_of_the_time(
+    metric, share, images, edits, correlation
+):
+    interval, tokens = metric
     rng = np.random.default_rng(2)
-    clusters = np.repeat(range(60), 3).tolist()
     covered = 0
-    for trial in range(200):
-        chance = np.repeat(rng.beta(2, 1, size=60), 3)  # mean 2/3, shared by an image's edits
-        values = chance if continuous else (rng.random(180) < chance).astype(float)
-        low, high = clustered_bootstrap_interval(values, clusters, seed=trial, resamples=500)
-        covered += low <= 2 / 3 <= high
-    assert 0.90 <= covered / 200 <= 0.99
+    for _ in range(2000):
+        values, clusters = trial(rng, share, images, edits, correlation, tokens)
+        low, high = interval(values, clusters, **({"resamples": 500} if tokens > 1 else {}))
+        covered += low <= share <= high
+    assert 0.93 <= covered / 2000 <= 0.97
+
+
+def test_an_interval_that_takes_edits_of_one_image_for_independent_misses_the_truth():
+    rng, covered = np.random.default_rng(3), 0
+    for _ in range(500):
+        values, _ = trial(rng, 0.7, 60, 10, 0.5, 1)
+        low, high = clustered_wilson_interval(values, range(len(values)))
+        covered += low <= 0.7 <= high
+    assert covered / 500 < 0.75
+
+
+def test_where_every_image_occurs_once_the_share_has_wilsons_interval():
+    values = [1.0] * 27 + [0.0] * 3
+    wilson = stats.binomtest(27, 30).proportion_ci(method="wilson")
+    assert clustered_wilson_interval(values, range(30)) == pytest.approx((wilson.low, wilson.high))
+
+
+def test_edits_that_always_agree_with_their_image_count_once_per_image():
+    """Each image ten times: the interval of 30 edits, a little wider by Student's quantile."""
+    values = [1.0] * 27 + [0.0] * 3
+    once = clustered_wilson_interval(values, range(30))
+    tenfold = clustered_wilson_interval(np.repeat(values, 10), np.repeat(range(30), 10).tolist())
+    assert width(once) < width(tenfold) < 1.1 * width(once)
+
+
+def test_all_right_counts_as_many_edits_as_there_are_images():
+    low, high = clustered_wilson_interval([1.0] * 40, [i // 2 for i in range(40)])
+    assert (low, high) == (pytest.approx(20 / (20 + 1.95996**2), rel=1e-4), 1.0)
+
+
+def test_shares_outside_0_to_1_are_refused():
+    with pytest.raises(DataError, match="values between 0 and 100; a share lies between 0 and 1"):
+        clustered_wilson_interval([0.0, 100.0], "ab")
 
 
 def test_edits_that_share_an_image_widen_the_interval():
@@ -62,7 +134,7 @@ def test_larger_clusters_weigh_more():
     assert low == 0.0
     values = [1.0] * 90 + [0.0] * 10
     equal = clustered_bootstrap_interval(values, [i // 10 for i in range(100)])
-    assert equal[0] == pytest.approx(0.7)
+    assert 0.4 < equal[0] < 0.8
 
 
 def test_the_order_of_the_records_does_not_move_the_interval():

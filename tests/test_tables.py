@@ -1,60 +1,16 @@
-import csv
-import io
 import math
-import re
 import time
 
 import pytest
+from made_records import GEN, LOC, PORT, REL, asked, generation, kept, record, reliability
 
-from mmedit.bench.records import Locality, ProbeRecord, Record, Scores
-from mmedit.bench.statistics import Summary, clustered_bootstrap_interval
-from mmedit.bench.tables import cells, footnote, method_table, render
+from mmedit.bench.formats import render
+from mmedit.bench.marks import cells
+from mmedit.bench.records import RECORDS, read_records
+from mmedit.bench.statistics import clustered_bootstrap_interval, clustered_wilson_interval
+from mmedit.bench.tables import method_table
 from mmedit.cases import Probe
 from mmedit.errors import DataError, UnknownNameError
-
-REL, GEN = Probe.RELIABILITY, Probe.TEXT_GENERALITY
-LOC, PORT = Probe.IMAGE_LOCALITY, Probe.PORTABILITY
-
-
-def asked(tok, em, *, image="a.png", locality=None):
-    pre = Scores(token_accuracy=0.0, exact_match=0.0, log_prob=-9.0, n_tokens=2)
-    post = Scores(token_accuracy=tok, exact_match=em, log_prob=-1.0, n_tokens=2)
-    return ProbeRecord(
-        prompt="colour?", target="red", image=image, pre=pre, post=post, locality=locality
-    )
-
-
-def kept(top1, exact):
-    """A locality probe whose agreement is given, and whose accuracy is something else."""
-    locality = Locality(
-        top1_answer=top1,
-        exact_answer=exact,
-        top1_all=0.11,
-        top10_ordered_all=0.12,
-        top10_set_answer=0.13,
-        kl=0.14,
-    )
-    return asked(0.77, 0.0, locality=locality)
-
-
-def record(case_id, probes, *, editor="ft", seconds=1.0, seed=0):
-    return Record(
-        case_id=case_id,
-        editor=editor,
-        seconds=seconds,
-        batch=1,
-        peak_memory_bytes=0,
-        seed=seed,
-        probes=probes,
-    )
-
-
-def reliability(editor, scores, **fields):
-    """One record per score, every one with an image of its own."""
-    return [
-        record(str(i), {REL: (asked(s, s, image=f"{i}.png"),)}, editor=editor, **fields)
-        for i, s in enumerate(scores)
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +49,8 @@ def test_every_cell_is_the_hand_computed_macro_mean_in_percent():
             ("I-Loc", "tok"): 250 / 3,
             ("I-Loc", "EM"): 200 / 3,
             ("cost", "s/edit"): 2.0,
+            ("cost", "p95 s"): 8.3,
+            ("cost", "peak GB"): 0.0,
             ("", "n"): 3,
         }
     )
@@ -110,23 +68,46 @@ def test_a_case_with_several_examples_counts_once():
     assert table.loc["ft", ("T-Gen", "EM")].n == 2
 
 
-def test_the_interval_of_a_cell_is_bootstrapped_over_images():
+def test_intervals_are_over_images_bootstrapped_and_for_exact_match_wilsons():
     images = ["a", "a", "a", "b", "c", "d"]
     scores = [1.0, 1.0, 1.0, 0.0, 0.0, 1.0]
     pairs = zip(images, scores, strict=True)
     table = method_table(
         [record(str(i), {REL: (asked(s, s, image=image),)}) for i, (image, s) in enumerate(pairs)]
     )
-    cell = table.loc["ft", ("Rel", "EM")]
-    expected = clustered_bootstrap_interval([100 * s for s in scores], images)
-    assert (cell.low, cell.high) == pytest.approx(expected)
+    for name, interval in (
+        ("tok", clustered_bootstrap_interval(scores, images)),
+        ("EM", clustered_wilson_interval(scores, images)),
+    ):
+        cell = table.loc["ft", ("Rel", name)]
+        assert (cell.low, cell.high) == pytest.approx([100 * end for end in interval])
+
+
+def test_a_share_of_100_percent_is_never_certain_unless_the_model_is_compared_with_itself():
+    probes = {REL: (asked(1.0, 1.0),), LOC: (kept(1.0, 1.0),)}
+    rows = [
+        record(str(i), probes | {REL: (asked(1.0, 1.0, image=f"{i}.png"),)}, editor=editor)
+        for editor in ("base", "ft")
+        for i in range(20)
+    ]
+    table = method_table(rows)
+    for column in (("Rel", "tok"), ("Rel", "EM"), ("I-Loc", "tok"), ("I-Loc", "EM")):
+        assert table.loc["ft", column].low == pytest.approx(83.89, abs=0.01)  # 20 / (20 + 1.96²)
+    assert table.loc["base", ("I-Loc", "EM")].low == 100.0
 
 
 def test_rows_follow_the_first_appearance_and_columns_the_order_of_the_splits():
     probes = {PORT: (asked(1, 1),), REL: (asked(1, 1),)}
     table = method_table([record("1", probes, editor=name) for name in ("mend", "base", "ike")])
     assert list(table.index) == ["mend", "base", "ike"]
-    assert [group for group, _ in table.columns] == ["Rel", "Rel", "Port", "Port", "cost", ""]
+    assert [group for group, _ in table.columns] == [
+        "Rel",
+        "Rel",
+        "Port",
+        "Port",
+        *["cost"] * 3,
+        "",
+    ]
 
 
 def test_methods_with_different_n_and_seeds_stand_in_one_table():
@@ -139,7 +120,7 @@ def test_methods_with_different_n_and_seeds_stand_in_one_table():
 def test_a_split_that_a_method_lacks_is_shown_as_a_dash(table):
     assert table.loc["mend", ("I-Loc", "EM")] is None
     assert cells(table)["I-Loc", "EM"][2].value == "–"
-    assert "–" in render(table, "md").splitlines()[4]
+    assert " – " in render(table, "md").splitlines()[4]
 
 
 def test_nan_in_a_score_is_refused_with_editor_and_split():
@@ -202,114 +183,114 @@ def test_a_method_alone_is_not_called_best():
     assert not any(cell.best for column in cells(table).values() for cell in column)
 
 
-def test_markdown_has_one_aligned_line_per_method_and_a_footnote(table):
-    lines = render(table, "md").splitlines()
-    assert lines[0].replace(" ", "") == (
-        "|editor|Reltok|RelEM|I-Loctok|I-LocEM|costs/edit|costtrains|n|"
+def rows_of(**scores):
+    return [r for editor, found in scores.items() for r in reliability(editor, found)]
+
+
+def test_only_values_that_a_paired_test_cannot_tell_from_the_best_are_marked_so():
+    best, close, far = [1.0] * 20, [1.0] * 18 + [0.0] * 2, [1.0] * 8 + [0.0] * 12
+    table = method_table(rows_of(base=far, best=best, close=close, far=far))
+    for name in ("tok", "EM"):
+        assert [cell.tied for cell in cells(table)["Rel", name]] == [False, False, True, False]
+        assert [cell.best for cell in cells(table)["Rel", name]] == [False, True, False, False]
+
+
+def test_the_p_values_of_a_column_are_corrected_together():
+    """6 of 6 discordant edits: p = 2 / 2^6 alone, twice that with another as far away."""
+    best, worse = [1.0] * 10, [1.0] * 4 + [0.0] * 6
+    alone = method_table(rows_of(best=best, worse=worse)).loc["worse", ("Rel", "EM")]
+    among = method_table(rows_of(best=best, worse=worse, other=worse)).loc["worse", ("Rel", "EM")]
+    assert alone.p_to_best == pytest.approx(2 / 2**6)
+    assert among.p_to_best == pytest.approx(4 / 2**6)
+    assert alone.p_to_best < 0.05 < among.p_to_best
+
+
+def test_methods_without_a_common_edit_are_not_tested():
+    other = [record(f"x{i}", {REL: (asked(0, 0),)}, editor="other") for i in range(3)]
+    table = method_table([*reliability("best", [1.0] * 3), *other])
+    assert table.loc["other", ("Rel", "EM")].p_to_best is None
+    assert not cells(table)["Rel", "EM"][1].tied
+
+
+def test_costs_are_median_and_95th_percentile_seconds_memory_and_parameters():
+    records = [
+        record(str(i), {REL: (asked(1, 1),)}, seconds=i, memory=i * 10**9, parameters=1000 * i)
+        for i in range(101)
+    ]
+    other = record("0", {REL: (asked(1, 1),)}, editor="mend")
+    table = method_table([*records, other])
+    shown = {name: [cell.value for cell in column] for (_, name), column in cells(table).items()}
+    assert shown["s/edit"] == ["50.00", "1.00"]
+    assert shown["p95 s"] == ["95.00", "1.00"]
+    assert shown["peak GB"] == ["100.00", "0.00"]
+    assert shown["params"] == ["100k", "–"]
+    assert not cells(table)["cost", "params"][0].best
+
+
+def test_generation_columns_are_those_that_were_measured():
+    said = generation(contains=1.0, exact=0.0, rouge_l=0.5)
+    same = generation(contains=0.0, exact=0.0, rouge_l=0.0, unchanged=1.0, fluency=4.5)
+    probes = {
+        REL: (asked(1, 1, generation_post=said),),
+        LOC: (kept(1, 1, generation_post=same),),
+    }
+    table = method_table([record(str(i), probes) for i in range(3)], columns="generation")
+    means = {c: cell.mean for c, cell in table.loc["ft"].items() if c[0] in ("Rel", "I-Loc")}
+    assert means == {
+        ("Rel", "contains"): 100.0,
+        ("Rel", "exact"): 0.0,
+        ("Rel", "ROUGE-L"): 50.0,
+        ("I-Loc", "same"): 100.0,
+        ("I-Loc", "fluency"): 4.5,
+    }
+
+
+def test_columns_that_no_record_or_only_some_records_hold_are_refused():
+    with pytest.raises(DataError, match="none of the scores of --columns generation"):
+        method_table(reliability("ft", [1.0]), columns="generation")
+    said = record("1", {REL: (asked(1, 1, generation_post=generation()),)})
+    with pytest.raises(DataError, match="has no generation/contains, as 1 of 2 edits"):
+        method_table([said, record("2", {REL: (asked(1, 1),)})], columns="generation")
+    with pytest.raises(UnknownNameError, match="Did you mean 'locality'"):
+        method_table([said], columns="localty")
+
+
+def test_locality_columns_hold_every_variant_and_less_kl_is_better():
+    def moved(kl):
+        asked_ = kept(1, 1)
+        assert asked_.locality is not None
+        return asked_.model_copy(update={"locality": asked_.locality.model_copy(update={"kl": kl})})
+
+    table = method_table(
+        [
+            record(str(i), {REL: (asked(1, 1),), LOC: (moved(kl),)}, editor=editor)
+            for editor, kl in (("near", 0.1), ("far", 0.9))
+            for i in range(3)
+        ],
+        columns="locality",
     )
-    assert len({len(line) for line in lines[:5]}) == 1
-    assert len({line.count("|") for line in lines[:5]}) == 1
-    assert re.search(r"\| \*\*90\.0\*\* ±\d+\.\d ", lines[3])
-    assert lines[5] == ""
-    assert lines[6] == footnote(table)
+    names = ["tok", "EM", "top-1 all", "top-10 ranks", "top-10 set", "KL"]
+    assert [name for group, name in table.columns if group == "I-Loc"] == names
+    assert [cell.best for cell in cells(table)["I-Loc", "KL"]] == [True, False]
+    assert cells(table)["I-Loc", "KL"][0].value == "0.1"
 
 
-def test_markdown_escapes_a_pipe_in_a_name():
-    line = render(method_table(reliability("a|b", [1.0])), "md").splitlines()[2]
-    assert line.startswith(r"| a\|b ")
-
-
-def test_the_half_width_shown_is_half_of_the_interval(table):
-    cell = table.loc["ft_l", ("Rel", "EM")]
-    assert f"90.0** ±{(cell.high - cell.low) / 2:.1f} " in render(table, "md")
-
-
-def test_a_mean_of_one_image_is_shown_without_an_interval():
-    table = method_table(reliability("ft", [1.0]))
-    assert cells(table)["Rel", "EM"][0].value == "100.0"
-    assert "±" not in render(table, "md").splitlines()[2]
-
-
-def test_the_footnote_defines_metrics_interval_and_cost(table):
-    note = footnote(table)
-    for promised in (
-        "EM: share of answers with every token right",
-        "I-Loc: agreement with the unedited model",
-        "95 % interval of a percentile bootstrap over images",
-        "s/edit: median wall time of applying one edit",
-        "train s:",
-    ):
-        assert promised in note
-    assert "train s" not in footnote(method_table(reliability("ft", [1.0])))
-    assert "unedited" not in footnote(method_table(reliability("ft", [1.0])))
-
-
-def test_a_split_with_its_own_n_says_so_in_the_footnote_or_else_in_its_cells():
-    probes = {REL: (asked(1, 1),), PORT: (asked(1, 1),)}
-    some = [record("1", probes), record("2", {REL: (asked(1, 1),)})]
-    assert "mean over n edits, 1 in Port;" in footnote(method_table(some))
-    more = [record(str(i), probes, editor="mend") for i in range(2)]
-    table = method_table([*some, *more])
-    assert "in Port" not in footnote(table)
-    assert [cell.n for cell in cells(table)["Port", "EM"]] == [1, None]
-    assert "(n=1)" in render(table, "md")
-
-
-def test_latex_is_a_booktabs_table_with_as_many_columns_as_it_declares(table):
-    latex = render(table, "latex")
-    declared = re.search(r"\\begin\{tabular\}\{(l?r+)\}", latex)
-    assert declared is not None
-    body = latex.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
-    assert len(body) == len(table)
-    assert {line.count(" & ") + 1 for line in body} == {len(declared[1])} == {8}
-    assert all(line.endswith(r" \\") for line in body)
-    for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\end{table*}"):
-        assert latex.count(rule) == 1
-    assert r"\multicolumn{2}{c}{Rel} & \multicolumn{2}{c}{I-Loc}" in latex
-    assert r"\cmidrule(lr){2-3} \cmidrule(lr){4-5} \cmidrule(lr){6-7}" in latex
-
-
-def test_latex_escapes_names_and_percent_and_has_no_bare_unicode(table):
-    latex = render(table, "latex")
-    assert "\nft\\_l & " in latex
-    assert r"half the 95 \% interval" in latex
-    assert latex.isascii()
-    assert latex.count("{") == latex.count("}")
-
-
-def test_csv_has_every_cell_with_mean_interval_and_n_unrounded(table):
-    rows = list(csv.DictReader(io.StringIO(render(table, "csv"))))
-    assert len(rows) == 2 * 4 + 2  # "mend" has no locality
-    row = next(r for r in rows if (r["editor"], r["split"], r["metric"]) == ("ft_l", "Rel", "EM"))
-    cell = table.loc["ft_l", ("Rel", "EM")]
-    read = Summary(float(row["mean"]), float(row["low"]), float(row["high"]), int(row["n"]))
-    assert read == cell
-    assert float(row["s/edit"]) == 1.0
-    assert [r["train s"] for r in rows if r["editor"] == "mend"] == ["12.0", "12.0"]
-
-
-def test_an_unknown_format_is_named_with_the_known_ones(table):
-    with pytest.raises(
-        UnknownNameError, match=r"no table format named 'late'\. Did you mean 'latex'"
-    ):
-        render(table, "late")
-
-
-def test_ten_thousand_records_make_a_table_in_less_than_five_seconds():
+def test_ten_thousand_records_are_read_and_make_a_table_in_less_than_five_seconds(tmp_path):
     records = [
         record(
-            str(i),
+            str(i // 5),
             {
                 probe: (kept(i % 2, i % 3 == 0),)
                 if probe.is_locality
                 else (asked(i % 5 / 4, i % 2),)
                 for probe in Probe
             }
-            | {REL: (asked(i % 7 / 6, i % 2, image=f"{i}.png"),)},
-            editor=f"method {i % 2}",
+            | {REL: (asked(i % 7 / 6, i % 2, image=f"{i // 7}.png"),)},
+            editor=f"method {i % 5}",
         )
         for i in range(10_000)
     ]
+    (tmp_path / RECORDS).write_text("".join(f"{r.model_dump_json()}\n" for r in records))
     started = time.process_time()  # not the wall: the machine may be busy
-    render(method_table(records), "latex")
+    render(method_table(read_records(tmp_path)), "latex")
     assert time.process_time() - started < 5.0

@@ -46,6 +46,19 @@ class Locality(_Frozen):
     kl: float
 
 
+class Generation(_Frozen):
+    """Scores of one greedy generation (docs/protocol.md)."""
+
+    contains: float
+    exact: float
+    rouge_l: float
+    unchanged: float | None = None
+    fluency: float | None = None
+    repeated: float | None = None
+    clip_score: float | None = None
+    judge: float | None = None
+
+
 class ProbeRecord(_Frozen):
     """One example asked before and after the edit.
 
@@ -60,6 +73,8 @@ class ProbeRecord(_Frozen):
     locality: Locality | None = None
     generated_pre: str | None = None
     generated_post: str | None = None
+    generation_pre: Generation | None = None
+    generation_post: Generation | None = None
 
 
 class Record(_Frozen):
@@ -70,6 +85,7 @@ class Record(_Frozen):
     seconds: float
     batch: int
     peak_memory_bytes: int
+    extra_parameters: int | None = None
     seed: int
     probes: dict[Probe, tuple[ProbeRecord, ...]]
 

@@ -14,12 +14,12 @@ from io import BytesIO
 from math import isnan
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageOps
 
+from mmedit.bench.formats import TEMPLATES, html_parts
 from mmedit.bench.records import ProbeRecord, Record, RunManifest, write_atomically
 from mmedit.bench.statistics import Summary
-from mmedit.bench.tables import BASE, HEADINGS, N, cells, columns, footnote, method_table
+from mmedit.bench.tables import BASE, HEADINGS, method_table
 from mmedit.cases import Probe
 from mmedit.errors import ImageError
 
@@ -117,38 +117,19 @@ def write_report(
     table = method_table(
         records, training_seconds=(manifest.training_seconds or None) if manifest else None
     )
-    names = sorted(columns(table), key=lambda column: column != N)  # n stays in sight
-    shown = cells(table)
     plot = [(editor, _bars(table.loc[editor].to_dict())) for editor in table.index]
     thumbnail = cache(_thumbnails(images.get if isinstance(images, Mapping) else images))
-    page = _TEMPLATES.get_template("report.html.j2").render(
+    page = TEMPLATES.get_template("report.html.j2").render(
         title=title,
         intro=intro,
         manifest=manifest,
-        groups=_groups([group for group, _ in names]),
-        names=[name for _, name in names],
-        rows=list(zip(table.index, zip(*map(shown.get, names), strict=True), strict=True)),
-        footnote=footnote(table),
+        **html_parts(table),
         plot=plot,
         legend=sorted({(bar.lane, bar.split) for _, bars in plot for bar in bars}),
         gallery=_gallery(records, examples, thumbnail),
     )
     write_atomically(directory / REPORT, page.encode())
     return directory / REPORT
-
-
-_TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-
-
-def _groups(names: Sequence[str]) -> list[tuple[str, int]]:
-    """Every heading of the table's upper row with the number of columns that it spans."""
-    return [(name, names.count(name)) for name in dict.fromkeys(names)]
 
 
 def _bars(row: Mapping[tuple[str, str], object]) -> list[Bar]:

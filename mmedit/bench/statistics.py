@@ -1,9 +1,18 @@
-"""How sure a mean is: the percentile bootstrap over whole clusters.
+"""How sure a mean is, where edits of one image succeed and fail together.
 
-θ* = Σ_c w_c S_c / Σ_c w_c n_c with w ~ Multinomial(C, 1/C), where S_c and n_c are the sum and the
-size of cluster c; the interval is the (1 ± level) / 2 quantiles of θ*. Edits that share an image
-succeed and fail together, so images are drawn, not edits (Field and Welsh, "Bootstrapping clustered
-data", JRSS B 2007).
+Bootstrap over whole clusters: θ* = Σ_c w_c S_c / Σ_c w_c n_c with w ~ Multinomial(C, 1/C), where
+S_c and n_c are the sum and the size of cluster c (Field and Welsh, "Bootstrapping clustered data",
+JRSS B 2007). The ends are quantiles of θ*, at Φ(a + z / (1 - a z)) with z = a ± t √(C / (C - 1)):
+bias-corrected and accelerated, for means near 100 % (Efron, "Better bootstrap confidence
+intervals", JASA 1987; of a mean, bias and acceleration a are the same), with Student's quantile t
+of C - 1 degrees of freedom, for few images (Hesterberg, "What teachers should know about the
+bootstrap", The American Statistician 2015).
+
+Wilson for shares of right answers, on the effective number of edits n* = n / deff, with the design
+effect deff = Var_clustered(p) / (p (1 - p) / (n - 1)) and Var_clustered(p) = C / (C - 1) · Σ_c (S_c
+- p n_c)² / n² (Korn and Graubard, "Confidence intervals for proportions with small expected number
+of positive counts estimated from survey data", Survey Methodology 1998; Franco et al., J. Survey
+Statistics and Methodology 2019). Where every image occurs once this is Wilson's interval.
 """
 
 from __future__ import annotations
@@ -13,6 +22,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+from statsmodels.stats.proportion import proportion_confint
 
 from mmedit.errors import DataError
 
@@ -61,7 +72,7 @@ def clustered_bootstrap_interval(
     resamples: int = RESAMPLES,
     level: float = LEVEL,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean, drawing whole clusters with replacement.
+    """Bootstrap interval of the mean, drawing whole clusters with replacement.
 
     `clusters[i]` names the cluster of `values[i]`; their order does not matter. A single cluster
     gives (NaN, NaN): nothing can be drawn from it. Raises DataError for no values, NaN or infinity.
@@ -71,8 +82,75 @@ def clustered_bootstrap_interval(
     if counts.sum() == 1:
         return float("nan"), float("nan")
     means = _resampled_means(kinds, counts, np.random.default_rng(seed), resamples)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means, _quantiles(kinds, counts, level))
     return float(low), float(high)
+
+
+def _quantiles(
+    kinds: NDArray[np.float64], counts: NDArray[np.int64], level: float
+) -> NDArray[np.float64]:
+    """Where of the resampled means the interval ends; a is from the means without one cluster."""
+    clusters, (totals, sizes) = int(counts.sum()), kinds.T
+    left = (counts @ totals - totals) / (counts @ sizes - sizes)
+    moved = (counts @ left) / clusters - left
+    spread = float(counts @ moved**2)
+    acceleration = float(counts @ moved**3) / (6 * spread**1.5) if spread > 1e-20 else 0.0
+    reach = stats.t.ppf((1 + level) / 2, clusters - 1) * np.sqrt(clusters / (clusters - 1))
+    z = acceleration + np.array([-reach, reach])
+    return stats.norm.cdf(acceleration + z / np.maximum(1 - acceleration * z, 1e-9))
+
+
+def summarise_share(values: ArrayLike, clusters: Sequence[Hashable]) -> Summary:
+    """Mean, 95 % Wilson interval and n of values between 0 and 1, one per edit.
+
+    >>> summarise_share([1.0, 1.0, 1.0, 1.0], ["a", "b", "c", "d"])
+    Summary(mean=1.0, low=0.510109..., high=1.0, n=4)
+    """
+    array = _checked(values, clusters)
+    low, high = clustered_wilson_interval(array, clusters)
+    return Summary(float(array.mean()), low, high, len(array))
+
+
+def clustered_wilson_interval(
+    values: ArrayLike, clusters: Sequence[Hashable], *, level: float = LEVEL
+) -> tuple[float, float]:
+    """Wilson interval of a share on the effective number of edits; a single cluster tells none.
+
+    Raises DataError for no values, NaN, infinity, or a value outside 0 to 1.
+    """
+    array = _checked(values, clusters)
+    if array.min() < 0 or array.max() > 1:
+        raise DataError(
+            f"values between {array.min():g} and {array.max():g}; a share lies between 0 and 1"
+        )
+    kinds, counts = _kinds_of_cluster(array, clusters)
+    if counts.sum() == 1:
+        return float("nan"), float("nan")
+    size = _effective_size(kinds, counts, level)
+    share = float(array.mean())
+    interval = proportion_confint(share * size, size, alpha=1 - level, method="wilson")
+    low, high = np.asarray(interval, dtype=np.float64).tolist()
+    return min(low, share), max(high, share)  # as they are, but for rounding at 0 and 1
+
+
+def _effective_size(kinds: NDArray[np.float64], counts: NDArray[np.int64], level: float) -> float:
+    """n / deff, at most n; the number of clusters where all values are equal, which tells no deff.
+
+    With clusters of several edits the variance has C - 1 degrees of freedom, so Student's quantile
+    takes the place of the normal one.
+    """
+    clusters, (totals, sizes) = int(counts.sum()), kinds.T
+    n = float(counts @ sizes)
+    if n == clusters:
+        return n
+    share = float(counts @ totals) / n
+    residual = float(counts @ (totals - share * sizes) ** 2)
+    if residual < 1e-12 * n:
+        return float(clusters)
+    variance = clusters / (clusters - 1) * residual / n**2
+    effect = max(1.0, variance * (n - 1) / (share * (1 - share)))
+    tail = (1 + level) / 2
+    return n / effect * float(stats.norm.ppf(tail) / stats.t.ppf(tail, clusters - 1)) ** 2
 
 
 def _checked(values: ArrayLike, clusters: Sequence[Hashable]) -> NDArray[np.float64]:

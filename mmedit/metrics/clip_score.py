@@ -2,9 +2,9 @@
 
     CLIPScore = 2.5 max(cos(E_image, E_text), 0)
 
-with the embeddings of a CLIP (Hessel et al. 2021, "CLIPScore: A Reference-free Evaluation Metric for
-Image Captioning"), loaded by OpenCLIP. Values of different CLIPs cannot be compared: the name is kept
-with the run.
+with the embeddings of a CLIP (Hessel et al. 2021, "CLIPScore: A Reference-free Evaluation Metric
+for Image Captioning"), loaded by OpenCLIP. Values of different CLIPs cannot be compared: the name
+is kept with the run.
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ class ClipScore:
         self._tokenizer = tokenizer
 
     @torch.no_grad()
-    def __call__(
-        self, images: Sequence[Path | Image.Image], texts: Sequence[str]
-    ) -> list[float]:
+    def __call__(self, images: Sequence[Path | Image.Image], texts: Sequence[str]) -> list[float]:
         """The score of every image and its text, 0 to 2.5."""
         device = next(self._model.parameters()).device
         pixels = torch.stack([self._transform(open_image(image)) for image in images])
@@ -57,7 +55,9 @@ def load_clip_score(name: str, *, device: torch.device | str = "cpu") -> ClipSco
             f"CLIPScore by {name!r}: ARCHITECTURE/WEIGHTS was wanted, for instance ViT-B-32/openai"
         )
     if find_spec("open_clip") is None:
-        raise ModelError("CLIPScore needs OpenCLIP, which is not installed: pip install 'mmedit[clip]'")
+        raise ModelError(
+            "CLIPScore needs OpenCLIP, which is not installed: pip install 'mmedit[clip]'"
+        )
     import open_clip
 
     try:

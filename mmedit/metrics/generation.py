@@ -2,7 +2,8 @@
 
     contains = [an accepted answer stands in the text as whole words]     exact = [they are equal]
     rouge_l  = 2PR / (P + R), P = LCS / words of the text, R = LCS / words of the answer
-    fluency  = mean over n = 2, 3 of w_n H_n, w = (2/3, 4/3), H_n = -Σ_g p(g) log2 p(g) over n-grams g
+    fluency  = mean over n = 2, 3 of w_n H_n, w = (2/3, 4/3), H_n = -Σ_g p(g) log2 p(g) over
+    n-grams g
 
 Answers are normalised as the VQA evaluation does (Antol et al. 2015, "VQA: Visual Question
 Answering", and its published evaluation code). ROUGE-L: Lin 2004. Fluency is "generation entropy"
@@ -30,7 +31,9 @@ NUMBERS = {
         ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
     )
 } | {"none": "0"}
-_N_T = "ain aren can couldn didn doesn don hadn hasn haven isn mightn mustn needn oughtn shan shouldn"
+_N_T = (
+    "ain aren can couldn didn doesn don hadn hasn haven isn mightn mustn needn oughtn shan shouldn"
+)
 _VE = "could i might must not should they we what where who would you"
 _D = "he how it someone something there they where who you"
 _LL = "how it somebody someone something they what who why you"

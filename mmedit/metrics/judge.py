@@ -1,6 +1,6 @@
-"""A language model as judge of what was said: the question, the accepted answers and the text go to an
-OpenAI-compatible endpoint, which answers YES or NO. Off by default. What was asked and answered is kept,
-as a verdict that cannot be read again cannot be trusted.
+"""A language model as judge of what was said: the question, the accepted answers and the text go
+to an OpenAI-compatible endpoint, which answers YES or NO. Off by default. What was asked and
+answered is kept, as a verdict that cannot be read again cannot be trusted.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class Judge:
     def __call__(
         self, prompts: Sequence[str], answers: Sequence[Sequence[str]], texts: Sequence[str]
     ) -> list[Transcript]:
-        """A verdict for every text. Raises JudgeError where the endpoint cannot be reached, refuses,
-        or says neither YES nor NO, after three tries.
+        """A verdict for every text. Raises JudgeError where the endpoint cannot be reached,
+        refuses, or says neither YES nor NO, after three tries.
         """
         with ThreadPoolExecutor(self.config.at_once) as pool:
             return list(pool.map(self._judge, prompts, answers, texts))
@@ -79,7 +79,10 @@ class Judge:
                 replied = self._ask(asked)
             except httpx.HTTPStatusError as error:
                 problem = f"it answered {error.response.status_code}: {error.response.text[:200]}"
-                if error.response.status_code not in (408, 429) and not error.response.is_server_error:
+                if (
+                    error.response.status_code not in (408, 429)
+                    and not error.response.is_server_error
+                ):
                     break
             except (httpx.HTTPError, KeyError, IndexError, TypeError, ValueError) as error:
                 problem = f"{type(error).__name__}: {error}"
@@ -90,8 +93,8 @@ class Judge:
                 problem = f"it said neither YES nor NO: {replied[:200]!r}"
             time.sleep(0.1 * 2**attempt)
         raise JudgeError(
-            f"the judge {self.config.model} at {self.config.url} gives no verdict; {problem}. Check "
-            f"URL, model and ${self.config.key_variable}; the records made so far are kept."
+            f"the judge {self.config.model} at {self.config.url} gives no verdict; {problem}. Check
+            " f"URL, model and ${self.config.key_variable}; the records made so far are kept."
         )
 
     def _ask(self, asked: str) -> str:
