@@ -19,6 +19,7 @@ from mmedit.terminal import answers_view, examples_view, method_view, progress, 
 if TYPE_CHECKING:
     from mmedit.bench.records import Record
     from mmedit.bench.runs import Plan, TrainingCases
+    from mmedit.bench.speech import SpeechSettings
     from mmedit.cases import Example
     from mmedit.config import Kind
     from mmedit.editors import Editor
@@ -196,10 +197,11 @@ def bench(
     seed: SeedOption = 0,
 ) -> None:
     """Measure editors on a benchmark, each edit from the base model, and print the table."""
-    from mmedit.config import load_cases, load_editors, load_vlm_file
+    from mmedit.config import load_cases, load_editors, load_speech, load_vlm_file
 
     overrides = settings or []
     vlm_file = load_vlm_file(vlm, overrides)
+    speech = load_speech(overrides)
     editors = load_editors(editor or ["mend"], vlm, overrides)
     cases = load_cases(dataset, "test", limit=limit, seed=seed, overrides=overrides)
     plan = _plan(
@@ -211,6 +213,7 @@ def bench(
         batch_size or vlm_file.batch_size,
         vlm_file.max_new_tokens if generate else 0,
         overrides,
+        speech,
     )
     records, training_seconds = _run(
         plan, out_folder, lambda: _load_vlm(vlm_file), cases,
@@ -353,8 +356,10 @@ def _plan(
     batch_size: int,
     max_new_tokens: int,
     overrides: Sequence[str] = (),
+    speech: SpeechSettings | None = None,
 ) -> Plan:
     from mmedit.bench.runs import Plan
+    from mmedit.bench.speech import SpeechSettings
 
     return Plan(
         vlm_name=vlm,
@@ -366,6 +371,7 @@ def _plan(
         max_new_tokens=max_new_tokens,
         command=" ".join(["mmedit", *sys.argv[1:]]),
         overrides=tuple(overrides),
+        speech=speech or SpeechSettings(),
     )
 
 

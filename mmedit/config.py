@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmedit import vlm
 from mmedit.adapters import Adapter, Stage
+from mmedit.bench.speech import SpeechSettings
 from mmedit.cases import EditCase
 from mmedit.datasets import DATASETS
 from mmedit.datasets.pictures import Split
@@ -32,6 +33,8 @@ from mmedit.folders import config_folder
 from mmedit.vlm import DeviceMap, NetworkVLM, Quantization, resolve_vlm
 
 Kind = Literal["vlm", "editor", "dataset"]
+PARTS = ("vlm", "editor", "dataset", "speech")
+"""What `--set PART.KEY=VALUE` may change."""
 Settings = dict[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -225,8 +228,13 @@ def check_cases(name: str, overrides: Sequence[str] = ()) -> None:
     load_cases(name, "test", limit=1, overrides=overrides)
 
 
+def load_speech(overrides: Sequence[str]) -> SpeechSettings:
+    """How generations are scored beyond their strings; nothing more, without overrides."""
+    return _validate(SpeechSettings, _overridden({}, "speech", overrides), "speech")
+
+
 def check_overrides(overrides: Sequence[str]) -> None:
-    """Every `--set` must be `part.key=value` with part vlm, editor or dataset."""
+    """Every `--set` must be `part.key=value` with a part of `PARTS`."""
     for override in overrides:
         path, equals, _ = override.partition("=")
         part, dot, key = path.partition(".")
@@ -234,8 +242,8 @@ def check_overrides(overrides: Sequence[str]) -> None:
             raise ConfigError(
                 f"--set {override!r}: part.key=value was wanted, for instance editor.lr=1e-5"
             )
-        if part not in ("vlm", "editor", "dataset"):
-            raise UnknownNameError("part of the configuration", part, ("vlm", "editor", "dataset"))
+        if part not in PARTS:
+            raise UnknownNameError("part of the configuration", part, PARTS)
 
 
 def _load_saved_editor(path: Path, overrides: Sequence[str]) -> tuple[str, Editor]:
@@ -287,7 +295,7 @@ def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> Settings:
     return result
 
 
-def _overridden(settings: Mapping[str, Any], part: Kind, overrides: Sequence[str]) -> Settings:
+def _overridden(settings: Mapping[str, Any], part: str, overrides: Sequence[str]) -> Settings:
     check_overrides(overrides)
     result = dict(settings)
     for override in overrides:

@@ -51,6 +51,11 @@ class Delta(ABC):
     def tensors(self) -> dict[str, Tensor]:
         """What a file holds of it, by name."""
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers one edit holds."""
+        return sum(tensor.numel() for tensor in self.tensors().values()) // (self.edits or 1)
+
 
 @dataclass(frozen=True, eq=False)
 class LowRank(Delta):
@@ -124,6 +129,10 @@ class Sum(Delta):
     @property
     def edits(self) -> int | None:
         return next((part.edits for part in self.parts if part.edits is not None), None)
+
+    @property
+    def parameters(self) -> int:
+        return sum(part.parameters for part in self.parts)
 
     @property
     def shape(self) -> tuple[int, int]:

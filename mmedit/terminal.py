@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
@@ -19,9 +20,11 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from mmedit.adapters import Adapter, Stage
 from mmedit.bench.records import ProbeRecord, Record
 from mmedit.cases import Example, Probe
+
+if TYPE_CHECKING:  # adapters import torch, and `mmedit table` does without
+    from mmedit.adapters import Adapter, Stage
 
 Report = Callable[[str, int, int, str], None]
 """Called with (what is being done, done, total, figures)."""

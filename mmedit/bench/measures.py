@@ -133,7 +133,7 @@ _EXACT = "share of answers that equal the target, both normalised"
 _UNCHANGED = "share of answers that are the unedited model's, token for token"
 _FREE = (
     _generated("fluency", "fluency", "n-gram entropy in bits", percent=False, better="neither"),
-    _generated("repeats", "repeated", "share of answers that repeat themselves", better="lower"),
+    _generated("repeats", "repeated", "share of trigrams that were said before", better="lower"),
     _generated("judge", "judge", "verdict of the LLM judge"),
 )
 _SAID = (

@@ -15,17 +15,19 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from mmedit.bench.records import Locality, ProbeRecord, Record, Scores
+from mmedit.bench.speech import SpeechScorer
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.editors import Editor
 from mmedit.features import GIGABYTE, TensorCache
 from mmedit.images import image_key
 from mmedit.metrics import locality, multiclass_log_probs
+from mmedit.metrics.generation import fluency, repeated, unchanged
 from mmedit.vlm import VLM, Predictions
 
 
@@ -99,17 +101,21 @@ def evaluate(
     seed: int = 0,
     base: BaseOutputs | None = None,
     max_new_tokens: int = 0,
+    speech: SpeechScorer | None = None,
 ) -> Iterator[Record]:
     """Apply every case's request to the base VLM by itself and measure all probes; one record per
     case, in order.
 
     `base` carries the unedited outputs from editor to editor. With `max_new_tokens` > 0 the records
-    also hold what the VLM says freely before and after. Costs per batch of cases: one `apply_each`
-    and one forward per probe (plus, the first time a probe is seen, one forward of the base).
+    also hold what the VLM says freely before and after, scored by `speech`. Costs per batch of
+    cases: one `apply_each` and one forward per probe (plus, the first time a probe is seen, one
+    forward of the base).
     """
     base = base or BaseOutputs.of(vlm)
+    speech = speech or SpeechScorer()
     for start in range(0, len(cases), batch_size):
         batch = cases[start : start + batch_size]
+        _forget_peak_memory(vlm.device)
         begun = time.perf_counter()
         edited = editor.apply_each(vlm, [case.request for case in batch])
         _synchronise(vlm.device)
@@ -121,7 +127,12 @@ def evaluate(
             ]
             examples = [batch[row].probes[probe][number] for row in rows]
             records = measure(
-                base, edited.select(rows), probe, examples, max_new_tokens=max_new_tokens
+                base,
+                edited.select(rows),
+                probe,
+                examples,
+                max_new_tokens=max_new_tokens,
+                speech=speech,
             )
             for row, record in zip(rows, records, strict=True):
                 measured[row].setdefault(probe, []).append(record)
@@ -132,6 +143,7 @@ def evaluate(
                 seconds=seconds,
                 batch=len(batch),
                 peak_memory_bytes=peak_memory_bytes(vlm.device),
+                extra_parameters=edited.extra_parameters - vlm.extra_parameters,
                 seed=seed,
                 probes={probe: tuple(probes[probe]) for probe in case.probes},
             )
@@ -151,6 +163,7 @@ def measure(
     examples: Sequence[Example],
     *,
     max_new_tokens: int = 0,
+    speech: SpeechScorer | None = None,
 ) -> list[ProbeRecord]:
     """Every metric of one probe, before and after; row i of `edited` answers example i. One forward
     of `edited`.
@@ -167,11 +180,11 @@ def measure(
         if example.image is None and not example.context:
             comparable[row, 0] = False
     moved = _locality(before, after, comparable) if probe.is_locality else [None] * len(examples)
-    said_before: Sequence[str | None] = [None] * len(examples)
-    said_after: Sequence[str | None] = said_before
-    if max_new_tokens:
-        said_before = base.generate(examples, max_new_tokens=max_new_tokens)
-        said_after = edited.generate(examples, max_new_tokens=max_new_tokens)
+    spoken = (
+        _spoken(base, edited, probe, examples, max_new_tokens, speech or SpeechScorer())
+        if max_new_tokens
+        else [{}] * len(examples)
+    )
     return [
         ProbeRecord(
             prompt=example.prompt,
@@ -180,11 +193,49 @@ def measure(
             pre=pre[row],
             post=post[row],
             locality=moved[row],
-            generated_pre=said_before[row],
-            generated_post=said_after[row],
+            **spoken[row],
         )
         for row, example in enumerate(examples)
     ]
+
+
+def _spoken(
+    base: BaseOutputs,
+    edited: VLM,
+    probe: Probe,
+    examples: Sequence[Example],
+    max_new_tokens: int,
+    speech: SpeechScorer,
+) -> list[dict[str, Any]]:
+    """The fields of a record that tell what was said, before and after."""
+    before = base.generate(examples, max_new_tokens=max_new_tokens)
+    after = edited.generate(examples, max_new_tokens=max_new_tokens)
+    pre, post = (speech(examples, said) for said in (before, after))
+    more_pre, more_post = [{}] * len(examples), [{}] * len(examples)
+    if probe.is_locality:
+        more_post = [
+            {"unchanged": unchanged(old, new)} for old, new in zip(before, after, strict=True)
+        ]
+    elif probe is Probe.RELIABILITY and speech.fluency_tokens:
+        long = base.generate(examples, max_new_tokens=speech.fluency_tokens)
+        more_pre = [_flow(text) for text in long]
+        long = edited.generate(examples, max_new_tokens=speech.fluency_tokens)
+        more_post = [_flow(text) for text in long]
+    return [
+        {
+            "generated_pre": before[row],
+            "generated_post": after[row],
+            "generation_pre": pre[row].scores.model_copy(update=more_pre[row]),
+            "generation_post": post[row].scores.model_copy(update=more_post[row]),
+            "judge_pre": pre[row].transcript,
+            "judge_post": post[row].transcript,
+        }
+        for row in range(len(examples))
+    ]
+
+
+def _flow(text: str) -> dict[str, float]:
+    return {"fluency": fluency(text), "repeated": repeated(text)}
 
 
 def _scores(logits: Tensor, predictions: Predictions) -> list[Scores]:
@@ -227,8 +278,15 @@ def _key(kind: str, example: Example) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def _forget_peak_memory(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most that was ever held: on the GPU by torch, on the CPU by the whole process."""
+    """The most that was held: on a GPU by torch since the batch began, on a CPU by the whole
+    process ever.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024

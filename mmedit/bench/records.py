@@ -47,7 +47,11 @@ class Locality(_Frozen):
 
 
 class Generation(_Frozen):
-    """Scores of one greedy generation (docs/protocol.md)."""
+    """Scores of one greedy generation (docs/protocol.md).
+
+    `unchanged` is there for locality probes after the edit, `fluency` and `repeated` for the
+    request where a long continuation was wanted, `clip_score` and `judge` where they were.
+    """
 
     contains: float
     exact: float
@@ -57,6 +61,14 @@ class Generation(_Frozen):
     repeated: float | None = None
     clip_score: float | None = None
     judge: float | None = None
+
+
+class JudgeTranscript(_Frozen):
+    """What a language model that judges an answer was asked, what it replied, and its verdict."""
+
+    asked: str
+    replied: str
+    verdict: float
 
 
 class ProbeRecord(_Frozen):
@@ -75,10 +87,16 @@ class ProbeRecord(_Frozen):
     generated_post: str | None = None
     generation_pre: Generation | None = None
     generation_post: Generation | None = None
+    judge_pre: JudgeTranscript | None = None
+    judge_post: JudgeTranscript | None = None
 
 
 class Record(_Frozen):
-    """One edit. `image` of the request (a path or content hash) is the cluster of the bootstrap."""
+    """One edit. `image` of the request (a path or content hash) is the cluster of the bootstrap.
+
+    `peak_memory_bytes` is of this batch of edits on a GPU, of the whole process so far on a CPU;
+    `extra_parameters` is what the edit adds to the network.
+    """
 
     case_id: str
     editor: str

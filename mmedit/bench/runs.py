@@ -11,7 +11,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +27,7 @@ from mmedit.bench.records import (
     read_manifest,
     write_manifest,
 )
+from mmedit.bench.speech import SpeechScorer, SpeechSettings
 from mmedit.bench.tables import BASE
 from mmedit.cases import EditCase
 from mmedit.editors import Editor
@@ -58,12 +59,14 @@ class Plan:
     command: str
     overrides: tuple[str, ...] = ()
     """What `--set` changed, of the VLM and the dataset too."""
+    speech: SpeechSettings = field(default_factory=SpeechSettings)
 
     def manifest(self, training_seconds: Mapping[str, float]) -> RunManifest:
         config: dict[str, object] = {
             RUN: {
                 "batch_size": self.batch_size,
                 "max_new_tokens": self.max_new_tokens,
+                **self.speech.model_dump(mode="json", exclude_defaults=True),
                 "overrides": list(self.overrides),
             }
         }
@@ -102,6 +105,7 @@ def run(
     kept. Raises RunError where it holds another run.
     """
     training_seconds = check_directory(plan, directory)
+    speech = plan.speech.scorer()
     with RecordWriter(directory / RECORDS) as writer:
         write_manifest(directory, plan.manifest(training_seconds))
         editors: dict[str, Editor | NoEdit] = {BASE: NoEdit()}
@@ -118,7 +122,7 @@ def run(
         base = BaseOutputs.of(vlm)
         records = {(record.editor, record.case_id): record for record in writer.earlier}
         for label, editor in editors.items():
-            for record in _missing(plan, label, editor, vlm, cases, base, records, report):
+            for record in _missing(plan, label, editor, vlm, cases, base, speech, records, report):
                 writer.append(record)
                 records[label, record.case_id] = record
     return [records[label, case.id] for label in editors for case in cases], training_seconds
@@ -131,6 +135,7 @@ def _missing(
     vlm: VLM,
     cases: Sequence[EditCase],
     base: BaseOutputs,
+    speech: SpeechScorer,
     records: Mapping[tuple[str, str], Record],
     report: Report,
 ) -> Iterator[Record]:
@@ -151,6 +156,7 @@ def _missing(
         seed=plan.seed,
         base=base,
         max_new_tokens=plan.max_new_tokens,
+        speech=speech,
     ):
         if record.case_id in missing:
             done += 1

@@ -10,8 +10,9 @@ import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
-import httpx
+import httpx2
 from pydantic import BaseModel, ConfigDict, Field
 
 from mmedit.errors import JudgeError
@@ -38,10 +39,9 @@ class JudgeConfig(BaseModel):
     at_once: int = Field(default=8, ge=1)
 
 
-class Transcript(BaseModel):
+@dataclass(frozen=True)
+class Transcript:
     """One question to the judge, and its reply."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     asked: str
     replied: str
@@ -55,7 +55,7 @@ class Judge:
     def __init__(self, config: JudgeConfig) -> None:
         key = os.environ.get(config.key_variable, "")
         self.config = config
-        self._client = httpx.Client(
+        self._client = httpx2.Client(
             base_url=config.url.rstrip("/"),
             timeout=config.timeout,
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -77,14 +77,14 @@ class Judge:
         for attempt in range(TRIES):
             try:
                 replied = self._ask(asked)
-            except httpx.HTTPStatusError as error:
+            except httpx2.HTTPStatusError as error:
                 problem = f"it answered {error.response.status_code}: {error.response.text[:200]}"
                 if (
                     error.response.status_code not in (408, 429)
                     and not error.response.is_server_error
                 ):
                     break
-            except (httpx.HTTPError, KeyError, IndexError, TypeError, ValueError) as error:
+            except (httpx2.HTTPError, KeyError, IndexError, TypeError, ValueError) as error:
                 problem = f"{type(error).__name__}: {error}"
             else:
                 if verdict := VERDICT.match(replied):
@@ -93,8 +93,8 @@ class Judge:
                 problem = f"it said neither YES nor NO: {replied[:200]!r}"
             time.sleep(0.1 * 2**attempt)
         raise JudgeError(
-            f"the judge {self.config.model} at {self.config.url} gives no verdict; {problem}. Check
-            " f"URL, model and ${self.config.key_variable}; the records made so far are kept."
+            f"the judge {self.config.model} at {self.config.url} gives no verdict; {problem}. "
+            f"Check URL, model and ${self.config.key_variable}; the records made so far are kept."
         )
 
     def _ask(self, asked: str) -> str:

@@ -124,6 +124,11 @@ class VLM(ABC):
         weight once.
         """
 
+    @property
+    @abstractmethod
+    def extra_parameters(self) -> int:
+        """How many numbers an edit (of separate ones: each) adds to the network."""
+
 
 class WrappedVLM(VLM):
     """A VLM that asks another one in its own way: the base of edits that are not weight deltas."""
@@ -157,3 +162,7 @@ class WrappedVLM(VLM):
     @property
     def fingerprint(self) -> str:
         return self.inner.fingerprint
+
+    @property
+    def extra_parameters(self) -> int:
+        return self.inner.extra_parameters

@@ -123,6 +123,10 @@ class NetworkVLM(VLM):
     def fingerprint(self) -> str:
         return self.adapter.fingerprint
 
+    @property
+    def extra_parameters(self) -> int:
+        return sum(delta.parameters for delta in self.deltas.values())
+
     def _with(self, deltas: Mapping[str, Delta]) -> NetworkVLM:
         return NetworkVLM(
             self.adapter,
