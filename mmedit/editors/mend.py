@@ -77,7 +77,7 @@ class LRLinear(nn.Module):
     def forward(self, x: Float[Tensor, "*rows width"], mode: int) -> Float[Tensor, "*rows width"]:
         z = x @ self.v.T @ self.u.T + self.bias
         z = z * self.mode_scale[mode] + self.mode_shift[mode]
-        # Every z starts at 0, where relu, and clamp since torch 2.14, have gradient 0: it would stay.
+        # Every z starts at 0, where relu, and clamp since torch 2.14, have gradient 0.
         return torch.where(z < 0, 0.0, z) + x
 
 
