@@ -89,6 +89,66 @@ def list_names(what: Annotated[str, typer.Argument(help="editors, vlms or datase
     out.print(table)
 
 
+@app.command("convert")
+def convert_files(
+    family: Annotated[str, typer.Argument(help="blip2 or minigpt4")],
+    vision: Annotated[
+        str, typer.Option(help="eva_vit_g.pth, or timm:NAME, or open_clip:ARCH/WEIGHTS.")
+    ],
+    language: Annotated[str, typer.Option(help="A transformers model folder, or a hub id.")],
+    out_folder: Annotated[Path, typer.Option("--out", help="The VLM's folder, made anew.")],
+    qformer: Annotated[str | None, typer.Option(help="LAVIS' blip2_pretrained_*.pth.")] = None,
+    projection: Annotated[
+        str | None, typer.Option(help="MiniGPT-4's pretrained_minigpt4*.pth.")
+    ] = None,
+    image_size: Annotated[
+        int, typer.Option(min=1, help="Pixels a side; positions are interpolated.")
+    ] = 364,
+    vision_heads: Annotated[int | None, typer.Option(help="If the tower is not EVA-g.")] = None,
+    vision_layers: Annotated[int | None, typer.Option(help="If the tower is not EVA-g.")] = None,
+    qformer_heads: Annotated[int | None, typer.Option(help="If it is not 768 wide.")] = None,
+    format: Annotated[
+        str | None, typer.Option("--format", help="Of MiniGPT-4's prompts: vicuna or llama2.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of what is written; the language model's by default.")
+    ] = None,
+    drop: Annotated[
+        list[str] | None, typer.Option(help="Leave out tensors of this name or pattern.")
+    ] = None,
+) -> None:
+    """Make a model folder from the original files of BLIP-2 or MiniGPT-4 (docs/converting.md)."""
+    import transformers
+
+    from mmedit.adapters.checkpoints import Options, Sources, convert
+
+    transformers.utils.logging.disable_progress_bar()
+    with err.status("converting"):
+        done = convert(
+            family,
+            Sources(vision=vision, language=language, qformer=qformer, projection=projection),
+            out_folder,
+            Options(
+                image_size=image_size,
+                vision_heads=vision_heads,
+                vision_layers=vision_layers,
+                qformer_heads=qformer_heads,
+                format=format,
+                dtype=dtype,
+                drop=tuple(drop or ()),
+            ),
+        )
+    for part in done.accounts:
+        dropped = f", {len(part.dropped)} dropped" if part.dropped else ""
+        out.print(escape(f"{part.role} {part.source}: {part.used} tensors used{dropped}"))
+    for name, reason in done.filled.items():
+        out.print(escape(f"in no source: {name}: {reason}"))
+    out.print(
+        f"{done.model_type} in {done.dtype}, {image_size} pixels -> {out_folder}/ (conversion.json)"
+    )
+    out.print(f"next: mmedit bench --vlm {out_folder} --editor ft --limit 10 --out runs/x")
+
+
 @app.command()
 def edit(
     prompt: Annotated[str, typer.Option(help="What is asked, word for word.")],

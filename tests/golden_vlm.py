@@ -39,13 +39,15 @@ QUERIES = 2
 
 
 class TokenIds:
-    """A tokenizer whose words are token ids."""
+    """A tokenizer whose words are token ids; every other word is one that is never looked at."""
 
     pad_token_id = PAD
+    chat_template = None
 
     def __call__(self, texts: Sequence[str], *, add_special_tokens: bool) -> dict[str, list]:
         assert not add_special_tokens
-        return {"input_ids": [[int(word) for word in text.split()] for text in texts]}
+        words = [text.split() for text in texts]
+        return {"input_ids": [[int(w) if w.isdigit() else PAD for w in row] for row in words]}
 
 
 def to_pixels(*, images: Sequence[Image.Image], return_tensors: str) -> dict[str, Tensor]:
@@ -104,7 +106,7 @@ def golden_vlm(
     network: Blip2ForConditionalGeneration | None = None, *, padding_side: PaddingSide = "right"
 ) -> NetworkVLM:
     """The VLM around the golden network, or around a changed copy of it."""
-    processor = SimpleNamespace(tokenizer=TokenIds(), image_processor=to_pixels)
+    processor = SimpleNamespace(tokenizer=TokenIds(), image_processor=to_pixels, chat_template=None)
     adapter = Blip2Adapter(network or golden_network(), cast(Blip2Processor, processor))
     return NetworkVLM(adapter, padding_side=padding_side)
 

@@ -238,7 +238,8 @@ class Adapter(ABC):
         rows = []
         for number, (form, example) in enumerate(zip(formats, examples, strict=True)):
             context, prompt, answer = ids[3 * number : 3 * number + 3]
-            self._require_no_placeholder((context, prompt, answer), example)
+            if images:
+                self._require_no_placeholder((context, prompt, answer), example)
             image = images[number].layout.tokens if number in images else NO_TOKENS
             before = torch.tensor(form.before_prompt + tuple(context), dtype=torch.long)
             head = torch.cat([torch.tensor(form.before_image, dtype=torch.long), image, before])

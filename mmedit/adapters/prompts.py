@@ -85,7 +85,7 @@ def read_format(
     Raises ModelError where the template loses the prompt or the image.
     """
     segment = Segmenter(tokenizer)
-    ids = tokenizer(text, add_special_tokens=special_tokens)["input_ids"]
+    (ids,) = tokenizer([text], add_special_tokens=special_tokens)["input_ids"]
     for space in (" ", ""):  # tokens of "x" may be found in " x", if the space is one by itself
         (probe,) = segment([space + PROBE])
         if (start := _find(ids, probe)) is not None:

@@ -77,7 +77,8 @@ class LRLinear(nn.Module):
     def forward(self, x: Float[Tensor, "*rows width"], mode: int) -> Float[Tensor, "*rows width"]:
         z = x @ self.v.T @ self.u.T + self.bias
         z = z * self.mode_scale[mode] + self.mode_shift[mode]
-        return z.clamp(min=0) + x  # not relu: its gradient at 0 is 0, and every z starts there
+        # Every z starts at 0, where relu, and clamp since torch 2.14, have gradient 0.
+        return torch.where(z < 0, 0.0, z) + x
 
 
 class IDMLP(nn.Module):
