@@ -109,7 +109,7 @@ def rouge_l(text: str, answers: Sequence[str]) -> float:
     0.667
     """
     _accepted(answers)
-    return max(_scorer().score(answer, text)["rougeL"].fmeasure for answer in answers)
+    return float(max(_scorer().score(answer, text)["rougeL"].fmeasure for answer in answers))
 
 
 def fluency(text: str) -> float:
