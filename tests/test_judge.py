@@ -15,6 +15,7 @@ from mmedit.errors import JudgeError
 from mmedit.metrics.judge import Judge, JudgeConfig
 
 ASKED = (["what is it?", "how many?"], [["a cat", "cat"], ["2"]], ["It is a cat.", "three"])
+ONE = (ASKED[0][:1], ASKED[1][:1], ASKED[2][:1])
 
 
 @contextmanager
@@ -79,7 +80,7 @@ def test_verdicts_come_in_order_with_what_was_asked_and_replied(monkeypatch):
 def test_a_busy_or_babbling_judge_is_asked_again():
     replies = [(503, {"error": "busy"}), (200, "Well, it depends."), (200, "yes")]
     with endpoint(replies) as (url, requests):
-        (verdict,) = judge(url)(*([part[0]] for part in ASKED))
+        (verdict,) = judge(url)(*ONE)
     assert verdict.verdict == 1
     assert len(requests) == 3
 
@@ -95,7 +96,7 @@ def test_a_busy_or_babbling_judge_is_asked_again():
 )
 def test_a_judge_without_verdict_is_an_error_that_says_why(replies, problem, times):
     with endpoint(replies) as (url, requests), pytest.raises(JudgeError) as raised:
-        judge(url)(*([part[0]] for part in ASKED))
+        judge(url)(*ONE)
     assert problem in str(raised.value)
     assert "Check URL, model and $OPENAI_API_KEY; the records made so far are kept" in str(
         raised.value
@@ -105,4 +106,4 @@ def test_a_judge_without_verdict_is_an_error_that_says_why(replies, problem, tim
 
 def test_an_endpoint_that_is_not_there_is_an_error():
     with pytest.raises(JudgeError, match="gives no verdict; Connect"):
-        judge("http://127.0.0.1:9")(*([part[0]] for part in ASKED))
+        judge("http://127.0.0.1:9")(*ONE)
