@@ -11,6 +11,7 @@ on the image alone, so both may be cached.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -54,10 +55,15 @@ class LlavaNextAdapter(LlavaAdapter):
         packed, _ = self.network.model.pack_image_features(
             bridged,
             torch.cat([image.layout.sizes["image_sizes"] for image in images]),
-            vision_feature_select_strategy=self.network.config.vision_feature_select_strategy,
             image_newline=self.network.model.image_newline,
+            **self._packing(),
         )
         return list(packed)
+
+    def _packing(self) -> dict[str, Any]:
+        """What transformers' packing of this family reads from the config."""
+        config = self.network.config
+        return {"vision_feature_select_strategy": config.vision_feature_select_strategy}
 
 
 class LlavaOnevisionAdapter(LlavaNextAdapter):
@@ -65,11 +71,5 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
 
     model_types = ("llava_onevision",)
 
-    def _packed(self, bridged: Sequence[Tensor], images: Sequence[SeenImage]) -> list[Tensor]:
-        packed, _ = self.network.model.pack_image_features(
-            bridged,
-            torch.cat([image.layout.sizes["image_sizes"] for image in images]),
-            image_newline=self.network.model.image_newline,
-            vision_aspect_ratio=self.network.config.vision_aspect_ratio,
-        )
-        return list(packed)
+    def _packing(self) -> dict[str, Any]:
+        return {"vision_aspect_ratio": self.network.config.vision_aspect_ratio}
