@@ -39,6 +39,11 @@ TEXT = st.text(alphabet="ab ,.!?'-1", max_size=20)
         ("dont", "don't"),
         ("they're", "they're"),
         ("theyre", "they're"),
+        ("couldnt've", "couldn't've"),
+        ("couldn'tve", "couldn't've"),
+        ("y'alld've", "y'all'd've"),
+        ("ows'at", "ows'at"),
+        ("Ive", "ive"),  # the published table says "Ive", and words are in lower case by then
         ("black-white", "black white"),
         ("black - white", "black white"),
         ("yes!", "yes"),
