@@ -11,7 +11,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "protocol.md"
 
 def test_the_worked_examples_are_true():
     results = doctest.testfile(str(PAGE), module_relative=False)
-    assert results.attempted >= 15
+    assert results.attempted >= 40
     assert results.failed == 0
 
 
@@ -19,3 +19,17 @@ def test_every_score_of_a_record_is_defined():
     defined = set(re.findall(r"`(\w+)`", PAGE.read_text(encoding="utf-8")))
     for model in (Scores, Locality, Generation):
         assert defined.issuperset(model.model_fields)
+
+
+def test_every_score_of_a_record_has_a_worked_example():
+    code = "\n".join(
+        re.findall(r"^    (?:>>>|\.\.\.) (.*)$", PAGE.read_text("utf-8"), flags=re.MULTILINE)
+    )
+    shown_by = {
+        "top10_ordered_all": "topk_ordered",
+        "top10_set_answer": "topk_set",
+        "judge": "verdict",
+    }
+    for model in (Scores, Locality, Generation):
+        for score in model.model_fields:
+            assert re.search(rf"\b{shown_by.get(score, score)}\b", code), score
