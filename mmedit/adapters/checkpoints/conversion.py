@@ -34,7 +34,13 @@ from mmedit.adapters.checkpoints.language import (
     load_language,
     with_row_for,
 )
-from mmedit.adapters.checkpoints.parts import Parts, Sources, behind_patches, behind_qformer
+from mmedit.adapters.checkpoints.parts import (
+    BUFFER,
+    Parts,
+    Sources,
+    behind_patches,
+    behind_qformer,
+)
 from mmedit.adapters.checkpoints.vision import VisionSizes, vision_sizes, vision_weights
 from mmedit.adapters.minigpt4 import MiniGPT4Config, MiniGPT4ForConditionalGeneration
 from mmedit.errors import ModelError, UnknownNameError
@@ -75,6 +81,16 @@ def convert(
     """
     options = options or Options()
     _check(family, sources, folder, options)
+    with _appearing(folder) as unfinished:
+        network, processor, finished = _convert(family, sources, folder, options)
+        _save(network, processor, finished, unfinished)
+    return finished
+
+
+def _convert(
+    family: str, sources: Sources, folder: Path, options: Options
+) -> tuple[Any, Any, Conversion]:
+    """Network, processor and account."""
     text_config = language_config(sources.language)
     parts = _parts(sources, options, text_config)
     processor = build_processor(
@@ -102,9 +118,7 @@ def convert(
         filled=filled,
         versions=_versions(sources),
     )
-    with _appearing(folder) as unfinished:
-        _save(network, processor, finished, unfinished)
-    return finished
+    return network, processor, finished
 
 
 def _check(family: str, sources: Sources, folder: Path, options: Options) -> None:
@@ -188,17 +202,29 @@ def _assemble(parts: Parts, language: Any) -> Any:
 
 
 def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(torch.float32 if name.startswith(IN_FLOAT32) else dtype).contiguous()
+    cast_ = tensor.to(torch.float32 if name.startswith(IN_FLOAT32) else dtype).contiguous()
+    if not bool(cast_.isfinite().all()):
+        raise ModelError(
+            f"{name} reaches {tensor.abs().max().item():g}, too large for {str(dtype)[6:]}; give "
+            "--dtype bfloat16 or float32"
+        )
+    return cast_
 
 
 @contextmanager
 def _appearing(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` that gets its name at the end, and is removed where that is not
-    reached: what was interrupted is not taken for finished.
+    reached: what was interrupted is not taken for finished. Raises ModelError where it cannot be.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder = folder.resolve()
     unfinished = folder.with_name(f".{folder.name}.unfinished-{os.getpid()}")
-    unfinished.mkdir()
+    try:
+        unfinished.mkdir(parents=True)
+    except OSError as error:
+        raise ModelError(
+            f"--out {folder} cannot be made: {error.strerror} ({error.filename}); name a folder "
+            "that can be written"
+        ) from error
     try:
         yield unfinished
         if folder.exists():
@@ -224,28 +250,29 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _language_accounts(source: str, language: Any) -> list[Account]:
-    """All tensors are used (`load_language`). Of a hub id the commit stands for the files."""
+    """Old files hold rotary buffers, which transformers leaves out; all else is used
+    (`load_language`). Of a hub id the commit stands for the files.
+    """
     used, folder = len(language.state_dict()), Path(source)
     if not folder.is_dir():
         commit = language.config._commit_hash
         where = f"{source}@{commit}" if commit else source
         return [Account(role="--language", source=where, sha256=None, used=used, dropped={})]
     files = sorted(folder.glob("*.safetensors"))
-    return [
-        Account(
-            role="--language",
-            source=str(path),
-            sha256=file_hash(path),
-            used=_tensors_in(path),
-            dropped={},
-        )
-        for path in files
-    ]
+    return [_language_account(path) for path in files]
 
 
-def _tensors_in(path: Path) -> int:
+def _language_account(path: Path) -> Account:
     with safe_open(path, framework="pt") as file:
-        return len(file.keys())
+        names = list(file.keys())
+    dropped = {name: BUFFER for name in names if name.endswith("rotary_emb.inv_freq")}
+    return Account(
+        role="--language",
+        source=str(path),
+        sha256=file_hash(path),
+        used=len(names) - len(dropped),
+        dropped=dropped,
+    )
 
 
 def _versions(sources: Sources) -> dict[str, str]:

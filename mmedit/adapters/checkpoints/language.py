@@ -88,10 +88,16 @@ def language_config(source: str) -> Any:
 
 
 def load_language(source: str, dtype: torch.dtype | None) -> Any:
-    """The network from safetensors, in its own dtype by default. Raises ModelError."""
+    """The network from safetensors, in its own dtype by default. Raises ModelError, also where a
+    weight is no number in that dtype.
+    """
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True
+            source,
+            dtype=dtype or "auto",
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are told below, with their names
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"--language {source} cannot be loaded: {error}") from error
@@ -101,6 +107,12 @@ def load_language(source: str, dtype: torch.dtype | None) -> Any:
             raise ModelError(
                 f"--language {source}: {len(names)} {what.replace('_', ' ')}, for instance "
                 f"{names[0]}"
+            )
+    for name, weight in network.named_parameters():
+        if not bool(weight.float().isfinite().all()):
+            raise ModelError(
+                f"--language {source}: {name} has NaN or infinity in {str(weight.dtype)[6:]}; if "
+                "that is too small for it, give another --dtype"
             )
     return network.eval()
 
