@@ -649,6 +649,20 @@ def test_prompts_are_those_of_the_original(converted, case: Original):
         ]
 
 
+@each_case
+def test_free_answers_end_where_the_originals_do(converted, case: Original):
+    """At a line feed, or before the next turn."""
+    adapter = converted(case).vlm.adapter
+    said = torch.tensor([adapter.tokenizer("a cat###Human: no")["input_ids"]])
+    if case.family == "minigpt4":
+        assert adapter.decode(said) == ["a cat"]
+        return
+    assert adapter.decode(said) == ["a cat###Human: no"]
+    (line_feed,) = adapter.tokenizer("\n")["input_ids"]
+    language = adapter.network.language_model
+    assert language.config.eos_token_id == language.generation_config.eos_token_id == line_feed
+
+
 def test_the_other_format_can_be_asked_for(tmp_path: Path):
     for case in CASES:
         if case.family != "minigpt4":

@@ -126,6 +126,7 @@ class Adapter(ABC):
         self.text_format, self.image_format = self.formats()
         self._segment = Segmenter(self.tokenizer)
         self._layouts: OrderedDict[str, Layout] = OrderedDict()
+        self._stops = tuple(network.generation_config.stop_strings or ())
         self.token = uuid4().hex  # tells this network's features from others' within a process
 
     @classmethod
@@ -279,10 +280,11 @@ class Adapter(ABC):
             )
 
     def decode(self, tokens: Int[Tensor, "batch new"]) -> list[str]:
-        """Without special tokens, stripped."""
-        return [
-            text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        ]
+        """Without special tokens, up to where the checkpoint says that answers stop, stripped."""
+        texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        for stop in self._stops:
+            texts = [text.partition(stop)[0] for text in texts]
+        return [text.strip() for text in texts]
 
     @property
     def max_tokens(self) -> int:

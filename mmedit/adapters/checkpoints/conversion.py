@@ -26,9 +26,11 @@ from mmedit.adapters.checkpoints.files import (
     read_vision,
 )
 from mmedit.adapters.checkpoints.language import (
+    STOP_STRINGS,
     Format,
     build_processor,
     check_language,
+    end_at_line_feed,
     image_token_of,
     language_config,
     load_language,
@@ -91,13 +93,14 @@ def _convert(
     family: str, sources: Sources, folder: Path, options: Options
 ) -> tuple[Any, Any, Conversion]:
     """Network, processor and account."""
+    format = _format(family, sources, options)
     text_config = language_config(sources.language)
     parts = _parts(sources, options, text_config)
     processor = build_processor(
         sources.language,
         image_size=options.image_size,
         image_tokens=parts.config.num_query_tokens,
-        format=_format(family, sources, options),
+        format=format,
     )
     parts.config.image_token_index = image_token_of(
         processor, sources.language, text_config.vocab_size
@@ -105,10 +108,14 @@ def _convert(
     language = load_language(
         sources.language, DTYPES[options.dtype] if options.dtype is not None else None
     )
+    if family == "blip2":
+        end_at_line_feed(language, processor.tokenizer)
     filled = dict(parts.filled)
     if with_row_for(language, parts.config.image_token_index):
         filled["language_model: embeddings and head"] = ZERO_ROW
     network = _assemble(parts, language)
+    if format in STOP_STRINGS:
+        network.generation_config.stop_strings = list(STOP_STRINGS[format])
     finished = Conversion(
         folder=folder,
         model_type=parts.config.model_type,

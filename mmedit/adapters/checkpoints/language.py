@@ -22,6 +22,8 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from mmedit.errors import ModelError
 
 Format = Literal["vicuna", "llama2"]
+STOP_STRINGS: dict[Format | None, tuple[str, ...]] = {"vicuna": ("###",)}
+"""What begins the next turn, where no end token does: a generated answer stops there."""
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -115,6 +117,16 @@ def load_language(source: str, dtype: torch.dtype | None) -> Any:
                 "that is too small for it, give another --dtype"
             )
     return network.eval()
+
+
+def end_at_line_feed(language: Any, tokenizer: Any) -> None:
+    """BLIP-2 with OPT was trained to end an answer with a line feed, and LAVIS stops there: it, and
+    not OPT's </s>, becomes the end token of generation, as in the released transformers folders.
+    """
+    ids = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    if len(ids) == 1:
+        language.config.eos_token_id = ids[0]
+        language.generation_config.eos_token_id = ids[0]
 
 
 def build_processor(
