@@ -658,7 +658,7 @@ def test_free_answers_end_where_the_originals_do(converted, case: Original):
         assert adapter.decode(said) == ["a cat"]
         return
     assert adapter.decode(said) == ["a cat###Human: no"]
-    (line_feed,) = adapter.tokenizer("\n")["input_ids"]
+    (line_feed,) = adapter.tokenizer("\n", add_special_tokens=False)["input_ids"]
     language = adapter.network.language_model
     assert language.config.eos_token_id == language.generation_config.eos_token_id == line_feed
 
