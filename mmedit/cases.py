@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from PIL import Image
 
-from mmedit.errors import EmptyAnswerError, ImageError
+from mmedit.errors import DataError, EmptyAnswerError, ImageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,16 @@ class Example:
             raise EmptyAnswerError(
                 f"the target of {self.prompt!r} is empty; give the answer that the model shall "
                 "learn or be scored on"
+            )
+        if isinstance(self.answers, str):
+            raise DataError(
+                f"the accepted answers of {self.prompt!r} are the text {self.answers!r}; a tuple "
+                f"of texts was wanted: ({self.answers!r},)"
+            )
+        if not all(answer.strip() for answer in self.answers):
+            raise EmptyAnswerError(
+                f"an accepted answer of {self.prompt!r} is empty, which would make silence right; "
+                "leave it out"
             )
 
     @property

@@ -98,6 +98,10 @@ def test_bench_runs_on_a_folder_of_another_family(mmedit_, tmp_path: Path):
         (("fit", "--editor", "ft", "--out", "x"), "ft has nothing to learn"),
         (("bench", "--editor", "ft", "--limit", "0", "--out", "x"), "limit"),
         (("bench", "--editor", "ft", "--limit", "1", "--out", PICTURE), "cannot make the folder"),
+        (
+            ("bench", "--no-generate", "--set", "speech.fluency_tokens=9", "--out", "x"),
+            "speech.fluency_tokens scores what is said freely, and nothing is to be generated",
+        ),
         (("fit", "--limit", "1", "--out", PICTURE), "cannot make the folder"),
         (("table", "nowhere"), "cannot read nowhere"),
         (("table", "nowhere", "--format", "latx"), "Did you mean 'latex'"),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mmedit.errors import JudgeError
-from mmedit.metrics.judge import Judge, JudgeConfig
+from mmedit.metrics.judge import Judge, JudgeConfig, verdict
 
 ASKED = (["what is it?", "how many?"], [["a cat", "cat"], ["2"]], ["It is a cat.", "three"])
 ONE = (ASKED[0][:1], ASKED[1][:1], ASKED[2][:1])
@@ -77,6 +77,26 @@ def test_verdicts_come_in_order_with_what_was_asked_and_replied(monkeypatch):
     assert all(request["headers"]["Authorization"] == "Bearer secret" for request in requests)
 
 
+@pytest.mark.parametrize(
+    "reply", ["YES", "yes.", " **Yes**", "Yes, it does.", "YES\nA cat.", '"Yes"']
+)
+def test_a_verdict_is_read_however_it_is_written(reply: str):
+    assert verdict(reply) == 1
+    assert verdict(reply.replace("Yes", "No").replace("YES", "NO").replace("yes", "no")) == 0
+
+
+def test_an_explanation_behind_the_verdict_may_name_the_other_word():
+    assert verdict("NO. The accepted answer is yes.") == 0
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["", "Not", "nothing", "No idea.", "Yes and no.", "Yes or no?", "It is, yes."],
+)
+def test_a_reply_that_is_not_clearly_yes_or_no_is_no_verdict(reply: str):
+    assert verdict(reply) is None
+
+
 def test_a_busy_or_babbling_judge_is_asked_again():
     replies = [(503, {"error": "busy"}), (200, "Well, it depends."), (200, "yes")]
     with endpoint(replies) as (url, requests):
@@ -107,3 +127,9 @@ def test_a_judge_without_verdict_is_an_error_that_says_why(replies, problem, tim
 def test_an_endpoint_that_is_not_there_is_an_error():
     with pytest.raises(JudgeError, match="gives no verdict; Connect"):
         judge("http://127.0.0.1:9")(*ONE)
+
+
+@pytest.mark.parametrize("url", ["localhost:8000/v1", "", "http://"])
+def test_a_url_without_scheme_or_host_is_refused_before_anything_is_asked(url: str):
+    with pytest.raises(ValueError, match="url"):
+        JudgeConfig(url=url, model="some-judge")

@@ -46,6 +46,11 @@ def ids(cases: list[GoldenCase]) -> list[str]:
 # Golden numbers: the published code
 
 
+def pooled(rows: Tensor, n: Tensor) -> float:
+    """The mean over tokens, from the means of rows of n tokens."""
+    return ((rows * n).sum() / n.sum()).item()
+
+
 def aligned(case: GoldenCase) -> tuple[Tensor, Tensor, bool]:
     logits, labels = case.tensors["logits"], case.tensors["labels"]
     if case.facts["mode"] == "legacy_right_aligned":
@@ -71,6 +76,47 @@ def test_every_golden_mode_is_tested_or_knowingly_left_out():
     assert BY_ROW
 
 
+COMPARED = {
+    "reference": {"acc_token", "acc_exact_match", "nll", "log_prob", "prob", "n_tokens"},
+    "per_row_numpy_float64": {
+        "row_token_acc", "row_exact_match", "row_sum_log_prob", "row_n_tokens",
+    },
+}  # fmt: skip
+LOCALITY_COMPARED = {
+    "reference": {
+        "kl_loc_loss",
+        "top1_agreement_all_positions", "topk_token_match_k1",
+        "top10_ordered_slot_agreement_all_positions", "topk_token_match_k10",
+    },
+    "numpy_float64": {
+        "kl_masked_mean", "kl_per_row",
+        "top1_all_positions", "top1_attended_positions",
+        "top1_answer_only", "top1_answer_only_per_row",
+        "top10_ordered_all_positions",
+        "top10_set_overlap_all_positions", "top10_set_overlap_attended_positions",
+        "top10_set_overlap_answer_only", "top10_set_overlap_answer_only_per_row",
+    },
+}  # fmt: skip
+
+
+def test_every_golden_number_and_tensor_is_compared_at_the_size_that_is_told():
+    for case in TEACHER_FORCED:
+        shapes = {name: list(tensor.shape) for name, tensor in case.tensors.items()}
+        facts = case.facts
+        assert shapes == {"logits": facts["logits_shape"], "labels": facts["labels_shape"]}
+        for table, names in COMPARED.items():
+            assert facts.get(table, {}).keys() <= names
+    for case in LANGUAGE_LOCALITY:
+        shapes = {name: list(tensor.shape) for name, tensor in case.tensors.items()}
+        logits = case.facts["shape"]
+        assert shapes == {
+            "pre_logits": logits, "post_logits": logits,
+            "labels": logits[:2], "attention_mask": logits[:2],
+        }  # fmt: skip
+        for table, names in LOCALITY_COMPARED.items():
+            assert case.facts[table].keys() <= names
+
+
 @pytest.mark.parametrize("case", SCORED, ids=ids(SCORED))
 def test_pooled_scores_are_those_of_the_published_code(case: GoldenCase):
     logits, labels, shift = aligned(case)
@@ -79,6 +125,9 @@ def test_pooled_scores_are_those_of_the_published_code(case: GoldenCase):
     assert scores.acc.item() == pytest.approx(wanted["acc_token"], abs=1e-6)
     assert scores.exact_match_acc.item() == pytest.approx(wanted["acc_exact_match"], abs=1e-6)
     assert scores.nll.item() == pytest.approx(wanted["nll"], abs=5e-6)
+    assert pooled(scores.log_prob / scores.n_tokens, scores.n_tokens) == pytest.approx(
+        wanted["log_prob"], abs=5e-6
+    )
     assert scores.prob.item() == pytest.approx(wanted["prob"], abs=5e-6)
     assert scores.n_tokens.sum().item() == wanted["n_tokens"]
 
@@ -112,11 +161,6 @@ def before_and_after(case: GoldenCase) -> tuple[Tensor, Tensor, Tensor]:
     return tensors["pre_logits"], tensors["post_logits"], tensors["attention_mask"].bool()
 
 
-def pooled(rows: Tensor, mask: Tensor) -> float:
-    n = mask.sum(-1)
-    return ((rows * n).sum() / n.sum()).item()
-
-
 def test_every_golden_locality_case_is_tested_or_one_sigmoid_score_per_row():
     assert LANGUAGE_LOCALITY
     assert all(case.facts["shape"][1:] == [1] for case in LOCALITY if case not in LANGUAGE_LOCALITY)
@@ -133,8 +177,12 @@ def test_locality_over_all_positions_is_that_of_the_published_code(case: GoldenC
     ranks = topk_ordered(base, edited, everywhere).mean().item()
     assert ranks == pytest.approx(wanted["top10_ordered_slot_agreement_all_positions"], abs=2e-6)
     assert ranks == pytest.approx(wanted["topk_token_match_k10"], abs=2e-6)
-    divergence = pooled(kl(base, edited, attended), attended)
+    divergence = pooled(kl(base, edited, attended), attended.sum(-1))
     assert divergence == pytest.approx(wanted["kl_loc_loss"], abs=2e-6)
+    defined, overlap = case.facts["numpy_float64"], topk_set(base, edited, everywhere).mean().item()
+    assert first == pytest.approx(defined["top1_all_positions"], abs=2e-6)
+    assert ranks == pytest.approx(defined["top10_ordered_all_positions"], abs=2e-6)
+    assert overlap == pytest.approx(defined["top10_set_overlap_all_positions"], abs=2e-6)
 
 
 @pytest.mark.parametrize("case", LANGUAGE_LOCALITY, ids=ids(LANGUAGE_LOCALITY))
@@ -143,10 +191,10 @@ def test_locality_over_attended_positions_is_its_definition_in_float64(case: Gol
     wanted = case.facts["numpy_float64"]
     divergence = kl(base, edited, attended)
     assert divergence.tolist() == pytest.approx(wanted["kl_per_row"], abs=2e-6)
-    assert pooled(divergence, attended) == pytest.approx(wanted["kl_masked_mean"], abs=2e-6)
-    first = pooled(top1(base, edited, attended), attended)
+    assert pooled(divergence, attended.sum(-1)) == pytest.approx(wanted["kl_masked_mean"], abs=2e-6)
+    first = pooled(top1(base, edited, attended), attended.sum(-1))
     assert first == pytest.approx(wanted["top1_attended_positions"], abs=2e-6)
-    overlap = pooled(topk_set(base, edited, attended), attended)
+    overlap = pooled(topk_set(base, edited, attended), attended.sum(-1))
     assert overlap == pytest.approx(wanted["top10_set_overlap_attended_positions"], abs=2e-6)
 
 
@@ -162,8 +210,8 @@ def test_locality_over_answer_positions_is_its_definition_in_float64(case: Golde
     assert overlap.tolist() == pytest.approx(
         wanted["top10_set_overlap_answer_only_per_row"], abs=2e-6
     )
-    assert pooled(first, is_answer) == pytest.approx(wanted["top1_answer_only"], abs=2e-6)
-    assert pooled(overlap, is_answer) == pytest.approx(
+    assert pooled(first, is_answer.sum(-1)) == pytest.approx(wanted["top1_answer_only"], abs=2e-6)
+    assert pooled(overlap, is_answer.sum(-1)) == pytest.approx(
         wanted["top10_set_overlap_answer_only"], abs=2e-6
     )
 

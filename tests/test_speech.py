@@ -17,7 +17,7 @@ from mmedit.datasets import easyvqa
 from mmedit.editors import FT, IKE
 from mmedit.editors.ft import FTConfig
 from mmedit.editors.ike import IKEConfig
-from mmedit.errors import ConfigError, ModelError
+from mmedit.errors import ConfigError, DataError, EmptyAnswerError
 from mmedit.metrics.clip_score import ClipScore
 from mmedit.metrics.generation import contains, exact, fluency, rouge_l
 from mmedit.metrics.judge import Judge, Transcript
@@ -102,6 +102,16 @@ def test_further_accepted_answers_count_when_they_are_said():
     assert spoken.scores.exact == 0
 
 
+def test_an_empty_accepted_answer_is_refused_as_silence_would_be_right():
+    with pytest.raises(EmptyAnswerError, match="would make silence right; leave it out"):
+        Example(prompt="what is it?", target="disc", answers=("circle", " "))
+
+
+def test_one_text_in_place_of_accepted_answers_is_refused_as_it_would_be_its_letters():
+    with pytest.raises(DataError, match=r"a tuple of texts was wanted: \('circle',\)"):
+        Example(prompt="what is it?", target="disc", answers=cast(Any, "circle"))
+
+
 def test_a_text_is_judged_and_seen_by_clip_once_and_the_transcript_kept():
     counted = Counted()
     scorer = SpeechScorer(clip=cast(ClipScore, counted.clip), judge=cast(Judge, counted.judge))
@@ -155,5 +165,7 @@ def test_speech_is_set_like_everything_else_and_checked_before_anything_is_loade
     assert found.judge.model == "m"
     with pytest.raises(ConfigError, match=r"unknown key 'fluency'. Did you mean 'fluency_tokens'"):
         load_speech(["speech.fluency=1"])
-    with pytest.raises(ModelError, match="ARCHITECTURE/WEIGHTS was wanted"):
-        load_speech(["speech.clip_score=ViT-B-32"]).scorer()
+    with pytest.raises(ConfigError, match="ARCHITECTURE/WEIGHTS was wanted"):
+        load_speech(["speech.clip_score=ViT-B-32"])
+    with pytest.raises(ConfigError, match=r"judge\.url.*found 'localhost:8000'"):
+        load_speech(["speech.judge.url=localhost:8000", "speech.judge.model=m"])

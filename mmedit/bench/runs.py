@@ -31,7 +31,7 @@ from mmedit.bench.speech import SpeechScorer, SpeechSettings
 from mmedit.bench.tables import BASE
 from mmedit.cases import EditCase
 from mmedit.editors import Editor
-from mmedit.errors import RunError
+from mmedit.errors import ConfigError, RunError
 from mmedit.vlm import VLM
 
 Report = Callable[[str, int, int, str], None]
@@ -60,6 +60,13 @@ class Plan:
     overrides: tuple[str, ...] = ()
     """What `--set` changed, of the VLM and the dataset too."""
     speech: SpeechSettings = field(default_factory=SpeechSettings)
+
+    def __post_init__(self) -> None:
+        if self.speech.wanted and not self.max_new_tokens:
+            raise ConfigError(
+                f"speech.{self.speech.wanted[0]} scores what is said freely, and nothing is to be "
+                "generated: leave out --no-generate, or --set speech..."
+            )
 
     def manifest(self, training_seconds: Mapping[str, float]) -> RunManifest:
         config: dict[str, object] = {

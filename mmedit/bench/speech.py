@@ -6,14 +6,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from mmedit.bench.records import Generation, JudgeTranscript
 from mmedit.cases import Example
 from mmedit.images import image_key
 from mmedit.metrics import generation
-from mmedit.metrics.clip_score import ClipScore, load_clip_score
+from mmedit.metrics.clip_score import ClipScore, load_clip_score, require_clip
 from mmedit.metrics.judge import Judge, JudgeConfig
 
 
@@ -24,9 +25,14 @@ class SpeechSettings(BaseModel):
 
     fluency_tokens: int = Field(default=0, ge=0)
     """Length of the continuation that fluency is measured on; 0: it is not measured."""
-    clip_score: str | None = None
+    clip_score: Annotated[str, AfterValidator(require_clip)] | None = None
     """ARCHITECTURE/WEIGHTS of OpenCLIP."""
     judge: JudgeConfig | None = None
+
+    @property
+    def wanted(self) -> list[str]:
+        """The names of the scores that were asked for."""
+        return list(self.model_dump(exclude_defaults=True))
 
     def scorer(self) -> SpeechScorer:
         """Loads the CLIP. Raises ModelError."""

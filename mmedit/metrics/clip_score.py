@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 from torch.nn import functional as F
 
 from mmedit.errors import ModelError
@@ -40,26 +42,29 @@ class ClipScore:
         device = next(self._model.parameters()).device
         pixels = torch.stack([self._transform(open_image(image)) for image in images])
         tokens = self._tokenizer([PROMPT + text for text in texts])
-        seen = F.normalize(self._model.encode_image(pixels.to(device)).float(), dim=-1)
-        read = F.normalize(self._model.encode_text(tokens.to(device)).float(), dim=-1)
-        return (WEIGHT * (seen * read).sum(-1).clamp(min=0)).tolist()
+        seen = self._model.encode_image(pixels.to(device))
+        return clip_score(seen, self._model.encode_text(tokens.to(device))).tolist()
+
+
+def clip_score(
+    image: Float[Tensor, "batch width"], text: Float[Tensor, "batch width"]
+) -> Float[Tensor, " batch"]:
+    """2.5 max(cos, 0) of every image's embedding and its text's, in float32.
+
+    >>> clip_score(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[3.0, 4.0], [-1.0, 0.0]]))
+    tensor([1.5000, 0.0000])
+    """
+    return WEIGHT * F.cosine_similarity(image.float(), text.float(), dim=-1).clamp(min=0)
 
 
 def load_clip_score(name: str, *, device: torch.device | str = "cpu") -> ClipScore:
     """By "ARCHITECTURE/WEIGHTS" of OpenCLIP, for instance "ViT-B-32/openai", where WEIGHTS may be a
     file. Raises ModelError where OpenCLIP is missing or does not know it.
     """
-    architecture, slash, weights = name.partition("/")
-    if not (architecture and slash and weights):
-        raise ModelError(
-            f"CLIPScore by {name!r}: ARCHITECTURE/WEIGHTS was wanted, for instance ViT-B-32/openai"
-        )
-    if find_spec("open_clip") is None:
-        raise ModelError(
-            "CLIPScore needs OpenCLIP, which is not installed: pip install 'mmedit[clip]'"
-        )
+    require_clip(name)
     import open_clip
 
+    architecture, _, weights = name.partition("/")
     try:
         model, _, transform = open_clip.create_model_and_transforms(
             architecture, pretrained=weights, device=device, weights_only=True
@@ -67,3 +72,19 @@ def load_clip_score(name: str, *, device: torch.device | str = "cpu") -> ClipSco
         return ClipScore(model, transform, open_clip.get_tokenizer(architecture))
     except (RuntimeError, OSError, ValueError) as error:
         raise ModelError(f"CLIPScore by {name!r} cannot be loaded: {error}") from error
+
+
+def require_clip(name: str) -> str:
+    """The name itself; ModelError, at no cost, where OpenCLIP is missing or the name is no
+    ARCHITECTURE/WEIGHTS.
+    """
+    architecture, _, weights = name.partition("/")
+    if not (architecture and weights):
+        raise ModelError(
+            f"CLIPScore by {name!r}: ARCHITECTURE/WEIGHTS was wanted, for instance ViT-B-32/openai"
+        )
+    if find_spec("open_clip") is None:
+        raise ModelError(
+            "CLIPScore needs OpenCLIP, which is not installed: pip install 'mmedit[clip]'"
+        )
+    return name

@@ -1,6 +1,7 @@
 """A language model as judge of what was said: the question, the accepted answers and the text go
 to an OpenAI-compatible endpoint, which answers YES or NO. Off by default. What was asked and
-answered is kept, as a verdict that cannot be read again cannot be trusted.
+answered is kept, as a verdict that cannot be read again cannot be trusted. Any other reply is no
+verdict: it is asked again, and then an error.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ INSTRUCTION = (
     "see. Say YES if the answer means the same as one of the accepted answers, NO if not. Reply "
     "with that one word."
 )
-VERDICT = re.compile(r"^\W*(yes|no)\b", re.IGNORECASE)
+QUESTION = "Question: {prompt}\nAccepted answers:\n{accepted}\nAnswer: {text}"
+VERDICT = re.compile(r"""^\W*(yes|no)(?=[ \t]*([.,:;!*"')\]\n]|$))""", re.IGNORECASE)
+"""The word by itself, or before a mark or the end of a line: "No idea" is no verdict."""
 TRIES = 3
 
 
@@ -31,7 +34,7 @@ class JudgeConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    url: str
+    url: str = Field(pattern=r"^https?://[^/]+")
     """Up to and with the version: https://api.openai.com/v1, http://localhost:8000/v1."""
     model: str
     key_variable: str = "OPENAI_API_KEY"
@@ -47,6 +50,22 @@ class Transcript:
     replied: str
     verdict: float
     """1 for YES, 0 for NO."""
+
+
+def question(prompt: str, answers: Sequence[str], text: str) -> str:
+    """What the judge is asked, behind `INSTRUCTION`; the accepted answers are a line each."""
+    accepted = "\n".join(f"- {answer}" for answer in answers)
+    return QUESTION.format(prompt=prompt, accepted=accepted, text=text)
+
+
+def verdict(reply: str) -> float | None:
+    """1 for YES, 0 for NO, None for anything else. What follows a mark is an explanation.
+
+    >>> verdict("Yes."), verdict("NO, yes was wanted."), verdict("No idea"), verdict("Yes or no?")
+    (1.0, 0.0, None, None)
+    """
+    found = VERDICT.match(reply)
+    return None if found is None else float(found[1].lower() == "yes")
 
 
 class Judge:
@@ -71,8 +90,7 @@ class Judge:
             return list(pool.map(self._judge, prompts, answers, texts))
 
     def _judge(self, prompt: str, answers: Sequence[str], text: str) -> Transcript:
-        accepted = "\n".join(f"- {answer}" for answer in answers)
-        asked = f"Question: {prompt}\nAccepted answers:\n{accepted}\nAnswer: {text}"
+        asked = question(prompt, answers, text)
         problem = ""
         for attempt in range(TRIES):
             try:
@@ -87,8 +105,7 @@ class Judge:
             except (httpx2.HTTPError, KeyError, IndexError, TypeError, ValueError) as error:
                 problem = f"{type(error).__name__}: {error}"
             else:
-                if verdict := VERDICT.match(replied):
-                    right = float(verdict[1].lower() == "yes")
+                if (right := verdict(replied)) is not None:
                     return Transcript(asked=asked, replied=replied, verdict=right)
                 problem = f"it said neither YES nor NO: {replied[:200]!r}"
             time.sleep(0.1 * 2**attempt)
