@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import product, takewhile
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from mmedit import vlm
 from mmedit.adapters import Adapter, Stage
@@ -54,7 +54,8 @@ class VLMFile(_Strict):
     adapter: str | None = None
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     device_map: str | None = None
-    max_memory: dict[int | str, int | str] | None = None
+    max_memory: dict[Annotated[int, BeforeValidator(int)] | str, int | str] | None = None
+    """By device: a GPU's number, or "cpu"."""
     offload_folder: str | None = None
     quantization: Quantization | None = None
     trust_remote_code: bool = False

@@ -18,7 +18,7 @@ import timm
 import tiny
 import torch
 from golden_files import golden_files, read_golden_json, under
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, processors
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -149,7 +149,8 @@ def language_of(case: Original, folder: Path, *, spare: int = 0) -> Path:
     are any of the vocabulary, and so none of them is to be `<image>`.
     """
     target = folder / "language"
-    shutil.copytree(case.language, target)
+    shutil.copytree(case.language, target, copy_function=shutil.copyfile)
+    target.chmod(0o755)  # golden files may be read-only
     tokenizer_of(case.meta["llm"]["vocab_size"] - spare).save_pretrained(target)
     return target
 
@@ -648,6 +649,20 @@ def test_prompts_are_those_of_the_original(converted, case: Original):
         ]
 
 
+@each_case
+def test_free_answers_end_where_the_originals_do(converted, case: Original):
+    """At a line feed, or before the next turn."""
+    adapter = converted(case).vlm.adapter
+    said = torch.tensor([adapter.tokenizer("a cat###Human: no")["input_ids"]])
+    if case.family == "minigpt4":
+        assert adapter.decode(said) == ["a cat"]
+        return
+    assert adapter.decode(said) == ["a cat###Human: no"]
+    (line_feed,) = adapter.tokenizer("\n", add_special_tokens=False)["input_ids"]
+    language = adapter.network.language_model
+    assert language.config.eos_token_id == language.generation_config.eos_token_id == line_feed
+
+
 def test_the_other_format_can_be_asked_for(tmp_path: Path):
     for case in CASES:
         if case.family != "minigpt4":
@@ -904,3 +919,124 @@ def bench(vlm: Path, run: Path, monkeypatch) -> None:
     with pytest.raises(SystemExit, check=lambda ended: not ended.code):
         cli.main()
     assert (run / "table.md").is_file()
+
+
+# Found by trying what may come
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1", b"<html>"])
+@each_case
+def test_what_was_saved_in_a_checkpoints_place_is_called_no_checkpoint(
+    tmp_path: Path, case: Original, content: bytes
+):
+    path = tmp_path / "file.pth"
+    path.write_bytes(content)
+    text = refusal(case, replace(case.sources(case.language), vision=str(path)), tmp_path)
+    assert text.startswith(f"--vision {path} is no checkpoint: it begins with {content[:40]!r}")
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [({"model": [1]}, "model"), ({"model": torch.zeros(2), 0: torch.zeros(2)}, "0")],
+    ids=["list", "number"],
+)
+@each_case
+def test_what_is_no_tensor_by_a_name_is_an_error(
+    tmp_path: Path, case: Original, content: dict, name: str
+):
+    path = tmp_path / "file.pth"
+    torch.save(content, path)
+    text = refusal(case, replace(case.sources(case.language), vision=str(path)), tmp_path)
+    assert f"holds {name}, which is no tensor by a name" in text
+
+
+@each_file
+def test_nan_in_a_file_is_named(tmp_path: Path, case: Original, role: str):
+    name = used_tensors(case, role)[0]
+    sources = rewrite(case, tmp_path, role, lambda tensors: tensors[name].fill_(torch.nan))
+    assert refusal(case, sources, tmp_path).endswith(f"NaN or infinite: {name}.")
+
+
+@each_case
+def test_a_weight_too_large_for_the_dtype_is_named(tmp_path: Path, case: Original):
+    name = "blocks.0.mlp.fc1.weight"
+    sources = rewrite(case, tmp_path, "vision", lambda tensors: tensors[name].fill_(1e5))
+    sources = replace(sources, language=str(language_of(case, tmp_path)))
+    text = refusal(case, sources, tmp_path, dtype="float16")
+    assert "encoder.layers.0.mlp.fc1.weight reaches 100000, too large for float16" in text
+
+
+@each_case
+def test_a_stray_layer_is_extra(tmp_path: Path, case: Original):
+    stray = "Qformer.bert.encoder.layer.99999999.stray"
+    sources = rewrite(
+        case, tmp_path, "qformer", lambda tensors: tensors.update({stray: torch.zeros(1)})
+    )
+    assert f"does not fit. extra: {stray}." in refusal(case, sources, tmp_path)
+
+
+@pytest.mark.parametrize("prefix", ["visual.trunk.", "visual_encoder."])
+@each_case
+def test_a_vision_file_may_have_openclips_or_laviss_prefix(
+    converted, tmp_path: Path, case: Original, prefix: str
+):
+    tensors = {prefix + name: tensor for name, tensor in case.contents[case.vision].items()}
+    save_file(tensors, tmp_path / "file.safetensors")
+    sources = case.sources(language_of(case, tmp_path))
+    sources = replace(sources, vision=str(tmp_path / "file.safetensors"))
+    convert(case.family, sources, tmp_path / "vlm", case.options)
+    assert load_vlm(tmp_path / "vlm").fingerprint == converted(case).vlm.fingerprint
+
+
+def change_language(case: Original, folder: Path, change: Callable[[dict], None]) -> Sources:
+    language = language_of(case, folder)
+    weights = load_file(language / "model.safetensors")
+    change(weights)
+    (language / "model.safetensors").unlink()
+    save_file(weights, language / "model.safetensors", metadata={"format": "pt"})
+    return case.sources(language)
+
+
+@each_case
+def test_a_misshaped_or_nan_tensor_of_the_language_model_is_named(tmp_path: Path, case: Original):
+    name = next(n for n in load_file(case.language / "model.safetensors") if "q_proj.weight" in n)
+    for number, change in enumerate(
+        (
+            lambda weights: weights.update({name: weights[name][:, 1:].contiguous()}),
+            lambda weights: weights[name].fill_(torch.nan),
+        )
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        assert name in refusal(case, change_language(case, folder, change), folder)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.family == "minigpt4"], ids=lambda case: case.folder.name
+)
+def test_rotary_buffers_of_old_language_models_are_listed_as_dropped(
+    tmp_path: Path, case: Original
+):
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    sources = change_language(case, tmp_path, lambda weights: weights.update({name: torch.ones(2)}))
+    done = convert(case.family, sources, tmp_path / "vlm", case.options)
+    assert list(done.accounts[-1].dropped) == [name]
+
+
+@each_case
+def test_an_out_that_cannot_be_made_is_an_error_before_anything_is_read(
+    tmp_path: Path, case: Original, monkeypatch
+):
+    monkeypatch.setattr(conversion, "read_vision", None)
+    (tmp_path / "file").touch()
+    with pytest.raises(ModelError, match=r"^--out .*/file/vlm cannot be made: "):
+        convert(case.family, case.sources(case.language), tmp_path / "file" / "vlm", case.options)
+
+
+@each_case
+def test_the_folder_one_stands_in_may_be_filled(tmp_path: Path, case: Original, monkeypatch):
+    (tmp_path / "here").mkdir()
+    sources = case.sources(language_of(case, tmp_path))
+    monkeypatch.chdir(tmp_path / "here")
+    convert(case.family, sources, Path(), case.options)
+    assert (tmp_path / "here" / "config.json").is_file()

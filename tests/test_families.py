@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from mmedit.adapters import PaddingSide, Stage
 from mmedit.cases import Example
 from mmedit.deltas import LowRank, linear_at
-from mmedit.errors import ImageError, ModelError
+from mmedit.editors import FT
+from mmedit.editors.ft import FTConfig
+from mmedit.errors import ImageError, ModelError, SiteError
 from mmedit.features import TensorCache
 from mmedit.metrics import answer_nll
 from mmedit.vlm import NetworkVLM, load_vlm
@@ -378,6 +380,14 @@ def test_under_an_edit_of_the_bridge_vision_is_looked_up(vlm: NetworkVLM, family
 def test_an_edit_of_the_image_stages_leaves_texts_alone(vlm, family: str, where: Stage):
     edited = vlm.with_deltas(low_rank(vlm, sites_or_skip(vlm, where, family)))
     assert_same(edited.predict([TEXT_ONLY]), vlm.predict([TEXT_ONLY]), atol=0)
+
+
+def test_an_edit_of_a_stage_without_sites_is_an_error(vlm: NetworkVLM, family: str):
+    if family not in BRIDGE_WITHOUT_LINEAR:
+        assert vlm.sites("bridge")
+        return
+    with pytest.raises(SiteError, match="this VLM has no Linear in its bridge that could be edit"):
+        FT(FTConfig(where="bridge")).apply(vlm, [SEEN[0]])
 
 
 def test_default_sites_lie_in_their_stage_and_do_not_overlap(vlm: NetworkVLM):

@@ -63,6 +63,11 @@ def test_named_vlm_that_must_be_converted_first_tells_the_command(tmp_path: Path
     assert text.endswith("or name yours: --set vlm.name_or_path=DIR")
 
 
+def test_memory_is_limited_by_a_gpus_number_or_a_name():
+    file = load_vlm_file("embedded", ["vlm.max_memory.0=20GiB", "vlm.max_memory.cpu=1GiB"])
+    assert file.max_memory == {0: "20GiB", "cpu": "1GiB"}
+
+
 def test_what_is_given_comes_before_what_the_file_says():
     vlm = load_vlm("embedded", dtype="bfloat16", overrides=["vlm.sites.vision=[]"])
     assert str(vlm.adapter.network.dtype) == "torch.bfloat16"

@@ -96,6 +96,22 @@ def test_fine_tuning_works_on_a_network_half_on_disk(both):
     assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("family", ["blip2", "instructblip", "llava_next", "llava_onevision"])
+def test_parameters_beside_the_modules_are_read_from_disk_too(family: str, tmp_path: Path):
+    """Query tokens and the line feed of tiles belong to no module whose forward fetches them."""
+    folder = tmp_path / "model"
+    if family == "blip2":
+        tiny.save_model(folder)
+    else:
+        tiny_families.save_family(family, folder)
+    whole = load_vlm(folder)
+    on_disk = load_vlm(folder, max_memory={"cpu": 1}, offload_folder=tmp_path / "offloaded")
+    assert torch.equal(on_disk.predict(MIXED).logits, whole.predict(MIXED).logits)
+    deltas = low_rank(whole, whole.sites("bridge"))
+    first, second = (vlm.with_deltas(deltas).predict(SEEN).logits for vlm in (whole, on_disk))
+    assert torch.equal(first, second)
+
+
 # Half precision
 
 

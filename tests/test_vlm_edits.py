@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from tiny import IMAGES, MIXED, SEEN, TEXT_ONLY, adapter_of, assert_same, random_image
 from torch import Tensor, nn
@@ -256,6 +261,37 @@ def test_features_on_disk_spare_the_next_process_the_vision_tower(tiny_folder, t
     with counting(again.adapter.network.vision_model) as seen:
         assert torch.equal(again.predict(SEEN).logits, first.logits)
     assert seen == []
+
+
+def with_other_pixels(folder: Path) -> Path:
+    """The same weights behind another image processing."""
+    other = shutil.copytree(folder, folder.with_name("other-pixels"))
+    (file,) = other.glob("*processor_config.json")
+    settings = json.loads(file.read_text())
+    settings["image_processor"]["image_mean"] = [0.1, 0.2, 0.3]
+    file.write_text(json.dumps(settings))
+    return other
+
+
+def test_a_shared_cache_never_gives_one_models_features_to_another(tmp_path: Path):
+    first = tiny.save_model(tmp_path / "first")
+    others = [with_other_pixels(first), tiny.save_model(tmp_path / "second", seed=1)]
+    on_disk, in_memory = TensorCache(directory=tmp_path / "cache"), TensorCache()
+    for shared in (on_disk, in_memory):
+        load_vlm(first, features=shared).predict(SEEN)
+        for other in others:
+            wanted = load_vlm(other).predict(SEEN).logits
+            assert torch.equal(load_vlm(other, features=shared).predict(SEEN).logits, wanted)
+
+
+def test_many_new_images_go_through_vision_in_several_parts(tiny_vlm: NetworkVLM, monkeypatch):
+    monkeypatch.setattr("mmedit.vlm.network.AT_ONCE", 2)
+    many = [replace(SEEN[0], image=random_image(seed)) for seed in range(5)]
+    with counting(tiny_vlm.adapter.network.vision_model) as seen:
+        together = tiny_vlm.predict(many)
+    assert seen == [2, 2, 1]
+    for row, example in enumerate(many):
+        assert_same(together[[row]], tiny_vlm.predict([example]))
 
 
 def test_image_in_memory_and_in_a_file_give_the_same_answer(tiny_vlm: NetworkVLM, tmp_path):

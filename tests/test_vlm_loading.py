@@ -209,6 +209,47 @@ def test_adapter_is_chosen_by_name_or_class(tiny_folder: Path):
         load_vlm(tiny_folder, adapter="blip")
 
 
+def test_adapter_of_another_family_is_an_error_before_the_weights_are_read(tiny_folder: Path):
+    with pytest.raises(ModelError) as raised:
+        load_vlm(tiny_folder, adapter="llava")
+    assert str(raised.value) == (
+        f"{tiny_folder} cannot be loaded: the adapter 'llava' speaks to llava, and this model is "
+        "of type 'blip-2'; leave the adapter out, or take 'auto'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("model_type", "missing"),
+    [
+        ("mllama", "has no get_image_features and no mm_encoder_outputs in forward"),
+        ("florence2", "has no mm_encoder_outputs in forward"),
+    ],
+)
+def test_family_that_gives_no_features_is_refused_before_its_weights_are_read(
+    tmp_path: Path, model_type: str, missing: str
+):
+    with pytest.raises(ModelError, match=f"{missing}, through which image features are taken"):
+        load_vlm(folder_with_config(tmp_path, model_type=model_type))
+
+
+def test_config_of_the_wrong_types_is_an_error_that_names_the_folder(tmp_path: Path):
+    folder = tiny.save_model(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["hidden_size"] = "abc"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=rf"^{tmp_path} cannot be loaded: .*hidden_size"):
+        load_vlm(folder)
+
+
+def test_config_without_image_token_is_an_error(tmp_path: Path):
+    folder = tiny.save_model(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    del config["image_token_index"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="its config names no image_token_index"):
+        load_vlm(folder)
+
+
 def test_sites_of_ones_own_replace_the_default_ones(tiny_folder: Path, tiny_vlm: NetworkVLM):
     mine = tiny_vlm.sites("language")[:1]
     vlm = load_vlm(tiny_folder, sites={"language": mine})

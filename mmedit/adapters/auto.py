@@ -21,9 +21,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
+from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from mmedit.adapters.base import (
@@ -35,6 +37,7 @@ from mmedit.adapters.base import (
     SeenImage,
     Stage,
     linears,
+    only_at,
     sites_in,
 )
 from mmedit.adapters.prompts import PromptFormat, chat_format
@@ -66,6 +69,20 @@ class AutoAdapter(Adapter):
                 "(docs/adding-a-model.md)"
             )
         super().__init__(network, processor)
+
+    @classmethod
+    def unsupported(cls, config: Any) -> str | None:
+        network: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+        missing = [] if hasattr(network, "get_image_features") else ["get_image_features"]
+        if "mm_encoder_outputs" not in inspect.signature(network.forward).parameters:
+            missing.append("mm_encoder_outputs in forward")
+        if not missing:
+            return None
+        return (
+            f"transformers' {network.__name__} has no {' and no '.join(missing)}, through which "
+            "image features are taken and given; this family needs an adapter of its own "
+            "(docs/adding-a-model.md)"
+        )
 
     @property
     def image_token(self) -> int:
@@ -155,11 +172,8 @@ class AutoAdapter(Adapter):
     def logits(
         self, inputs: Inputs, features: Sequence[Tensor]
     ) -> Float[Tensor, "batch text vocab"]:
-        asked = self._asked(inputs, features)
-        if "logits_to_keep" in self._forward_inputs:
-            return self.network(**asked, logits_to_keep=inputs.before, use_cache=False).logits
-        logits = self.network(**asked, use_cache=False).logits
-        return torch.take_along_dim(logits, inputs.before.unsqueeze(-1), dim=1)
+        with only_at(self.network.get_output_embeddings(), inputs.before):
+            return self.network(**self._asked(inputs, features), use_cache=False).logits
 
     def generate(
         self, inputs: Inputs, features: Sequence[Tensor], *, max_new_tokens: int
@@ -194,7 +208,8 @@ class AutoAdapter(Adapter):
             name: tensor.to(self.device, dtype if tensor.is_floating_point() else None)
             for name, tensor in _collate([image.pixels for image in images]).items()
         }
-        return self.network.get_image_features(**pixels, return_dict=True)
+        with align_module_device(self.network.base_model):  # parameters beside its modules
+            return self.network.get_image_features(**pixels, return_dict=True)
 
     def _packed(self, bridged: Sequence[Tensor], images: Sequence[SeenImage]) -> list[Tensor]:
         """The tokens of every image, from what the bridge made of it: [tiles, tokens, hidden]."""

@@ -8,13 +8,16 @@ first edited stage is frozen and can be cached.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
+from uuid import uuid4
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -123,6 +126,8 @@ class Adapter(ABC):
         self.text_format, self.image_format = self.formats()
         self._segment = Segmenter(self.tokenizer)
         self._layouts: OrderedDict[str, Layout] = OrderedDict()
+        self._stops = tuple(network.generation_config.stop_strings or ())
+        self.token = uuid4().hex  # tells this network's features from others' within a process
 
     @classmethod
     def unsupported(cls, config: Any) -> str | None:
@@ -133,6 +138,20 @@ class Adapter(ABC):
     def fingerprint(self) -> str:
         """A hash of all weights. Reads every one of them, the first time it is asked for."""
         return weights_hash(self.network)
+
+    @cached_property
+    def features_of(self) -> str:
+        """What image features depend on beside the image: weights, config, image processing, and
+        this adapter's way of taking them.
+        """
+        settings = (
+            self.network.config.to_json_string(),
+            self.processor.image_processor.to_json_string(),
+            type(self).__name__,
+            str(self.network.dtype),
+        )
+        digest = hashlib.blake2b("\0".join(settings).encode(), digest_size=16).hexdigest()
+        return f"{self.fingerprint}-{digest}"
 
     @property
     def device(self) -> torch.device:
@@ -238,8 +257,7 @@ class Adapter(ABC):
         rows = []
         for number, (form, example) in enumerate(zip(formats, examples, strict=True)):
             context, prompt, answer = ids[3 * number : 3 * number + 3]
-            if images:
-                self._require_no_placeholder((context, prompt, answer), example)
+            self._require_no_placeholder((context, prompt, answer), example)
             image = images[number].layout.tokens if number in images else NO_TOKENS
             before = torch.tensor(form.before_prompt + tuple(context), dtype=torch.long)
             head = torch.cat([torch.tensor(form.before_image, dtype=torch.long), image, before])
@@ -262,10 +280,11 @@ class Adapter(ABC):
             )
 
     def decode(self, tokens: Int[Tensor, "batch new"]) -> list[str]:
-        """Without special tokens, stripped."""
-        return [
-            text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        ]
+        """Without special tokens, up to where the checkpoint says that answers stop, stripped."""
+        texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        for stop in self._stops:
+            texts = [text.partition(stop)[0] for text in texts]
+        return [text.strip() for text in texts]
 
     @property
     def max_tokens(self) -> int:
@@ -339,6 +358,24 @@ def _padded(rows: Sequence[_Row], padding: int, side: PaddingSide, device: torch
         position=position.to(device),
         image_rows=(),
     )
+
+
+@contextmanager
+def only_at(head: nn.Module, position: Int[Tensor, "batch text"]) -> Iterator[None]:
+    """While the context lasts, the language model's head sees these positions of every row alone:
+    no logits are made for image tokens. A hook, as the head may be on another device than what
+    goes in, and not every family's forward can be told.
+    """
+
+    def pick(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        at = position.to(inputs[0].device).unsqueeze(-1)
+        return (torch.take_along_dim(inputs[0], at, dim=1), *inputs[1:])
+
+    hook = head.register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def sites_in(

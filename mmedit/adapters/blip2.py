@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -29,6 +30,7 @@ from mmedit.adapters.base import (
     Pixels,
     SeenImage,
     Stage,
+    only_at,
     sites_in,
 )
 from mmedit.adapters.prompts import PROBE, PromptFormat, chat_format, read_format
@@ -49,6 +51,11 @@ class Blip2Adapter(Adapter):
 
     @classmethod
     def unsupported(cls, config: Any) -> str | None:
+        if config.image_token_index is None:
+            return (
+                "its config names no image_token_index, as folders do that an old transformers "
+                "saved; save it anew with transformers 5, its processor and network together"
+            )
         if config.use_decoder_only_language_model:
             return None
         return (
@@ -114,21 +121,29 @@ class Blip2Adapter(Adapter):
 
     def bridge(self, vision: Sequence[Tensor], images: Sequence[SeenImage]) -> list[Tensor]:
         patches = torch.stack(list(vision))
-        queries = self.network.query_tokens.expand(len(patches), -1, -1)
+        queries = self._queries(patches)
         answered = self.network.qformer(
             query_embeds=queries, encoder_hidden_states=patches, return_dict=True
         ).last_hidden_state
         return list(self.network.language_projection(answered.to(patches.dtype)))
 
+    def _queries(self, patches: Tensor) -> Tensor:
+        """The query tokens for every image; read back where they are offloaded: they belong to no
+        module whose forward would do it.
+        """
+        with align_module_device(self.network):
+            queries = self.network.query_tokens.to(patches.device)
+        return queries.expand(len(patches), -1, -1)
+
     def logits(
         self, inputs: Inputs, features: Sequence[Tensor]
     ) -> Float[Tensor, "batch text vocab"]:
-        return self.network.language_model(
-            inputs_embeds=self._embed(inputs, features),
-            attention_mask=inputs.attention_mask,
-            logits_to_keep=inputs.before,
-            use_cache=False,
-        ).logits
+        with only_at(self.network.get_output_embeddings(), inputs.before):
+            return self.network.language_model(
+                inputs_embeds=self._embed(inputs, features),
+                attention_mask=inputs.attention_mask,
+                use_cache=False,
+            ).logits
 
     def generate(
         self, inputs: Inputs, features: Sequence[Tensor], *, max_new_tokens: int

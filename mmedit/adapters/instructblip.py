@@ -35,7 +35,7 @@ class InstructBlipAdapter(Blip2Adapter):
 
     def bridge(self, vision: Sequence[Tensor], images: Sequence[SeenImage]) -> list[Tensor]:
         patches = torch.stack(list(vision))
-        queries = self.network.query_tokens.expand(len(patches), -1, -1)
+        queries = self._queries(patches)
         read = self.processor.qformer_tokenizer(
             [image.example.prompt for image in images],
             padding=True,

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from PIL import Image
 from torch import Tensor
 
@@ -52,12 +53,13 @@ class LlavaNextAdapter(LlavaAdapter):
         return [int(image.layout.sizes["tiles"]) for image in images]
 
     def _packed(self, bridged: Sequence[Tensor], images: Sequence[SeenImage]) -> list[Tensor]:
-        packed, _ = self.network.model.pack_image_features(
-            bridged,
-            torch.cat([image.layout.sizes["image_sizes"] for image in images]),
-            image_newline=self.network.model.image_newline,
-            **self._packing(),
-        )
+        with align_module_device(self.network.model):
+            packed, _ = self.network.model.pack_image_features(
+                bridged,
+                torch.cat([image.layout.sizes["image_sizes"] for image in images]),
+                image_newline=self.network.model.image_newline,
+                **self._packing(),
+            )
         return list(packed)
 
     def _packing(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmedit.adapters import Stage
 from mmedit.cases import EditCase, Example
-from mmedit.errors import EditorError
+from mmedit.errors import EditorError, SiteError
 from mmedit.vlm import VLM
 
 Report = Callable[[int, int, str], None]
@@ -42,7 +42,13 @@ class EditorConfig(BaseModel):
         """The sites on this VLM; raises SiteError for a name it does not have."""
         for site in self.sites:
             vlm.shape(site)
-        return self.sites or vlm.sites(self.where)
+        sites = self.sites or vlm.sites(self.where)
+        if not sites:
+            raise SiteError(
+                f"this VLM has no Linear in its {self.where} that could be edited; edit another "
+                "part (editor.where), or name sites (editor.sites)"
+            )
+        return sites
 
 
 Config = TypeVar("Config", bound=EditorConfig)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -27,6 +28,9 @@ from mmedit.vlm.network import NetworkVLM
 BUILT_IN = {"embedded": "assets/embedded-vlm"}
 """VLMs shipped inside the package: ordinary transformers folders."""
 
+LOADING_ERRORS = (
+    OSError, ValueError, RuntimeError, ImportError, SafetensorError, StrictDataclassError,
+)  # fmt: skip
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 Quantization = Literal["8bit", "4bit"]
 DeviceMap = str | Mapping[str, str | int]
@@ -67,17 +71,18 @@ def load_vlm(
     """A VLM from a built-in name ("embedded"), a transformers folder, or a hub id.
 
     Without a GPU `dtype` defaults to float32; with one to the checkpoint's own, and `device_map` to
-    "auto". `device_map`, `max_memory` ({0: "20GiB", "cpu": "60GiB"}) and `offload_folder` are
-    Accelerate's: what fits no device is kept in main memory or on disk. `quantization` needs
-    bitsandbytes (the extra `quantized`). `adapter` is a name of `ADAPTERS`, or a class of your own;
-    by default it follows from the config's model type. `sites` replaces the family's default edit
-    sites.
+    "auto", as where a limit of memory is given. `device_map`, `max_memory` ({0: "20GiB", "cpu":
+    "60GiB"}) and `offload_folder` are Accelerate's: what fits no device is kept in main memory or
+    on disk. `quantization` needs bitsandbytes (the extra `quantized`). `adapter` is a name of
+    `ADAPTERS`, or a class of your own; by default it follows from the config's model type. `sites`
+    replaces the family's default edit sites.
 
     Weights are read from safetensors only; no code of the checkpoint runs unless
     `trust_remote_code` is given. Raises UnknownNameError, ModelError, SiteError.
     """
     source = resolve_vlm(name_or_path)
     on_gpu = torch.cuda.is_available()
+    placed = on_gpu or max_memory is not None or offload_folder is not None
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         adapter_class = _adapter_class(adapter, config)
@@ -87,7 +92,7 @@ def load_vlm(
         loaded = AutoModelForImageTextToText.from_pretrained(
             source,
             dtype=dtype or ("auto" if on_gpu else torch.float32),
-            device_map=device_map or ("auto" if on_gpu else None),
+            device_map=device_map or ("auto" if placed else None),
             max_memory=dict(max_memory) if max_memory else None,
             offload_folder=str(offload_folder) if offload_folder else None,
             quantization_config=_quantized(quantization, dtype),
@@ -95,7 +100,7 @@ def load_vlm(
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+    except LOADING_ERRORS as error:
         if isinstance(error, UnknownNameError):
             raise
         raise ModelError(
@@ -123,7 +128,13 @@ def _adapter_class(adapter: str | type[Adapter] | None, config: Any) -> type[Ada
         return adapter
     if adapter not in ADAPTERS:
         raise UnknownNameError("adapter", adapter, ADAPTERS)
-    return ADAPTERS[adapter]
+    named = ADAPTERS[adapter]
+    if named.model_types and config.model_type not in named.model_types:
+        raise ModelError(
+            f"the adapter {adapter!r} speaks to {', '.join(named.model_types)}, and this model is "
+            f"of type {config.model_type!r}; leave the adapter out, or take 'auto'"
+        )
+    return named
 
 
 def _quantized(

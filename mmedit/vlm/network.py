@@ -20,6 +20,9 @@ from mmedit.features import TensorCache
 from mmedit.metrics import answer_nll
 from mmedit.vlm.interface import VLM, Captured, Predictions
 
+AT_ONCE = 32
+"""Images that go through frozen vision together: bounds the memory, not the number of images."""
+
 
 @final
 class NetworkVLM(VLM):
@@ -64,9 +67,9 @@ class NetworkVLM(VLM):
             gradients = iter(torch.autograd.grad(nll.sum(), [o for site in outputs for o in site]))
         rows = len(examples)
         return Captured(
-            x={site: by_row(recorder.inputs[site], rows) for site in sites},
+            x={site: by_row(recorder.inputs[site], rows).to(self.device) for site in sites},
             delta={
-                site: by_row([next(gradients) for _ in chunks], rows)
+                site: by_row([next(gradients) for _ in chunks], rows).to(self.device)
                 for site, chunks in zip(sites, outputs, strict=True)
             },
             nll=nll.detach(),
@@ -79,7 +82,7 @@ class NetworkVLM(VLM):
             inputs, _ = self._run(examples, recorder)
         last_prompt = inputs.is_answer.int().argmax(1) - 1
         x = by_row(recorder.inputs[site], len(examples))
-        return x[torch.arange(len(x), device=x.device), last_prompt].float()
+        return x[torch.arange(len(x), device=x.device), last_prompt.to(x.device)].float()
 
     def sites(self, where: Stage) -> tuple[str, ...]:
         return self._sites.get(where) or self.adapter.sites(where)
@@ -236,16 +239,17 @@ class NetworkVLM(VLM):
 
         @torch.no_grad()
         def compute(positions: Sequence[int]) -> Sequence[Tensor]:
-            return run([images[position] for position in positions])
+            parts = [positions[at : at + AT_ONCE] for at in range(0, len(positions), AT_ONCE)]
+            return [tensor for part in parts for tensor in run([images[place] for place in part])]
 
-        keys = [f"{last}-{self._namespace}{name}" for name in names]
+        keys = [f"{last}-{self._namespace}-{name}" for name in names]
         found = self.features.lookup(keys, compute)
         return [tensor.to(self.device) for tensor in found]  # read from disk: on the CPU
 
     @property
     def _namespace(self) -> str:
-        """Files outlive a process and may meet another network: their names tell whose they are."""
-        return f"{self.adapter.fingerprint}-" if self.features.on_disk else ""
+        """Whose features they are: a cache may be shared by hand, and files outlive a process."""
+        return self.adapter.features_of if self.features.on_disk else self.adapter.token
 
     @contextmanager
     def _acting(

@@ -77,8 +77,8 @@ def account(
     """Compare a source with what is wanted of it. `also_drop`: shell patterns of names that are
     neither wanted nor known.
 
-    Raises ModelError that names every tensor that is missing, mis-shaped, no floating point, or
-    extra.
+    Raises ModelError that names the tensors that are missing, mis-shaped, no floating point, not
+    finite, or extra.
     """
     tensors = checkpoint.tensors
     missing = [name for name in wanted if name not in tensors]
@@ -92,6 +92,11 @@ def account(
         for name in wanted
         if name in tensors and not tensors[name].is_floating_point()
     ]
+    endless = [
+        name
+        for name in wanted
+        if name in tensors and not bool(tensors[name].float().isfinite().all())
+    ]
     rest = {name: _reason(name, drops, also_drop) for name in tensors if name not in wanted}
     extra = [name for name, reason in rest.items() if reason is None]
     problems = [
@@ -100,6 +105,7 @@ def account(
             ("missing", missing),
             ("of another shape", misshaped),
             ("not floating point", coded),
+            ("NaN or infinite", endless),
             ("extra", extra),
         )
         if names
@@ -127,7 +133,7 @@ def agreed_size(checkpoint: Checkpoint, axes: Mapping[str, int]) -> int:
         if re.fullmatch(pattern, name) and tensor.ndim > axis
     )
     if not sizes:
-        wanted = next(iter(axes)).replace("\\", "")
+        wanted = re.sub(r"\(?\\d\+\)?", "N", next(iter(axes))).replace(".*", "*").replace("\\", "")
         raise ModelError(
             f"{checkpoint} has no tensor like {wanted}; it holds {listed(checkpoint.tensors)}"
         )

@@ -26,15 +26,23 @@ from mmedit.adapters.checkpoints.files import (
     read_vision,
 )
 from mmedit.adapters.checkpoints.language import (
+    STOP_STRINGS,
     Format,
     build_processor,
     check_language,
+    end_at_line_feed,
     image_token_of,
     language_config,
     load_language,
     with_row_for,
 )
-from mmedit.adapters.checkpoints.parts import Parts, Sources, behind_patches, behind_qformer
+from mmedit.adapters.checkpoints.parts import (
+    BUFFER,
+    Parts,
+    Sources,
+    behind_patches,
+    behind_qformer,
+)
 from mmedit.adapters.checkpoints.vision import VisionSizes, vision_sizes, vision_weights
 from mmedit.adapters.minigpt4 import MiniGPT4Config, MiniGPT4ForConditionalGeneration
 from mmedit.errors import ModelError, UnknownNameError
@@ -75,13 +83,24 @@ def convert(
     """
     options = options or Options()
     _check(family, sources, folder, options)
+    with _appearing(folder) as unfinished:
+        network, processor, finished = _convert(family, sources, folder, options)
+        _save(network, processor, finished, unfinished)
+    return finished
+
+
+def _convert(
+    family: str, sources: Sources, folder: Path, options: Options
+) -> tuple[Any, Any, Conversion]:
+    """Network, processor and account."""
+    format = _format(family, sources, options)
     text_config = language_config(sources.language)
     parts = _parts(sources, options, text_config)
     processor = build_processor(
         sources.language,
         image_size=options.image_size,
         image_tokens=parts.config.num_query_tokens,
-        format=_format(family, sources, options),
+        format=format,
     )
     parts.config.image_token_index = image_token_of(
         processor, sources.language, text_config.vocab_size
@@ -89,10 +108,14 @@ def convert(
     language = load_language(
         sources.language, DTYPES[options.dtype] if options.dtype is not None else None
     )
+    if family == "blip2":
+        end_at_line_feed(language, processor.tokenizer)
     filled = dict(parts.filled)
     if with_row_for(language, parts.config.image_token_index):
         filled["language_model: embeddings and head"] = ZERO_ROW
     network = _assemble(parts, language)
+    if format in STOP_STRINGS:
+        network.generation_config.stop_strings = list(STOP_STRINGS[format])
     finished = Conversion(
         folder=folder,
         model_type=parts.config.model_type,
@@ -102,9 +125,7 @@ def convert(
         filled=filled,
         versions=_versions(sources),
     )
-    with _appearing(folder) as unfinished:
-        _save(network, processor, finished, unfinished)
-    return finished
+    return network, processor, finished
 
 
 def _check(family: str, sources: Sources, folder: Path, options: Options) -> None:
@@ -188,17 +209,29 @@ def _assemble(parts: Parts, language: Any) -> Any:
 
 
 def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(torch.float32 if name.startswith(IN_FLOAT32) else dtype).contiguous()
+    cast_ = tensor.to(torch.float32 if name.startswith(IN_FLOAT32) else dtype).contiguous()
+    if not bool(cast_.isfinite().all()):
+        raise ModelError(
+            f"{name} reaches {tensor.abs().max().item():g}, too large for {str(dtype)[6:]}; give "
+            "--dtype bfloat16 or float32"
+        )
+    return cast_
 
 
 @contextmanager
 def _appearing(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` that gets its name at the end, and is removed where that is not
-    reached: what was interrupted is not taken for finished.
+    reached: what was interrupted is not taken for finished. Raises ModelError where it cannot be.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder = folder.resolve()
     unfinished = folder.with_name(f".{folder.name}.unfinished-{os.getpid()}")
-    unfinished.mkdir()
+    try:
+        unfinished.mkdir(parents=True)
+    except OSError as error:
+        raise ModelError(
+            f"--out {folder} cannot be made: {error.strerror} ({error.filename}); name a folder "
+            "that can be written"
+        ) from error
     try:
         yield unfinished
         if folder.exists():
@@ -224,28 +257,29 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _language_accounts(source: str, language: Any) -> list[Account]:
-    """All tensors are used (`load_language`). Of a hub id the commit stands for the files."""
+    """Old files hold rotary buffers, which transformers leaves out; all else is used
+    (`load_language`). Of a hub id the commit stands for the files.
+    """
     used, folder = len(language.state_dict()), Path(source)
     if not folder.is_dir():
         commit = language.config._commit_hash
         where = f"{source}@{commit}" if commit else source
         return [Account(role="--language", source=where, sha256=None, used=used, dropped={})]
     files = sorted(folder.glob("*.safetensors"))
-    return [
-        Account(
-            role="--language",
-            source=str(path),
-            sha256=file_hash(path),
-            used=_tensors_in(path),
-            dropped={},
-        )
-        for path in files
-    ]
+    return [_language_account(path) for path in files]
 
 
-def _tensors_in(path: Path) -> int:
+def _language_account(path: Path) -> Account:
     with safe_open(path, framework="pt") as file:
-        return len(file.keys())
+        names = list(file.keys())
+    dropped = {name: BUFFER for name in names if name.endswith("rotary_emb.inv_freq")}
+    return Account(
+        role="--language",
+        source=str(path),
+        sha256=file_hash(path),
+        used=len(names) - len(dropped),
+        dropped=dropped,
+    )
 
 
 def _versions(sources: Sources) -> dict[str, str]:

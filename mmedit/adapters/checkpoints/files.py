@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,6 +22,10 @@ from mmedit.errors import ModelError
 TIMM, OPEN_CLIP = "timm:", "open_clip:"
 TRUNK = "visual.trunk."
 """Where OpenCLIP keeps a tower of timm's."""
+WHOLE = "visual_encoder."
+"""Where LAVIS keeps it in files of whole models."""
+BEGINNINGS = (b"PK", b"\x80")
+"""Of what torch.save writes: a zip archive, or a bare pickle."""
 TRAINING = ("optimizer", "scaler", "config", "epoch", "iters")
 """What the original trainers write beside `model`."""
 
@@ -49,18 +55,26 @@ def check_source(role: str, source: str, *, by_name: bool) -> None:
 
 
 def read_vision(source: str) -> Checkpoint:
-    """A vision tower: a file with a flat dictionary, with or without `model` around it, or one by
-    name from timm or OpenCLIP. Raises ModelError.
+    """A vision tower: a file with a flat dictionary, with or without `model` around it, with or
+    without OpenCLIP's or LAVIS' prefix, or one by name from timm or OpenCLIP. Raises ModelError.
     """
     if source.startswith(TIMM):
         name = source.removeprefix(TIMM)
         return Checkpoint(role="--vision", source=source, tensors=fetch_timm(name))
     if source.startswith(OPEN_CLIP):
         name, pretrained = source.removeprefix(OPEN_CLIP).split("/", 1)
-        return _trunk(source, fetch_open_clip(name, pretrained))
+        tensors = fetch_open_clip(name, pretrained)
+        return _trunk(Checkpoint(role="--vision", source=source, tensors=tensors))
     content = _read("--vision", source)
-    content, dropped = _model(content) if "model" in content else (content, {})
-    return _checkpoint("--vision", source, content, dropped)
+    if isinstance(content.get("model"), Mapping):
+        content, dropped = _model(content)
+    else:
+        dropped = {}
+    file = _checkpoint("--vision", source, content, dropped)
+    if any(name.startswith(TRUNK) for name in file.tensors):
+        return _trunk(file)
+    tensors = {name.removeprefix(WHOLE): tensor for name, tensor in file.tensors.items()}
+    return replace(file, tensors=tensors)
 
 
 def read_trained(role: str, source: str) -> Checkpoint:
@@ -102,21 +116,20 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _trunk(source: str, tensors: Mapping[str, Tensor]) -> Checkpoint:
+def _trunk(model: Checkpoint) -> Checkpoint:
     trunk = {
         name.removeprefix(TRUNK): tensor
-        for name, tensor in tensors.items()
+        for name, tensor in model.tensors.items()
         if name.startswith(TRUNK)
     }
     if not trunk:
         raise ModelError(
-            f"--vision {source} has no {TRUNK}*; a model whose vision tower is timm's was wanted, "
-            f"for instance open_clip:EVA01-g-14/...; it holds {listed(tensors)}"
+            f"{model} has no {TRUNK}*; a model whose vision tower is timm's was wanted, "
+            f"for instance open_clip:EVA01-g-14/...; it holds {listed(model.tensors)}"
         )
-    dropped = {
-        name: "CLIP's text tower, head or scale" for name in tensors if not name.startswith(TRUNK)
-    }
-    return Checkpoint(role="--vision", source=source, tensors=trunk, dropped=dropped)
+    text = [name for name in model.tensors if not name.startswith(TRUNK)]
+    dropped = {**model.dropped, **dict.fromkeys(text, "CLIP's text tower, head or scale")}
+    return replace(model, tensors=trunk, dropped=dropped)
 
 
 def _read(role: str, source: str) -> Mapping[str, Any]:
@@ -124,21 +137,42 @@ def _read(role: str, source: str) -> Mapping[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        _check_beginning(role, path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise ModelError(
             f"{role} {source} holds more than tensors and plain values, so that reading it could "
-            "run code, and is refused; save its tensors alone, for instance as safetensors. "
-            f"({str(error).splitlines()[0]})"
+            f"run code, and is refused ({_wanted_code(error)}); save its tensors alone, for "
+            "instance as safetensors"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, SafetensorError) as error:
+        if isinstance(error, ModelError):
+            raise
+        why = str(error).partition("\n")[0] or "it ends too soon"
         raise ModelError(
-            f"{role} {source} cannot be read: {str(error).splitlines()[0]}; a file by torch.save "
-            "or a .safetensors file was wanted"
+            f"{role} {source} cannot be read: {why}; a file by torch.save or a .safetensors file "
+            "was wanted"
         ) from error
     if not isinstance(content, Mapping):
         raise ModelError(f"{role} {source} holds a {type(content).__name__}, no dictionary")
     return content
+
+
+def _check_beginning(role: str, path: Path) -> None:
+    """A page or a Git LFS pointer that was saved in a checkpoint's place is called one."""
+    with path.open("rb") as file:
+        found = file.read(40)
+    if not found.startswith(BEGINNINGS):
+        raise ModelError(
+            f"{role} {path} is no checkpoint: it begins with {found!r}; a file by torch.save was "
+            "wanted. Was a web page or a Git LFS pointer saved in its place?"
+        )
+
+
+def _wanted_code(error: UnpicklingError) -> str:
+    """What a file wanted to call; torch's own text advises to let it."""
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f"it wants {found[1]}" if found else "by pickle"
 
 
 def _model(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, str]]:
@@ -158,11 +192,15 @@ def _model(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, str
 def _checkpoint(
     role: str, source: str, content: Mapping[str, Any], dropped: Mapping[str, str]
 ) -> Checkpoint:
-    others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    others = [
+        str(name)
+        for name, value in content.items()
+        if not (isinstance(name, str) and isinstance(value, Tensor))
+    ]
     if others:
         raise ModelError(
-            f"{role} {source} holds {listed(others)}, which is no tensor; a dictionary of tensors "
-            "was wanted"
+            f"{role} {source} holds {listed(others)}, which is no tensor by a name; a dictionary "
+            "of tensors was wanted"
         )
     return Checkpoint(
         role=role,

@@ -22,6 +22,8 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from mmedit.errors import ModelError
 
 Format = Literal["vicuna", "llama2"]
+STOP_STRINGS: dict[Format | None, tuple[str, ...]] = {"vicuna": ("###",)}
+"""What begins the next turn, where no end token does: a generated answer stops there."""
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -88,10 +90,16 @@ def language_config(source: str) -> Any:
 
 
 def load_language(source: str, dtype: torch.dtype | None) -> Any:
-    """The network from safetensors, in its own dtype by default. Raises ModelError."""
+    """The network from safetensors, in its own dtype by default. Raises ModelError, also where a
+    weight is no number in that dtype.
+    """
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True
+            source,
+            dtype=dtype or "auto",
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are told below, with their names
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"--language {source} cannot be loaded: {error}") from error
@@ -102,7 +110,23 @@ def load_language(source: str, dtype: torch.dtype | None) -> Any:
                 f"--language {source}: {len(names)} {what.replace('_', ' ')}, for instance "
                 f"{names[0]}"
             )
+    for name, weight in network.named_parameters():
+        if not bool(weight.float().isfinite().all()):
+            raise ModelError(
+                f"--language {source}: {name} has NaN or infinity in {str(weight.dtype)[6:]}; if "
+                "that is too small for it, give another --dtype"
+            )
     return network.eval()
+
+
+def end_at_line_feed(language: Any, tokenizer: Any) -> None:
+    """BLIP-2 with OPT was trained to end an answer with a line feed, and LAVIS stops there: it, and
+    not OPT's </s>, becomes the end token of generation, as in the released transformers folders.
+    """
+    ids = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    if len(ids) == 1:
+        language.config.eos_token_id = ids[0]
+        language.generation_config.eos_token_id = ids[0]
 
 
 def build_processor(

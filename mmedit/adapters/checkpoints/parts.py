@@ -20,8 +20,9 @@ from mmedit.errors import ModelError
 
 LN_VISION, POST_LAYERNORM = "ln_vision", "vision_model.post_layernorm"
 OPT, LLAMA = "opt_proj", "llama_proj"
+BUFFER = "a buffer that the language model computes"
 LEFTOVERS: Drops = (
-    (r"llama_model\..*\brotary_emb\..*", "a buffer that the language model computes"),
+    (r"llama_model\..*\brotary_emb\..*", BUFFER),
     (r"Qformer\.bert\.embeddings\.position_ids", "a buffer that counts"),
 )
 OTHER_PROJECTIONS: Drops = (

@@ -85,7 +85,8 @@ class QFormerSizes:
 def qformer_sizes(checkpoint: Checkpoint, *, image_width: int, heads: int | None) -> QFormerSizes:
     """Raises ModelError where the file holds no Q-Former, or its heads are not known."""
     width = agreed_size(checkpoint, {rf"{LAYER}.*\.LayerNorm\.(weight|bias)": 0})
-    layers = numbers(checkpoint, LAYER)[-1] + 1
+    # counted, so that a stray name is extra instead of a call for all layers below it
+    layers = len(numbers(checkpoint, rf"{LAYER}(?:attention|intermediate_query|output_query)\."))
     crossing = numbers(checkpoint, rf"{LAYER}crossattention\.")
     if not crossing or crossing[0] != 0:
         raise ModelError(
@@ -107,7 +108,7 @@ def qformer_sizes(checkpoint: Checkpoint, *, image_width: int, heads: int | None
             },
         ),
         layers=layers,
-        cross_attention_frequency=crossing[1] if len(crossing) > 1 else layers,
+        cross_attention_frequency=crossing[1] if len(crossing) > 1 else max(layers, 1),
         queries=queries[1],
         heads=known_heads(checkpoint, "--qformer-heads", heads, HEADS, width),
         image_width=image_width,
