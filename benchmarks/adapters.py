@@ -1,7 +1,8 @@
 """What an adapter costs over plain transformers, and what the cache of image features saves.
 
-    python benchmarks/adapters.py > benchmarks/adapters.md
-    python benchmarks/adapters.py --full smolvlm-256m --rows 2 >> benchmarks/adapters.md
+    python benchmarks/adapters.py --rounds 9 > benchmarks/adapters.md
+    python benchmarks/adapters.py --full smolvlm-256m --rows 2 --rounds 3 --dtype bfloat16 >>
+    benchmarks/adapters.md
 
 Models have random values: speed does not depend on them. Every family as the tests' tiny model,
 or, with
