@@ -1,12 +1,11 @@
 """What an adapter costs over plain transformers, and what the cache of image features saves.
 
     python benchmarks/adapters.py --rounds 9 > benchmarks/adapters.md
-    python benchmarks/adapters.py --full smolvlm-256m --rows 2 --rounds 3 --dtype bfloat16 >>
-    benchmarks/adapters.md
+    python benchmarks/adapters.py --full smolvlm-256m --rows 2 --rounds 3 --dtype bfloat16 \\
+        >> benchmarks/adapters.md
 
-Models have random values: speed does not depend on them. Every family as the tests' tiny model,
-or, with
-`--full`, a network of a released checkpoint's size (tests/full_size.py), on `--device`. Per
+Models have random values: speed does not depend on them. Every family as the tests' tiny model, or,
+with `--full`, a network of a released checkpoint's size (tests/full_size.py), on `--device`. Per
 family, with a batch of `--rows` questions about one image each:
 
 - overhead, warm: `VLM.predict` with features looked up, over transformers' forward of the language

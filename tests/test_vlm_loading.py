@@ -218,6 +218,11 @@ def test_adapter_of_another_family_is_an_error_before_the_weights_are_read(tiny_
     )
 
 
+def test_a_language_model_is_no_vlm_whatever_the_adapter(tmp_path: Path):
+    with pytest.raises(ModelError, match="its model type 'bert' is no image-text-to-text model"):
+        load_vlm(folder_with_config(tmp_path, model_type="bert"), adapter="auto")
+
+
 @pytest.mark.parametrize(
     ("model_type", "missing"),
     [

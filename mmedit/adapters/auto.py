@@ -72,6 +72,8 @@ class AutoAdapter(Adapter):
 
     @classmethod
     def unsupported(cls, config: Any) -> str | None:
+        if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+            return f"its model type {config.model_type!r} is no image-text-to-text model"
         network: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
         missing = [] if hasattr(network, "get_image_features") else ["get_image_features"]
         if "mm_encoder_outputs" not in inspect.signature(network.forward).parameters:

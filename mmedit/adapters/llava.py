@@ -1,11 +1,10 @@
 """LLaVA-1.5 (Liu et al. 2024), LLaVA-NeXT and LLaVA-OneVision, as transformers has them.
 
 Prompt: the checkpoint's chat template, for LLaVA-1.5 `USER: <image>\\n{prompt} ASSISTANT:`. Vision
-is
-`model.vision_tower`, of which the layers after `vision_feature_layer` are not looked at and so are
-no edit sites; the bridge is `model.multi_modal_projector` and, in NeXT and OneVision, the packing
-of tiles to rows with `image_newline`; language is `model.language_model`. Vision and bridge depend
-on the image alone, so both may be cached.
+is `model.vision_tower`, of which the layers after `vision_feature_layer` are not looked at and so
+are no edit sites; the bridge is `model.multi_modal_projector` and, in NeXT and OneVision, the
+packing of tiles to rows with `image_newline`; language is `model.language_model`. Vision and bridge
+depend on the image alone, so both may be cached.
 """
 
 from __future__ import annotations
