@@ -37,9 +37,9 @@ from mmedit.adapters.base import (
     SeenImage,
     Stage,
     linears,
-    only_at,
     sites_in,
 )
+from mmedit.adapters.inputs import only_at
 from mmedit.adapters.prompts import PromptFormat, chat_format
 from mmedit.errors import ModelError
 

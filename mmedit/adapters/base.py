@@ -12,18 +12,18 @@ import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 from uuid import uuid4
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
+from mmedit.adapters.inputs import Inputs, PaddingSide, Row, padded
 from mmedit.adapters.prompts import PromptFormat, Segmenter
 from mmedit.adapters.weights import weights_hash
 from mmedit.cases import Example
@@ -32,7 +32,6 @@ from mmedit.images import image_key, open_image
 
 Stage = Literal["vision", "bridge", "language"]
 STAGES: tuple[Stage, ...] = ("vision", "bridge", "language")
-PaddingSide = Literal["left", "right"]
 Pixels = Mapping[str, Tensor]
 """What a processor makes of one image: `pixel_values` and what goes with them; the first axis is
 that of images, tiles or patches.
@@ -50,32 +49,6 @@ GREEDY: Mapping[str, Any] = {
     "top_p": None,
 }
 """What makes `generate` take the likeliest token, whatever a checkpoint's own settings say."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """A batch of tokens as the network sees it: image placeholders, context, prompt, answer, the
-    family's conversation markers around them, and padding on one side.
-    """
-
-    input_ids: Int[Tensor, "batch sequence"]
-    attention_mask: Int[Tensor, "batch sequence"]
-    is_text: Bool[Tensor, "batch sequence"]
-    """Prompt and answer; not the image, the context, markers or padding."""
-    is_answer: Bool[Tensor, "batch sequence"]
-    position: Int[Tensor, "batch text"]
-    """Where the text tokens of every row stand, in order, then (in shorter rows) anything."""
-    image_rows: tuple[int, ...]
-    """The rows that have an image; image features come in this order."""
-    extras: Mapping[str, Tensor] = field(default_factory=dict)
-    """What else the family's language model wants to know: image grids, token types."""
-
-    @property
-    def before(self) -> Int[Tensor, "batch text"]:
-        """What predicts the text tokens: the positions before theirs; the only ones whose logits
-        are wanted, and computed.
-        """
-        return (self.position - 1).clamp(min=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,11 +235,11 @@ class Adapter(ABC):
             before = torch.tensor(form.before_prompt + tuple(context), dtype=torch.long)
             head = torch.cat([torch.tensor(form.before_image, dtype=torch.long), image, before])
             tail = torch.tensor([*prompt, *form.after_prompt, *answer], dtype=torch.long)
-            row = _Row(torch.cat([head, tail]), len(head), len(prompt), len(answer))
+            row = Row(torch.cat([head, tail]), len(head), len(prompt), len(answer))
             self._check(row, example, context=len(context))
             rows.append(row)
         inputs = replace(
-            _padded(rows, self._padding, padding_side, self.device), image_rows=tuple(images)
+            padded(rows, self._padding, padding_side, self.device), image_rows=tuple(images)
         )
         return replace(inputs, extras=self.extras(inputs, list(images.values())))
 
@@ -305,7 +278,7 @@ class Adapter(ABC):
                 "for the image; leave it out: the image comes before the text by itself."
             )
 
-    def _check(self, row: _Row, example: Example, *, context: int) -> None:
+    def _check(self, row: Row, example: Example, *, context: int) -> None:
         length = len(row.tokens)
         if length == row.answer:
             raise ModelError(
@@ -319,63 +292,6 @@ class Adapter(ABC):
                 f"{around}, context {context}, prompt {row.prompt}, answer {row.answer}); this "
                 f"model takes {self.max_tokens}. Shorten it (with IKE: a smaller k)."
             )
-
-
-@dataclass(frozen=True, eq=False)
-class _Row:
-    """The tokens of one example, and where the prompt starts and how long it and the answer are."""
-
-    tokens: Int[Tensor, " sequence"]
-    start: int
-    prompt: int
-    answer: int
-
-
-def _padded(rows: Sequence[_Row], padding: int, side: PaddingSide, device: torch.device) -> Inputs:
-    """The rows as one batch; masks are made for all rows at once."""
-    input_ids = nn.utils.rnn.pad_sequence(
-        [row.tokens for row in rows],
-        batch_first=True,
-        padding_value=float(padding),
-        padding_side=side,
-    )
-    numbers = [(len(row.tokens), row.start, row.prompt, row.answer) for row in rows]
-    length, start, prompt, answer = torch.tensor(numbers).T.unsqueeze(-1)
-    longest = input_ids.shape[1]
-    first = longest - length if side == "left" else torch.zeros_like(length)
-    place = torch.arange(longest) - first
-    real = (place >= 0) & (place < length)
-    is_prompt = (place >= start) & (place < start + prompt)
-    is_answer = (place >= length - answer) & real
-    is_text = is_prompt | is_answer
-    # Text first, in its order: a family's markers may stand between prompt and answer.
-    position = (~is_text).int().argsort(dim=1, stable=True)[:, : int(is_text.sum(1).max())]
-    return Inputs(
-        input_ids=input_ids.to(device),
-        attention_mask=real.long().to(device),
-        is_text=is_text.to(device),
-        is_answer=is_answer.to(device),
-        position=position.to(device),
-        image_rows=(),
-    )
-
-
-@contextmanager
-def only_at(head: nn.Module, position: Int[Tensor, "batch text"]) -> Iterator[None]:
-    """While the context lasts, the language model's head sees these positions of every row alone:
-    no logits are made for image tokens. A hook, as the head may be on another device than what
-    goes in, and not every family's forward can be told.
-    """
-
-    def pick(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        at = position.to(inputs[0].device).unsqueeze(-1)
-        return (torch.take_along_dim(inputs[0], at, dim=1), *inputs[1:])
-
-    hook = head.register_forward_pre_hook(pick)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def sites_in(

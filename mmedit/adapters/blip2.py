@@ -30,9 +30,9 @@ from mmedit.adapters.base import (
     Pixels,
     SeenImage,
     Stage,
-    only_at,
     sites_in,
 )
+from mmedit.adapters.inputs import only_at
 from mmedit.adapters.prompts import PROBE, PromptFormat, chat_format, read_format
 from mmedit.cases import Example
 from mmedit.images import image_key, open_image
