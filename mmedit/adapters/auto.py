@@ -40,7 +40,7 @@ from mmedit.adapters.base import (
     sites_in,
 )
 from mmedit.adapters.inputs import only_at
-from mmedit.adapters.prompts import PromptFormat, chat_format
+from mmedit.adapters.prompts import PromptFormat, chat_formats
 from mmedit.errors import ModelError
 
 SIZES = ("image_grid_thw", "image_sizes")
@@ -97,11 +97,7 @@ class AutoAdapter(Adapter):
                 "add chat_template.jinja to its folder, or write an adapter "
                 "(docs/adding-a-model.md)"
             )
-        marker = self.processor.image_token
-        return (
-            chat_format(self.processor, marker=None),
-            chat_format(self.processor, marker=marker),
-        )
+        return chat_formats(self.processor, self.processor.image_token)
 
     def sites(self, stage: Stage) -> tuple[str, ...]:
         if stage == "bridge":

@@ -194,14 +194,20 @@ class Adapter(ABC):
         if example.image is None:
             raise ValueError("an example without image was given as one with image")
         image, key = example.image, image_key(example.image)
-        if (layout := self._layouts.get(key)) is not None:
-            self._layouts.move_to_end(key)
+        if (layout := self._known_layout(key)) is not None:
             return SeenImage(example, key, layout, lambda: self.prepare(open_image(image))[1])
         layout, pixels = self.prepare(open_image(image))
         self._layouts[key] = layout
         if len(self._layouts) > LAYOUTS:
             self._layouts.popitem(last=False)
         return SeenImage(example, key, layout, lambda: pixels)
+
+    def _known_layout(self, key: str) -> Layout | None:
+        """The layout of an image that was prepared before, or that every image has."""
+        layout = self._layouts.get(key)
+        if layout is not None:
+            self._layouts.move_to_end(key)
+        return layout
 
     def inputs(
         self,

@@ -33,9 +33,7 @@ from mmedit.adapters.base import (
     sites_in,
 )
 from mmedit.adapters.inputs import only_at
-from mmedit.adapters.prompts import PROBE, PromptFormat, chat_format, read_format
-from mmedit.cases import Example
-from mmedit.images import image_key, open_image
+from mmedit.adapters.prompts import PROBE, PromptFormat, chat_formats, read_format
 
 FEED_FORWARD = re.compile(
     r"^language_model\..*\blayers\.(\d+)\.(?:fc1|fc2|mlp\.up_proj|mlp\.down_proj)$"
@@ -80,10 +78,7 @@ class Blip2Adapter(Adapter):
     def formats(self) -> tuple[PromptFormat, PromptFormat]:
         if self.processor.chat_template:
             marker = self.tokenizer.convert_ids_to_tokens(self.image_token)
-            return (
-                chat_format(self.processor, marker=None),
-                chat_format(self.processor, marker=marker),
-            )
+            return chat_formats(self.processor, marker)
         verbatim = read_format(self.tokenizer, PROBE, marker=None, special_tokens=False, lead=" ")
         return verbatim, verbatim
 
@@ -100,14 +95,8 @@ class Blip2Adapter(Adapter):
             return "vision"
         return "language" if site.startswith("language_model.") else "bridge"
 
-    def see(self, example: Example) -> SeenImage:
-        """Every image has the same layout: none is decoded before its features are wanted."""
-        image = example.image
-        if image is None:
-            raise ValueError("an example without image was given as one with image")
-        return SeenImage(
-            example, image_key(image), self._layout, lambda: self.prepare(open_image(image))[1]
-        )
+    def _known_layout(self, key: str) -> Layout | None:
+        return self._layout  # of every image: none is decoded before its features are wanted
 
     def prepare(self, image: Image.Image) -> tuple[Layout, Pixels]:
         values = self.processor.image_processor(images=[image], return_tensors="pt")

@@ -117,6 +117,11 @@ def read_format(
     )
 
 
+def chat_formats(processor: Any, marker: str) -> tuple[PromptFormat, PromptFormat]:
+    """The chat template's format of a conversation without, and with an image."""
+    return chat_format(processor, marker=None), chat_format(processor, marker=marker)
+
+
 def chat_format(processor: Any, *, marker: str | None) -> PromptFormat:
     """The format of the processor's chat template, with a generation prompt; `marker`: the text
     that stands for an image, None for a conversation without one. Raises ModelError.

@@ -13,7 +13,7 @@ from transformers import Blip2Config
 from mmedit.adapters.checkpoints.account import Account, Checkpoint, Drops, Shapes, account
 from mmedit.adapters.checkpoints.files import read_trained
 from mmedit.adapters.checkpoints.qformer import DROPS as QFORMER_DROPS
-from mmedit.adapters.checkpoints.qformer import qformer_sizes, qformer_weights
+from mmedit.adapters.checkpoints.qformer import linear_shapes, qformer_sizes, qformer_weights
 from mmedit.adapters.checkpoints.vision import VisionSizes
 from mmedit.adapters.minigpt4 import GROUP, MiniGPT4Config
 from mmedit.errors import ModelError
@@ -73,7 +73,7 @@ def behind_qformer(
     projected.shape(f"{name}.weight")
     sizes = qformer_sizes(file, image_width=vision.width, heads=heads)
     wanted = {**sizes.shapes, **_norm_shapes(vision.width)}
-    last = _linear_shapes(name, sizes.width, text_config.hidden_size)
+    last = linear_shapes(name, sizes.width, text_config.hidden_size)
     drops = (*QFORMER_DROPS, *OTHER_PROJECTIONS)
     if projection is None:
         accounts = (account(file, {**wanted, **last}, drops, also_drop=drop),)
@@ -115,7 +115,7 @@ def behind_patches(
         )
     has_norm = any(name.startswith(f"{LN_VISION}.") for name in file.tensors)
     wanted = {
-        **_linear_shapes(LLAMA, inputs, text_config.hidden_size),
+        **linear_shapes(LLAMA, inputs, text_config.hidden_size),
         **(_norm_shapes(vision.width) if has_norm else {}),
     }
     accounts = (account(file, wanted, LEFTOVERS, also_drop=drop),)
@@ -128,10 +128,6 @@ def behind_patches(
         accounts=accounts,
         filled={} if has_norm else dict.fromkeys(norm, IDENTITY),
     )
-
-
-def _linear_shapes(name: str, inputs: int, outputs: int) -> Shapes:
-    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
 
 
 def _norm_shapes(width: int) -> Shapes:

@@ -61,22 +61,24 @@ class QFormerSizes:
             shapes |= self._attention(f"{layer}.attention", self.width)
             if i % self.cross_attention_frequency == 0:
                 shapes |= self._attention(f"{layer}.crossattention", self.image_width)
-            shapes |= _linear(f"{layer}.intermediate_query.dense", self.width, self.intermediate)
+            shapes |= linear_shapes(
+                f"{layer}.intermediate_query.dense", self.width, self.intermediate
+            )
             shapes |= self._output(f"{layer}.output_query", self.intermediate)
         return shapes
 
     def _attention(self, name: str, seen: int) -> Shapes:
         return {
-            **_linear(f"{name}.self.query", self.width, self.width),
-            **_linear(f"{name}.self.key", seen, self.width),
-            **_linear(f"{name}.self.value", seen, self.width),
+            **linear_shapes(f"{name}.self.query", self.width, self.width),
+            **linear_shapes(f"{name}.self.key", seen, self.width),
+            **linear_shapes(f"{name}.self.value", seen, self.width),
             **self._output(f"{name}.output", self.width),
         }
 
     def _output(self, name: str, width: int) -> Shapes:
         norm = f"{name}.LayerNorm"
         return {
-            **_linear(f"{name}.dense", width, self.width),
+            **linear_shapes(f"{name}.dense", width, self.width),
             f"{norm}.weight": (self.width,),
             f"{norm}.bias": (self.width,),
         }
@@ -120,7 +122,8 @@ def qformer_weights(checkpoint: Checkpoint, sizes: QFormerSizes) -> dict[str, Te
     return {_renamed(name): checkpoint.tensors[name].float() for name in sizes.shapes}
 
 
-def _linear(name: str, inputs: int, outputs: int) -> Shapes:
+def linear_shapes(name: str, inputs: int, outputs: int) -> Shapes:
+    """What a Linear with bias holds."""
     return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
 
 
