@@ -26,7 +26,7 @@ from mmedit.cases import EditCase
 from mmedit.datasets import DATASETS
 from mmedit.datasets.pictures import Split
 from mmedit.editors import EDITORS, Editor
-from mmedit.editors.base import read_description
+from mmedit.editors.files import read_description
 from mmedit.errors import ConfigError, UnknownNameError
 from mmedit.features import TensorCache
 from mmedit.folders import config_folder
@@ -253,7 +253,7 @@ def _load_saved_editor(path: Path, overrides: Sequence[str]) -> tuple[str, Edito
             f"{path} is a fitted editor; its settings are fixed, so --set editor.* cannot change "
             "them"
         )
-    method = read_description(path)["method"]
+    method = read_description(path).method
     if method not in EDITORS:
         raise UnknownNameError("editing method", str(method), EDITORS)
     return f"{method.upper()} ({path.name})", EDITORS[method].load(path)

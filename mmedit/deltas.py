@@ -204,6 +204,14 @@ def compose_all(first: Mapping[str, Delta], second: Mapping[str, Delta]) -> dict
     return {**first, **second, **both}
 
 
+def together(separate: Mapping[str, LowRank]) -> dict[str, LowRank]:
+    """Separate edits as one that holds for every row: the sum of all."""
+    return {
+        site: LowRank(u=delta.u.flatten(0, -2), v=delta.v.flatten(0, -2))
+        for site, delta in separate.items()
+    }
+
+
 def fold(weight: Float[Tensor, "out in"], delta: Delta) -> Float[Tensor, "*edits out in"]:
     """The edited weight, in the weight's dtype: half precision may round a small edit away."""
     return (weight.float() + delta.weight().float()).to(weight.dtype)

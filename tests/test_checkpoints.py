@@ -985,7 +985,7 @@ def test_a_vision_file_may_have_openclips_or_laviss_prefix(
     sources = case.sources(language_of(case, tmp_path))
     sources = replace(sources, vision=str(tmp_path / "file.safetensors"))
     convert(case.family, sources, tmp_path / "vlm", case.options)
-    assert load_vlm(tmp_path / "vlm").fingerprint == converted(case).vlm.fingerprint
+    assert load_vlm(tmp_path / "vlm").identity == converted(case).vlm.identity
 
 
 def change_language(case: Original, folder: Path, change: Callable[[dict], None]) -> Sources:

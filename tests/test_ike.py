@@ -14,7 +14,7 @@ from mmedit.cases import EditCase, Example, Probe
 from mmedit.deltas import Dense
 from mmedit.editors.ike import IKE, IKEConfig, InContextVLM
 from mmedit.errors import DataError, EditorError
-from mmedit.vlm import VLM, Captured, NetworkVLM, Predictions, WrappedVLM
+from mmedit.vlm import VLM, Captured, Identity, NetworkVLM, Predictions, WrappedVLM
 
 NAMES = ("east", "northeast", "northwest", "west", "southwest", "southeast")
 DEGREES = {name: 60.0 * number for number, name in enumerate(NAMES)}
@@ -248,7 +248,7 @@ def test_editor_that_was_not_fitted_says_so(tiny_vlm: NetworkVLM):
     assert editor.needs_fit
     assert not editor.is_fitted
     for apply in (editor.apply, editor.apply_each):
-        with pytest.raises(EditorError, match="no demonstrations yet"):
+        with pytest.raises(EditorError, match="IKE has not been fitted"):
             apply(tiny_vlm, [REQUEST])
 
 
@@ -259,9 +259,11 @@ def test_editor_cannot_be_fitted_on_nothing(tiny_vlm: NetworkVLM):
 
 def test_editor_fitted_on_another_vlm_is_refused(circle: OnCircle):
     class Another(OnCircle):
-        fingerprint = "another"  # pyright: ignore[reportAssignmentType]
+        @property
+        def identity(self) -> Identity:
+            return self.inner.identity._replace(weights="another")
 
-    with pytest.raises(EditorError, match="fitted on another VLM"):
+    with pytest.raises(EditorError, match="same config with other weights"):
         fitted(circle).apply(Another(circle.inner), [at(0)])
 
 

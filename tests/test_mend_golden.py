@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from mmedit.cases import Example
 from mmedit.deltas import LowRank
+from mmedit.editors.base import origin_of
 from mmedit.editors.mend import (
     IDMLP,
     MEND,
@@ -33,7 +34,6 @@ from mmedit.vlm import VLM, Captured, NetworkVLM
 
 KNOWINGLY_NOT_OURS = {
     "xavier": "MMEdit trains with init id only; without residual an editor does not start as MEND",
-    "separate": "issue: one- and two-sided variants come later",
 }
 
 
@@ -72,7 +72,7 @@ def ids(cases: Sequence[GoldenCase]) -> list[str]:
 
 
 MLPS = [case for case in golden_mlps() if case.facts["init"] == "id"]
-TRANSFORMS = [case for case in golden_transforms() if case.facts["combine"]]
+TRANSFORMS = golden_transforms()
 EDITS = golden("mend", "edit_*")
 OUTER_STEPS = golden("mend", "outer_step_*")
 
@@ -95,8 +95,7 @@ def assert_relatively_close(found: Tensor, wanted: Tensor, share: float) -> None
 def test_every_golden_variant_is_tested_or_knowingly_left_out():
     assert {case.facts["init"] for case in golden_mlps()} <= {"id"} | KNOWINGLY_NOT_OURS.keys()
     assert all(case.facts["init"] == "id" for case in golden_transforms())
-    one_sided = [case.name for case in golden_transforms() if not case.facts["combine"]]
-    assert all(name.split("_")[0] in KNOWINGLY_NOT_OURS for name in one_sided)
+    assert {case.facts["combine"] for case in TRANSFORMS} == {True, False}
     assert {case.facts["norm"] for case in TRANSFORMS} == {True, False}
     assert {bool(case.facts["n_modes"]) for case in TRANSFORMS} == {True, False}
     assert {case.facts["init"] for case in EDITS + OUTER_STEPS if "init" in case.facts} == {"id"}
@@ -112,7 +111,7 @@ def test_idmlp_is_that_of_the_published_code(case: GoldenCase):
             facts["dim"],
             rank=facts["rank"],
             hidden_layers=facts["n_layers"] - 1,
-            modes=facts["n_modes"] if mode is not None else 1,
+            modes=facts["n_modes"] if mode is not None else 0,
         )
         load_mlp(mlp, weights if mode is not None else without_modes)
         wanted = case.tensors["y" if mode is None else f"y_mode{mode}"]
@@ -125,11 +124,20 @@ def test_idmlp_is_that_of_the_published_code(case: GoldenCase):
 @pytest.mark.parametrize("case", TRANSFORMS, ids=ids(TRANSFORMS))
 def test_gradient_transform_and_its_statistics_are_those_of_the_published_code(case: GoldenCase):
     facts = case.facts
-    config = MENDConfig(rank=facts["rank"], hidden_layers=facts["n_hidden"], norm=facts["norm"])
-    transform = GradientTransform(
-        facts["x_dim"], facts["delta_dim"], config, modes=facts["n_modes"] or 1
+    config = MENDConfig(
+        rank=facts["rank"],
+        hidden_layers=facts["n_hidden"],
+        norm=facts["norm"],
+        combine=facts["combine"],
     )
-    load_mlp(transform.mlp, under("weights.mlp", case.tensors))
+    transform = GradientTransform(
+        facts["x_dim"], facts["delta_dim"], config, modes=facts["n_modes"] or 0
+    )
+    networks = {"mlp": transform.mlp, "mlp1": transform.x_mlp, "mlp2": transform.delta_mlp}
+    used = {name: mlp for name, mlp in networks.items() if mlp is not None}
+    assert used.keys() == ({"mlp"} if facts["combine"] else {"mlp1", "mlp2"})
+    for name, mlp in used.items():
+        load_mlp(mlp, under(f"weights.{name}", case.tensors))
     for call in facts["calls"]:
         tensors = under(f"call_{call['call']}", case.tensors)
         x, delta = tensors["u"], tensors["v"]
@@ -175,6 +183,7 @@ def edit_network(case: GoldenCase, vlm: VLM, *, statistics: str | None) -> EditN
     network = EditNetwork(shapes, config_of(case))
     for key, transform in transforms_of(network).items():
         golden_key = golden_key_of(key)
+        assert transform.mlp is not None
         load_mlp(transform.mlp, under(f"mend.{golden_key}.mlp", case.tensors))
         if statistics:
             stats = under(f"{statistics}.{golden_key}", case.tensors)
@@ -198,7 +207,8 @@ def editor_of(case: GoldenCase, vlm: VLM) -> MEND:
     editor = MEND(config_of(case))
     shapes = {site: list(vlm.shape(site)) for site in sites_of(case)}
     network = edit_network(case, vlm, statistics="stats_before")
-    editor.load_state(dict(network.state_dict()), {"vlm": vlm.fingerprint, "shapes": shapes})
+    editor.load_state(dict(network.state_dict()), {"facts": {"shapes": shapes}})
+    editor.origin = origin_of(vlm, sites_of(case), [], seed=0)
     return editor
 
 
@@ -349,6 +359,7 @@ def test_outer_gradients_and_statistics_are_those_of_the_published_code(
     assert network.edit_lrs.grad is not None
     assert_relatively_close(network.edit_lrs.grad, gradients.pop("edit_lrs"), 2e-5)
     for key, transform in transforms_of(network).items():
+        assert transform.mlp is not None
         for name, parameter in transform.mlp.named_parameters():
             golden_name = f"{name}.weight" if "mode" in name else name
             golden_name = f"mend.{golden_key_of(key)}.mlp.{golden_name}"

@@ -80,7 +80,7 @@ def test_a_network_half_on_disk_answers_and_is_edited_as_one_in_memory(both):
 
 def test_a_network_half_on_disk_is_captured_and_read_as_one_in_memory(both):
     whole, offloaded = both
-    assert offloaded.fingerprint == whole.fingerprint
+    assert offloaded.identity == whole.identity
     sites = whole.sites("language")
     first, second = (vlm.capture(MIXED, sites) for vlm in both)
     for site in sites:
@@ -165,12 +165,12 @@ def test_a_quantised_network_is_edited_as_it_is(quantised: NetworkVLM, vlm, requ
     weight = quantised.weight(site)
     assert weight.shape == quantised.shape(site)
     assert (weight - vlm.weight(site)).abs().max() < 0.15 * vlm.weight(site).abs().max()
-    before, fingerprint = quantised.predict(requests_), quantised.fingerprint
+    before, fingerprint = quantised.predict(requests_), quantised.identity.weights
     edited = FT(FTConfig(sites=(site,), steps=8, lr=1e-3)).apply(quantised, requests_[:1])
     assert nll(edited, requests_[:1]) < nll(quantised, requests_[:1])
     assert torch.equal(quantised.predict(requests_).logits, before.logits)
     assert torch.equal(quantised.weight(site), weight)
-    assert quantised.fingerprint == fingerprint != vlm.fingerprint
+    assert quantised.identity.weights == fingerprint != vlm.identity.weights
 
 
 def test_the_gradient_of_a_quantised_network_points_where_the_plain_one_does(

@@ -50,8 +50,8 @@ def test_half_precision_answers_nearly_as_float32_does(
 def test_fingerprint_is_that_of_the_unedited_weights(tiny_folder: Path, tmp_path: Path):
     vlm, again = load_vlm(tiny_folder), load_vlm(tiny_folder)
     other = load_vlm(tiny.save_model(tmp_path, seed=1))
-    assert vlm.fingerprint == again.fingerprint == again.with_deltas({}).fingerprint
-    assert vlm.fingerprint != other.fingerprint
+    assert vlm.identity == again.identity == again.with_deltas({}).identity
+    assert vlm.identity.weights != other.identity.weights
 
 
 def test_default_sites_are_the_last_layers_of_each_stage(tiny_vlm: NetworkVLM):

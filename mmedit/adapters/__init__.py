@@ -5,7 +5,15 @@ from typing import Any
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from mmedit.adapters.auto import AutoAdapter
-from mmedit.adapters.base import STAGES, Adapter, Inputs, PaddingSide, SeenImage, Stage
+from mmedit.adapters.base import (
+    STAGES,
+    Adapter,
+    Inputs,
+    PaddingSide,
+    SeenImage,
+    Segments,
+    Stage,
+)
 from mmedit.adapters.blip2 import Blip2Adapter
 from mmedit.adapters.instructblip import InstructBlipAdapter
 from mmedit.adapters.llava import LlavaAdapter, LlavaNextAdapter, LlavaOnevisionAdapter
@@ -54,6 +62,7 @@ __all__ = [
     "Inputs",
     "PaddingSide",
     "SeenImage",
+    "Segments",
     "Stage",
     "adapter_for",
 ]

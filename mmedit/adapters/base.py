@@ -9,13 +9,14 @@ first edited stage is frozen and can be cached.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 from uuid import uuid4
 
 import torch
@@ -62,6 +63,14 @@ class Layout:
     def tokens(self) -> Int[Tensor, " tokens"]:
         """`placeholder` as a tensor, on the CPU."""
         return torch.tensor(self.placeholder, dtype=torch.long)
+
+
+class Segments(NamedTuple):
+    """The texts of one example as token ids: without image and conversation markers."""
+
+    context: tuple[int, ...]
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
 
 
 class SeenImage:
@@ -111,6 +120,16 @@ class Adapter(ABC):
     def fingerprint(self) -> str:
         """A hash of all weights. Reads every one of them, the first time it is asked for."""
         return weights_hash(self.network)
+
+    @cached_property
+    def config_hash(self) -> str:
+        """A hash of the network's config, without what the same network may differ in: where it
+        lies, how its numbers are stored, which transformers wrote it.
+        """
+        return hashlib.blake2b(
+            json.dumps(_described(self.network.config.to_dict()), sort_keys=True).encode(),
+            digest_size=16,
+        ).hexdigest()
 
     @cached_property
     def features_of(self) -> str:
@@ -222,23 +241,16 @@ class Adapter(ABC):
 
         Raises ModelError where a row is too long, starts with its answer, or holds the image token.
         """
-        formats = [self.image_format if e.image is not None else self.text_format for e in examples]
-        texts = [
-            text
-            for form, e in zip(formats, examples, strict=True)
-            for text in (
-                form.context(e.context),
-                form.prompt(e.prompt),
-                form.answer(e.target) if with_target else "",
-            )
-        ]
-        ids = self._segment(texts)
         rows = []
-        for number, (form, example) in enumerate(zip(formats, examples, strict=True)):
-            context, prompt, answer = ids[3 * number : 3 * number + 3]
+        for number, (example, text) in enumerate(
+            zip(examples, self.segments(examples), strict=True)
+        ):
+            form = self._format(example)
+            context, prompt = text.context, text.prompt
+            answer = text.answer if with_target else ()
             self._require_no_placeholder((context, prompt, answer), example)
             image = images[number].layout.tokens if number in images else NO_TOKENS
-            before = torch.tensor(form.before_prompt + tuple(context), dtype=torch.long)
+            before = torch.tensor(form.before_prompt + context, dtype=torch.long)
             head = torch.cat([torch.tensor(form.before_image, dtype=torch.long), image, before])
             tail = torch.tensor([*prompt, *form.after_prompt, *answer], dtype=torch.long)
             row = Row(torch.cat([head, tail]), len(head), len(prompt), len(answer))
@@ -248,6 +260,21 @@ class Adapter(ABC):
             padded(rows, self._padding, padding_side, self.device), image_rows=tuple(images)
         )
         return replace(inputs, extras=self.extras(inputs, list(images.values())))
+
+    def segments(self, examples: Sequence[Example]) -> list[Segments]:
+        """The texts of every example as token ids, each part tokenised by itself; one call of the
+        tokenizer for all.
+        """
+        texts = [
+            text
+            for form, e in zip(map(self._format, examples), examples, strict=True)
+            for text in (form.context(e.context), form.prompt(e.prompt), form.answer(e.target))
+        ]
+        ids = [tuple(text) for text in self._segment(texts)]
+        return [Segments(*ids[at : at + 3]) for at in range(0, len(ids), 3)]
+
+    def _format(self, example: Example) -> PromptFormat:
+        return self.text_format if example.image is None else self.image_format
 
     def require_room(self, inputs: Inputs, max_new_tokens: int) -> None:
         """Raise ModelError where so many new tokens do not fit behind the prompts."""
@@ -298,6 +325,16 @@ class Adapter(ABC):
                 f"{around}, context {context}, prompt {row.prompt}, answer {row.answer}); this "
                 f"model takes {self.max_tokens}. Shorten it (with IKE: a smaller k)."
             )
+
+
+def _described(config: Mapping[Any, Any]) -> dict[str, Any]:
+    left_out = {"_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype"}
+    left_out |= {"quantization_config", "_attn_implementation_autoset"}
+    return {
+        str(key): _described(value) if isinstance(value, dict) else str(value)
+        for key, value in config.items()
+        if key not in left_out
+    }
 
 
 def sites_in(

@@ -8,10 +8,10 @@ locality probe is the one without this text.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmedit.cases import EditCase, Example, Probe
-from mmedit.editors.base import Editor, EditorConfig, Report, require_same_vlm, silent
-from mmedit.errors import DataError, EditorError
+from mmedit.editors.base import Editor, EditorConfig, origin_of
+from mmedit.errors import DataError
+from mmedit.training import Report, silent
 from mmedit.vlm import VLM, Captured, Predictions, WrappedVLM
 
 BATCH = 64
@@ -48,15 +49,10 @@ class IKE(Editor[IKEConfig]):
         self._demonstrations: list[str] = []
         self._keys = torch.empty(0, 0)
         self._mean = torch.empty(0)
-        self._fingerprint = ""
 
     @property
     def needs_fit(self) -> bool:
         return self.config.k > 0
-
-    @property
-    def is_fitted(self) -> bool:
-        return bool(self._demonstrations)
 
     def fit(
         self,
@@ -66,6 +62,7 @@ class IKE(Editor[IKEConfig]):
         validation: Sequence[EditCase] = (),
         seed: int = 0,
         report: Report = silent,
+        folder: Path | None = None,
     ) -> None:
         if not cases:
             raise DataError("IKE needs training cases for its demonstrations; none were given")
@@ -79,7 +76,7 @@ class IKE(Editor[IKEConfig]):
         self._mean = keys.mean(0)
         self._keys = F.normalize(keys - self._mean, dim=-1)
         self._demonstrations = [demonstrate(number, case) for number, case in enumerate(cases)]
-        self._fingerprint = vlm.fingerprint
+        self.origin = origin_of(vlm, (), cases, seed)
 
     def apply(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
         if not requests:
@@ -103,23 +100,18 @@ class IKE(Editor[IKEConfig]):
     def state(self) -> dict[str, Tensor]:
         return {"keys": self._keys, "mean": self._mean}
 
-    def notes(self) -> dict[str, object]:
-        return {"vlm": self._fingerprint, "demonstrations": json.dumps(self._demonstrations)}
+    def notes(self) -> dict[str, Any]:
+        return {"demonstrations": self._demonstrations}
 
-    def load_state(self, tensors: dict[str, Tensor], notes: dict[str, object]) -> None:
+    def load_state(self, tensors: dict[str, Tensor], notes: Mapping[str, Any]) -> None:
         self._keys, self._mean = tensors["keys"], tensors["mean"]
-        self._fingerprint = str(notes["vlm"])
-        self._demonstrations = json.loads(str(notes["demonstrations"]))
+        self._demonstrations = [str(text) for text in notes["demonstrations"]]
 
     def _retrieve(self, vlm: VLM, requests: Sequence[Example]) -> list[list[str]]:
         """The k nearest demonstrations of every request, nearest first: one matrix product."""
         if self.config.k == 0:
             return [[] for _ in requests]
-        if not self.is_fitted:
-            raise EditorError(
-                "IKE has no demonstrations yet: call fit(vlm, cases) first, or set k to 0"
-            )
-        require_same_vlm(vlm, self._fingerprint, self.method)
+        self.require_fitted_on(vlm)
         represented = self._represent(vlm, requests)
         queries = F.normalize(represented - self._mean.to(represented), dim=-1)
         similarity = queries @ self._keys.to(queries).T

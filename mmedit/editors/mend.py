@@ -6,34 +6,30 @@ At a Linear site with input x_t and output gradient δ_t of token t:
     (x~_t, δ~_t) = g((x_t - μ_x) / σ_x, (δ_t - μ_δ) / σ_δ),   ΔW = lr_site · Σ_t δ~_t x~_t^T
 
 g is one IDMLP on the concatenation, shared by all sites of a shape, with a scale and shift of its
-own for each site. Trained on
-
-    c_edit · nll(rephrase) + i_edit · nll(image rephrase) + c_loc · (KL(text locality) + KL(image
-locality))
-
-and, where `c_base` is set, on nll(request) too. Differences from the published code: δ is the
-gradient of the *sum over rows* of each row's mean NLL, so it does not depend on the batch; units
-that were dead while the statistics were gathered (σ = 0) are left out instead of divided by 1e-7;
-`edit_lr` is trained by its own learning rate, which the published code loses.
+own for each site; `shared`, `combine` and `sides` choose the paper's other variants. Trained on the
+loss of `mmedit.editors.objective`. Differences from the published code: δ is the gradient of the
+*sum over rows* of each row's mean NLL, so it does not depend on the batch; units that were dead
+while the statistics were gathered (σ = 0) are left out instead of divided by 1e-7; `edit_lr` is
+trained by its own learning rate, which the published code loses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar, Literal, cast
 
 import torch
+from accelerate.utils import reduce
 from jaxtyping import Bool, Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from mmedit.cases import EditCase, Example, Probe
-from mmedit.deltas import LowRank
-from mmedit.editors.base import Editor, EditorConfig, Report, require_same_vlm, silent
-from mmedit.errors import DataError, EditorError
-from mmedit.metrics import answer_nll, exact_match, kl
-from mmedit.training import TrainingConfig, train
-from mmedit.vlm import VLM, Captured, Predictions
+from mmedit.cases import EditCase, Example
+from mmedit.deltas import LowRank, together
+from mmedit.editors.base import EditorConfig, LearnedEditor
+from mmedit.editors.objective import ObjectiveConfig, outcome, require_probes
+from mmedit.training import Learner, TrainingConfig
+from mmedit.vlm import VLM, Captured
 
 EPSILON = 1e-7
 DEAD = 1e-6
@@ -42,26 +38,37 @@ noise, not a signal.
 """
 
 
-class MENDConfig(EditorConfig):
+class MENDConfig(ObjectiveConfig):
     """Defaults are MMEdit's for BLIP-2 (hparams/TRAINING/MEND/blip2.yaml)."""
 
     rank: int = Field(default=1920, ge=1)
     hidden_layers: int = Field(default=1, ge=0)
     norm: bool = True
+    shared: bool = True
+    """One transform for all sites of a shape, with a scale and shift for each; else one per site.
+    """
+    combine: bool = True
+    """One IDMLP on cat(x, δ); else one for x and one for δ."""
+    sides: Literal["both", "x", "delta", "smaller"] = "both"
+    """What is transformed, without `combine`: "smaller" is the narrower of the two at each site
+    (the paper's one-sided variant); the other one is passed on as it is, normalised.
+    """
     lr: float = Field(default=1e-6, gt=0)
     edit_lr: float = Field(default=1e-4)
     """Where lr_site starts."""
     lr_lr: float = Field(default=1e-4, ge=0)
     """The learning rate of lr_site."""
-    c_edit: float = Field(default=0.1, ge=0)
-    i_edit: float = Field(default=0.1, ge=0)
-    c_loc: float = Field(default=1.0, ge=0)
-    c_base: float = Field(default=0.0, ge=0)
     training: TrainingConfig = TrainingConfig(batch_size=2)
+
+    @model_validator(mode="after")
+    def _combine_needs_both(self) -> MENDConfig:
+        if self.combine and self.sides != "both":
+            raise ValueError(f"combine transforms both sides; with sides={self.sides} set it false")
+        return self
 
 
 class LRLinear(nn.Module):
-    """z = U(Vx) + b; with a mode z · scale[mode] + shift[mode]; then max(z, 0); plus x (the "id"
+    """z = U(Vx) + b; with modes z · scale[mode] + shift[mode]; then max(z, 0); plus x (the "id"
     initialisation, U = 0).
     """
 
@@ -71,12 +78,13 @@ class LRLinear(nn.Module):
         self.u = nn.Parameter(torch.zeros(width, mid))
         self.v = nn.Parameter(torch.randn(mid, width))
         self.bias = nn.Parameter(torch.zeros(width))
-        self.mode_scale = nn.Parameter(torch.ones(modes, width))
-        self.mode_shift = nn.Parameter(torch.zeros(modes, width))
+        self.mode_scale = nn.Parameter(torch.ones(modes, width)) if modes else None
+        self.mode_shift = nn.Parameter(torch.zeros(modes, width)) if modes else None
 
     def forward(self, x: Float[Tensor, "*rows width"], mode: int) -> Float[Tensor, "*rows width"]:
         z = x @ self.v.T @ self.u.T + self.bias
-        z = z * self.mode_scale[mode] + self.mode_shift[mode]
+        if self.mode_scale is not None and self.mode_shift is not None:
+            z = z * self.mode_scale[mode] + self.mode_shift[mode]
         # Every z starts at 0, where relu, and clamp since torch 2.14, have gradient 0.
         return torch.where(z < 0, 0.0, z) + x
 
@@ -110,16 +118,22 @@ class RunningNorm(nn.Module):
         self.register_buffer("count", torch.zeros(()))
 
     @torch.no_grad()
-    def update(self, x: Float[Tensor, "tokens width"]) -> None:
-        """Add a block of tokens: no loop over tokens, no host sync."""
-        if not len(x):
-            return
-        count = self.count + len(x)
-        mean = x.mean(0)
+    def update(self, x: Float[Tensor, "*rows width"], counted: Bool[Tensor, "*rows"]) -> None:
+        """Add a block of tokens, of all processes together: no loop over tokens, no host sync. A
+        block with a NaN is left out: the statistics outlive the step that failed.
+        """
+        there, axes = counted.unsqueeze(-1), tuple(range(x.ndim - 1))
+        added, total = _over_processes(counted.sum().to(x), x.where(there, 0).sum(axes))
+        mean = total / added.clamp(min=1)
+        (squares,) = _over_processes(((x - mean).where(there, 0) ** 2).sum(axes))
+        sound = (mean.isfinite() & squares.isfinite()).all()
+        added = added.where(sound, 0)
+        mean, squares = mean.where(sound, 0), squares.where(sound, 0)
+        count = (self.count + added).clamp(min=1)
         away = mean - self.mean
-        self.squares += ((x - mean) ** 2).sum(0) + away**2 * (self.count * len(x) / count)
-        self.mean += away * (len(x) / count)
-        self.count.copy_(count)
+        self.squares += squares + away**2 * (self.count * added / count)
+        self.mean += away * (added / count)
+        self.count += added
 
     @property
     def std(self) -> Float[Tensor, " width"]:
@@ -131,17 +145,28 @@ class RunningNorm(nn.Module):
         return (x - self.mean) / (std + EPSILON) * alive
 
 
+def _over_processes(*tensors: Tensor) -> list[Tensor]:
+    """Summed over the processes of `accelerate launch`."""
+    return [cast("Tensor", reduce(tensor, "sum")) for tensor in tensors]
+
+
 class GradientTransform(nn.Module):
-    """(x, δ) to (x~, δ~) for all sites of one shape."""
+    """(x, δ) to (x~, δ~) for all sites of one shape, or for one site."""
 
     def __init__(self, x_width: int, delta_width: int, config: MENDConfig, modes: int) -> None:
         super().__init__()
         self.normalise = config.norm
         self.x_norm = RunningNorm(x_width)
         self.delta_norm = RunningNorm(delta_width)
-        self.mlp = IDMLP(
-            x_width + delta_width, rank=config.rank, hidden_layers=config.hidden_layers, modes=modes
-        )
+
+        def idmlp(width: int) -> IDMLP:
+            return IDMLP(width, rank=config.rank, hidden_layers=config.hidden_layers, modes=modes)
+
+        smaller = "delta" if x_width > delta_width else "x"
+        sides = smaller if config.sides == "smaller" else config.sides
+        self.mlp = idmlp(x_width + delta_width) if config.combine else None
+        self.x_mlp = idmlp(x_width) if not config.combine and sides != "delta" else None
+        self.delta_mlp = idmlp(delta_width) if not config.combine and sides != "x" else None
 
     def forward(
         self,
@@ -157,13 +182,16 @@ class GradientTransform(nn.Module):
         x, delta = x.float(), delta.float()
         counted = reached(x, delta)
         if update:
-            self.x_norm.update(x[counted])
-            self.delta_norm.update(delta[counted])
+            self.x_norm.update(x, counted)
+            self.delta_norm.update(delta, counted)
         if self.normalise:
             x, delta = self.x_norm(x), self.delta_norm(delta)
-        both = self.mlp(torch.cat([x, delta], dim=-1), mode) * counted.unsqueeze(-1)
-        new_x, new_delta = both.split([x.shape[-1], delta.shape[-1]], dim=-1)
-        return new_x, new_delta
+        if self.mlp is not None:
+            both = self.mlp(torch.cat([x, delta], dim=-1), mode)
+            x, delta = both.split([x.shape[-1], delta.shape[-1]], dim=-1)
+        x = x if self.x_mlp is None else self.x_mlp(x, mode)
+        delta = delta if self.delta_mlp is None else self.delta_mlp(delta, mode)
+        return x * counted.unsqueeze(-1), delta * counted.unsqueeze(-1)
 
 
 def reached(
@@ -174,21 +202,23 @@ def reached(
 
 
 class EditNetwork(nn.Module):
-    """All that MEND learns: a transform per weight shape, an edit learning rate per site."""
+    """All that MEND learns: a transform per shape or site, an edit learning rate per site."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, int]], config: MENDConfig) -> None:
         super().__init__()
         self.sites = tuple(shapes)
-        by_shape: dict[str, list[str]] = {}
+        sites_of: dict[str, list[str]] = {}
         for site, (out, in_) in shapes.items():
-            by_shape.setdefault(f"{in_}x{out}", []).append(site)
+            # names of modules must not hold dots
+            key = f"{in_}x{out}" if config.shared else site.replace(".", "-")
+            sites_of.setdefault(key, []).append(site)
         self.place = {
-            site: (key, mode) for key, sites in by_shape.items() for mode, site in enumerate(sites)
+            site: (key, mode) for key, sites in sites_of.items() for mode, site in enumerate(sites)
         }
         self.transforms = nn.ModuleDict(
             {
-                key: GradientTransform(in_, out, config, modes=len(sites))
-                for key, sites in by_shape.items()
+                key: GradientTransform(in_, out, config, modes=len(sites) if config.shared else 0)
+                for key, sites in sites_of.items()
                 for out, in_ in [shapes[sites[0]]]
             }
         )
@@ -206,7 +236,32 @@ class EditNetwork(nn.Module):
         return deltas
 
 
-class MEND(Editor[MENDConfig]):
+class MENDLearner(Learner):
+    """The outer loss: one capture, and one forward and backward over the probes, per batch."""
+
+    def __init__(self, vlm: VLM, network: EditNetwork, config: MENDConfig) -> None:
+        super().__init__()
+        self.network = network
+        self._vlm = vlm
+        self._config = config
+
+    def forward(self, cases: Sequence[EditCase]) -> tuple[Tensor, dict[str, Tensor]]:
+        vlm, weights = self._vlm, self._config.probe_weights
+        captured = vlm.capture([case.request for case in cases], self.network.sites)
+        edited = vlm.with_deltas(self.network(captured, update=self.training))
+        found = outcome(vlm, edited, cases, list(weights))
+        return found.total(weights), found.figures
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(
+            [
+                {"params": list(self.network.transforms.parameters()), "lr": self._config.lr},
+                {"params": [self.network.edit_lrs], "lr": self._config.lr_lr},
+            ]
+        )
+
+
+class MEND(LearnedEditor[MENDConfig]):
     """`fit` costs per step one capture and one forward and backward over the probes; `apply` costs
     one capture.
     """
@@ -214,152 +269,26 @@ class MEND(Editor[MENDConfig]):
     method: ClassVar[str] = "mend"
     config_class: ClassVar[type[EditorConfig]] = MENDConfig
 
-    def __init__(self, config: MENDConfig) -> None:
-        super().__init__(config)
-        self._network: EditNetwork | None = None
-        self._shapes: dict[str, tuple[int, int]] = {}
-        self._fingerprint = ""
+    def facts(self, vlm: VLM) -> dict[str, Any]:
+        return {"shapes": {site: list(vlm.shape(site)) for site in self.config.sites_of(vlm)}}
 
-    @property
-    def needs_fit(self) -> bool:
-        return True
+    def build(self, facts: Mapping[str, Any]) -> EditNetwork:
+        shapes = {site: (int(out), int(in_)) for site, (out, in_) in facts["shapes"].items()}
+        return EditNetwork(shapes, self.config)
 
-    @property
-    def is_fitted(self) -> bool:
-        return self._network is not None
-
-    def fit(
-        self,
-        vlm: VLM,
-        cases: Sequence[EditCase],
-        *,
-        validation: Sequence[EditCase] = (),
-        seed: int = 0,
-        report: Report = silent,
-    ) -> None:
-        _require_probes(cases)
-        self._shapes = {site: vlm.shape(site) for site in self.config.sites_of(vlm)}
-        self._fingerprint = vlm.fingerprint
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network = EditNetwork(self._shapes, self.config).to(vlm.device)
-        optimizer = torch.optim.Adam(
-            [
-                {"params": list(network.transforms.parameters()), "lr": self.config.lr},
-                {"params": [network.edit_lrs], "lr": self.config.lr_lr},
-            ]
-        )
-        train(
-            optimizer,
-            lambda batch: self._outer_loss(vlm, network, batch),
-            cases,
-            self.config.training,
-            seed=seed,
-            report=report,
-        )
-        self._network = network.requires_grad_(False)
+    def learner(self, vlm: VLM, network: EditNetwork, cases: Sequence[EditCase]) -> MENDLearner:
+        require_probes(cases, list(self.config.probe_weights), self.method)
+        return MENDLearner(vlm, network, self.config)
 
     def apply(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
         if not requests:
             return vlm
-        separate = self._deltas(vlm, requests)
-        together = {
-            site: LowRank(u=delta.u.flatten(0, 1), v=delta.v.flatten(0, 1))
-            for site, delta in separate.items()
-        }
-        return vlm.with_deltas(together)
+        return vlm.with_deltas(together(self._deltas(vlm, requests)))
 
     def apply_each(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
         return vlm.with_deltas(self._deltas(vlm, requests)) if requests else vlm
 
     @torch.no_grad()
     def _deltas(self, vlm: VLM, requests: Sequence[Example]) -> dict[str, LowRank]:
-        if self._network is None:
-            raise EditorError(
-                "MEND has not been trained: call fit(vlm, cases), or load a trained editor"
-            )
-        require_same_vlm(vlm, self._fingerprint, self.method)
-        network = self._network.to(vlm.device)
+        network = self.network_on(vlm)
         return network(vlm.capture(requests, network.sites), update=False)
-
-    def _outer_loss(
-        self, vlm: VLM, network: EditNetwork, cases: Sequence[EditCase]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of the module docstring, a mean over the batch. All probes of all edits go in
-        one forward.
-        """
-        captured = vlm.capture([case.request for case in cases], network.sites)
-        edited = vlm.with_deltas(network(captured, update=True))
-        asked = [probe for probe in self._weights() if probe in cases[0].probes]
-        examples = [case.probes[probe][0] for probe in asked for case in cases]
-        rows = [row for _ in asked for row in range(len(cases))]
-        after = edited.select(rows).predict(examples)
-        parts, right = {}, {}
-        for number, probe in enumerate(asked):
-            part = after[slice(number * len(cases), (number + 1) * len(cases))]
-            if probe.is_locality:
-                with torch.no_grad():
-                    before = vlm.predict([case.probes[probe][0] for case in cases])
-                parts[probe] = _divergence(before, part).mean()
-            else:
-                parts[probe] = answer_nll(part.logits, part.target, part.is_answer).mean()
-                right[probe] = exact_match(part.logits, part.target, part.is_answer).float().mean()
-        loss = torch.stack(
-            [weight * parts[probe] for probe, weight in self._weights().items() if probe in parts]
-        )
-        figures = {
-            f"{probe}/kl": part.detach() for probe, part in parts.items() if probe.is_locality
-        }
-        return loss.sum(), figures | {f"{probe}/exact": value for probe, value in right.items()}
-
-    def _weights(self) -> dict[Probe, float]:
-        weights = {
-            Probe.RELIABILITY: self.config.c_base,
-            Probe.TEXT_GENERALITY: self.config.c_edit,
-            Probe.IMAGE_GENERALITY: self.config.i_edit,
-            Probe.TEXT_LOCALITY: self.config.c_loc,
-            Probe.IMAGE_LOCALITY: self.config.c_loc,
-        }
-        return {probe: weight for probe, weight in weights.items() if weight}
-
-    def state(self) -> dict[str, Tensor]:
-        return dict(self._network.state_dict()) if self._network else {}
-
-    def notes(self) -> dict[str, object]:
-        return {
-            "vlm": self._fingerprint,
-            "shapes": {site: list(shape) for site, shape in self._shapes.items()},
-        }
-
-    def load_state(self, tensors: dict[str, Tensor], notes: dict[str, object]) -> None:
-        shapes = notes["shapes"]
-        assert isinstance(shapes, dict)
-        self._shapes = {site: (int(out), int(in_)) for site, (out, in_) in shapes.items()}
-        self._fingerprint = str(notes["vlm"])
-        self._network = EditNetwork(self._shapes, self.config)
-        self._network.load_state_dict(tensors)
-        self._network.requires_grad_(False)
-
-
-def _divergence(before: Predictions, after: Predictions) -> Float[Tensor, " batch"]:
-    """KL(before || after), mean over the text tokens of each row. `after` may be padded further
-    than `before`.
-    """
-    text = before.target.shape[1]
-    return kl(before.logits, after.logits[:, :text], before.is_text)
-
-
-def _require_probes(cases: Sequence[EditCase]) -> None:
-    wanted = {
-        Probe.TEXT_GENERALITY,
-        Probe.IMAGE_GENERALITY,
-        Probe.TEXT_LOCALITY,
-        Probe.IMAGE_LOCALITY,
-    }
-    kinds = {frozenset(case.probes) & wanted for case in cases}
-    if len(kinds) != 1 or not next(iter(kinds), None):
-        raise DataError(
-            "MEND is trained on rephrases and locality probes; every training case must have the "
-            "same kinds of "
-            f"them. Found: {sorted(sorted(kind) for kind in kinds)}"
-        )

@@ -7,7 +7,8 @@ image; `sequence` tokens as the network sees them (image placeholders, context, 
 delta.
 """
 
-from mmedit.vlm.interface import VLM, Captured, Predictions, WrappedVLM
+from mmedit.vlm.frozen import Frozen
+from mmedit.vlm.interface import VLM, Captured, Identity, Predictions, WrappedVLM
 from mmedit.vlm.loading import BUILT_IN, DeviceMap, Quantization, load_vlm, resolve_vlm
 from mmedit.vlm.network import NetworkVLM
 
@@ -16,6 +17,8 @@ __all__ = [
     "VLM",
     "Captured",
     "DeviceMap",
+    "Frozen",
+    "Identity",
     "NetworkVLM",
     "Predictions",
     "Quantization",

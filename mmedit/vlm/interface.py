@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,6 +14,7 @@ from torch import Tensor
 from mmedit.adapters import Stage
 from mmedit.cases import Example
 from mmedit.deltas import Delta
+from mmedit.vlm.frozen import Frozen
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -51,6 +53,17 @@ class Captured:
     x: dict[str, Float[Tensor, "batch tokens in"]]
     delta: dict[str, Float[Tensor, "batch tokens out"]]
     nll: Float[Tensor, " batch"]
+
+
+class Identity(NamedTuple):
+    """Which network a VLM is."""
+
+    family: str
+    """The `model_type` of its config."""
+    config: str
+    """A hash of the config."""
+    weights: str
+    """A hash of all weights."""
 
 
 class VLM(ABC):
@@ -119,9 +132,14 @@ class VLM(ABC):
 
     @property
     @abstractmethod
-    def fingerprint(self) -> str:
-        """A hash of the unedited network's weights: what a trained editor belongs to. Reads every
-        weight once.
+    def frozen(self) -> Frozen:
+        """What no edit changes: tokens, embeddings, image features of the unedited network."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> Identity:
+        """What the unedited network is, edited or not: what a trained editor belongs to. Reads
+        every weight, the first time.
         """
 
     @property
@@ -160,8 +178,12 @@ class WrappedVLM(VLM):
         return self.inner.device
 
     @property
-    def fingerprint(self) -> str:
-        return self.inner.fingerprint
+    def frozen(self) -> Frozen:
+        return self.inner.frozen
+
+    @property
+    def identity(self) -> Identity:
+        return self.inner.identity
 
     @property
     def extra_parameters(self) -> int:

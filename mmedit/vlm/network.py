@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, final
+from typing import final
 
 import torch
 from jaxtyping import Float
@@ -18,10 +18,8 @@ from mmedit.deltas import Delta, added, compose_all, linear_at
 from mmedit.errors import DataError, SiteError
 from mmedit.features import TensorCache
 from mmedit.metrics import answer_nll
-from mmedit.vlm.interface import VLM, Captured, Predictions
-
-AT_ONCE = 32
-"""Images that go through frozen vision together: bounds the memory, not the number of images."""
+from mmedit.vlm.frozen import Frozen
+from mmedit.vlm.interface import VLM, Captured, Identity, Predictions
 
 
 @final
@@ -42,7 +40,7 @@ class NetworkVLM(VLM):
         self.adapter = adapter
         self._sites = dict(sites or {})
         self.deltas = dict(deltas or {})
-        self.features = features or TensorCache()
+        self._frozen = Frozen(adapter, features or TensorCache())
         self.padding_side: PaddingSide = padding_side
 
     def predict(self, examples: Sequence[Example]) -> Predictions:
@@ -50,7 +48,7 @@ class NetworkVLM(VLM):
 
     def generate(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[str]:
         _require_examples(examples)
-        images = self._see(examples)
+        images = self._frozen.see(examples)
         inputs = self.adapter.inputs(examples, images, padding_side="left", with_target=False)
         with torch.no_grad():
             features = self._image_features(images, len(examples), recorder=None)
@@ -123,8 +121,22 @@ class NetworkVLM(VLM):
         return self.adapter.device
 
     @property
-    def fingerprint(self) -> str:
-        return self.adapter.fingerprint
+    def features(self) -> TensorCache:
+        """The cache of image features."""
+        return self._frozen.features
+
+    @property
+    def frozen(self) -> Frozen:
+        return self._frozen
+
+    @property
+    def identity(self) -> Identity:
+        adapter = self.adapter
+        return Identity(
+            family=str(adapter.network.config.model_type),
+            config=adapter.config_hash,
+            weights=adapter.fingerprint,
+        )
 
     @property
     def extra_parameters(self) -> int:
@@ -149,20 +161,12 @@ class NetworkVLM(VLM):
         self, examples: Sequence[Example], recorder: _Recorder | None
     ) -> tuple[Inputs, Tensor]:
         _require_examples(examples)
-        images = self._see(examples)
+        images = self._frozen.see(examples)
         inputs = self.adapter.inputs(examples, images, padding_side=self.padding_side)
         features = self._image_features(images, len(examples), recorder)
         rows = tuple(range(len(examples)))
         with self._acting("language", rows, len(examples), recorder):
             return inputs, self.adapter.logits(inputs, features)
-
-    def _see(self, examples: Sequence[Example]) -> dict[int, SeenImage]:
-        """The images, by row."""
-        return {
-            row: self.adapter.see(example)
-            for row, example in enumerate(examples)
-            if example.image is not None
-        }
 
     def _image_features(
         self, images: Mapping[int, SeenImage], batch: int, recorder: _Recorder | None
@@ -178,9 +182,9 @@ class NetworkVLM(VLM):
             for site in (*self.deltas, *(recorder.sites if recorder else ()))
         }
         if not touched & {"vision", "bridge"}:
-            return self._frozen("bridge", seen)
+            return self._frozen.stage("bridge", seen)
         if "vision" not in touched:
-            vision = self._frozen("vision", seen)
+            vision = self._frozen.stage("vision", seen)
         else:
             shapes = [image.shapes for image in seen]
             groups = self._groups("vision", shapes, recorder)
@@ -225,31 +229,6 @@ class NetworkVLM(VLM):
             with self._acting(stage, [rows[place] for place in places], batch, recorder):
                 made += run(places)
         return made
-
-    def _frozen(
-        self, last: Literal["vision", "bridge"], images: Sequence[SeenImage]
-    ) -> list[Tensor]:
-        """The output of the last frozen stage: computed for the distinct images not seen before,
-        else looked up.
-        """
-        run = self.adapter.vision if last == "vision" else self.adapter.encode
-        names = [
-            image.key if last == "vision" else self.adapter.feature_key(image) for image in images
-        ]
-
-        @torch.no_grad()
-        def compute(positions: Sequence[int]) -> Sequence[Tensor]:
-            parts = [positions[at : at + AT_ONCE] for at in range(0, len(positions), AT_ONCE)]
-            return [tensor for part in parts for tensor in run([images[place] for place in part])]
-
-        keys = [f"{last}-{self._namespace}-{name}" for name in names]
-        found = self.features.lookup(keys, compute)
-        return [tensor.to(self.device) for tensor in found]  # read from disk: on the CPU
-
-    @property
-    def _namespace(self) -> str:
-        """Whose features they are: a cache may be shared by hand, and files outlive a process."""
-        return self.adapter.features_of if self.features.on_disk else self.adapter.token
 
     @contextmanager
     def _acting(

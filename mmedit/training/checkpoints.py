@@ -1,0 +1,114 @@
+"""Checkpoints of a training: whole or not there.
+
+folder/checkpoints/step-000200/   tensors.safetensors (parameters, buffers, optimiser), state.json
+
+A checkpoint is written beside its place, flushed to the disk and renamed, so that neither `kill -9`
+nor a full disk leaves half of one. The last one and the best one are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mmedit.errors import TrainingError
+
+TENSORS, STATE = "tensors.safetensors", "state.json"
+NAME = re.compile(r"step-(\d+)")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Checkpoint:
+    """Everything that training goes on from: after `step` steps."""
+
+    step: int
+    tensors: Mapping[str, Tensor]
+    state: Mapping[str, Any]
+    """Plain JSON."""
+
+
+class Checkpoints:
+    """The checkpoints in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def steps(self) -> list[int]:
+        """Of which steps there is a whole checkpoint, in order."""
+        found = (NAME.fullmatch(path.name) for path in self.folder.glob("step-*"))
+        return sorted(int(match[1]) for match in found if match)
+
+    def save(self, checkpoint: Checkpoint, *, keep: int | None = None) -> None:
+        """Write one, then delete all others but that of step `keep`.
+
+        Raises TrainingError where it cannot be written; the earlier ones are then still there.
+        """
+        place = self._place(checkpoint.step)
+        partial = place.with_name(f".{place.name}.partial")
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            # safetensors refuses memory that two names share (tied weights)
+            tensors = {name: t.detach().cpu().clone() for name, t in checkpoint.tensors.items()}
+            save_file(tensors, partial / TENSORS)
+            described = json.dumps({"step": checkpoint.step, **checkpoint.state}, indent=1)
+            (partial / STATE).write_text(described + "\n", encoding="utf-8")
+            for path in (partial / TENSORS, partial / STATE, partial):
+                flush(path)
+            shutil.rmtree(place, ignore_errors=True)
+            partial.rename(place)
+            flush(self.folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise TrainingError(
+                f"the checkpoint of step {checkpoint.step} cannot be written to {self.folder}: "
+                f"{error}. {self.advice()}"
+            ) from error
+        for step in self.steps():
+            if step not in (checkpoint.step, keep):
+                shutil.rmtree(self._place(step), ignore_errors=True)
+
+    def load(self, step: int) -> Checkpoint:
+        """Raises TrainingError where it is damaged."""
+        place = self._place(step)
+        try:
+            state = json.loads((place / STATE).read_text(encoding="utf-8"))
+            tensors = load_file(place / TENSORS)
+            return Checkpoint(step=int(state.pop("step")), tensors=tensors, state=state)
+        except (OSError, SafetensorError, ValueError, KeyError, AttributeError) as error:
+            raise TrainingError(
+                f"the checkpoint {place} is damaged: {error}. Delete that folder to go on from an "
+                "earlier one, or from the beginning."
+            ) from error
+
+    def advice(self) -> str:
+        """What is left, and how to go on from there."""
+        steps = self.steps()
+        if not steps:
+            return "No checkpoint has been written yet."
+        return (
+            f"The checkpoint of step {steps[-1]} is kept in {self.folder}; the same command with "
+            "--resume goes on from there."
+        )
+
+    def _place(self, step: int) -> Path:
+        return self.folder / f"step-{step:06d}"
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
