@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -44,7 +45,9 @@ VlmOption = Annotated[
 ]
 EditorOption = Annotated[
     str,
-    typer.Option("--editor", help="A name of `mmedit ls editors`, or a fitted editor's folder."),
+    typer.Option(
+        "--editor", help="A name of `mmedit ls editors`, a fitted editor's folder, or its hub id."
+    ),
 ]
 DatasetOption = Annotated[str, typer.Option("--dataset", help="A name of `mmedit ls datasets`.")]
 SetOption = Annotated[
@@ -56,6 +59,8 @@ RunsArgument = Annotated[list[Path], typer.Argument(help="Run folders.")]
 
 def main() -> None:
     """Run the command line: errors raised on purpose are one message and exit code 2."""
+    if int(os.environ.get("RANK", "0")):  # of `accelerate launch`: one process speaks for all
+        out.quiet = err.quiet = True
     try:
         app()
     except MmeditError as error:
@@ -205,13 +210,28 @@ def fit(
     limit: Annotated[
         int | None, typer.Option(min=1, help="At most so many training cases.")
     ] = None,
+    validation: Annotated[
+        int,
+        typer.Option(min=0, help="Training cases kept aside to choose the best checkpoint by."),
+    ] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")
+    ] = False,
     settings: SetOption = None,
     seed: SeedOption = 0,
 ) -> None:
-    """Train an editor that learns, and save it: then `mmedit bench --editor DIR`."""
+    """Train an editor that learns, and save it: then `mmedit bench --editor DIR`. Also under
+    `accelerate launch -m mmedit fit ...`.
+    """
     from mmedit.bench.records import make_folder
     from mmedit.config import check_cases, load_editor, load_vlm_file
     from mmedit.errors import ConfigError
+    from mmedit.training import (
+        is_main_process,
+        number_of_processes,
+        seconds_spent,
+        steps_done,
+    )
 
     overrides = settings or []
     vlm_file = load_vlm_file(vlm, overrides)
@@ -222,16 +242,40 @@ def fit(
         )
     if method.is_fitted:
         raise ConfigError(f"{editor} is a fitted editor already; name a method to fit anew")
+    done = steps_done(out_folder)
+    if done and not resume:
+        raise ConfigError(
+            f"{out_folder} holds a training of {done} steps; go on from there with --resume, or "
+            "choose another --out"
+        )
+    if resume and not done:
+        err.print(f"{out_folder} holds no checkpoint: training starts from the beginning")
     check_cases(dataset, overrides)
     make_folder(out_folder)
     loaded = _load_vlm(vlm_file)
+    earlier = seconds_spent(out_folder)
     cases = _training_cases(dataset, limit, seed, overrides)
-    number, seconds = _fit(label, method, loaded, cases, seed)
-    method.save(out_folder)
-    out.print(f"{label} was fitted on {number} cases in {seconds:.0f} s -> {out_folder}")
+    number, seconds = _fit(label, method, loaded, cases, seed, validation, out_folder)
+    if is_main_process():
+        method.save(out_folder)
+    spent = f"{earlier + seconds:.0f} s" + (f" (from step {done})" if done else "")
+    together = f" by {number_of_processes()} processes" if number_of_processes() > 1 else ""
+    out.print(f"{label} was fitted on {number} cases{together} in {spent} -> {out_folder}")
     out.print(
         f"next: mmedit bench --vlm {vlm} --editor {out_folder} --dataset {dataset} --out runs/x"
     )
+
+
+@app.command()
+def push(
+    editor: Annotated[Path, typer.Argument(help="A fitted editor's folder.")],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="On the hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Only you can see it.")] = False,
+) -> None:
+    """Share a fitted editor on the Hugging Face hub; `--editor OWNER/NAME` then fetches it."""
+    from mmedit.editors.files import push as upload
+
+    out.print(f"pushed: {upload(editor, repository, private=private)}", soft_wrap=True)
 
 
 @app.command()
@@ -242,7 +286,7 @@ def bench(
     vlm: VlmOption = "embedded",
     editor: Annotated[
         list[str] | None,
-        typer.Option("--editor", help="A name or a fitted editor's folder (repeatable)."),
+        typer.Option("--editor", help="A name, a fitted editor's folder or hub id (repeatable)."),
     ] = None,
     dataset: DatasetOption = "easyvqa",
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many test edits.")] = None,
@@ -476,21 +520,36 @@ def _training_cases(
 
 
 def _fit(
-    label: str, editor: Editor, vlm: VLM, training_cases: TrainingCases, seed: int
+    label: str,
+    editor: Editor,
+    vlm: VLM,
+    training_cases: TrainingCases,
+    seed: int,
+    validation: int = 0,
+    folder: Path | None = None,
 ) -> tuple[int, float]:
-    """Number of cases, and seconds of fitting."""
+    """Number of cases, and seconds of fitting. The last `validation` cases are kept aside."""
+    from mmedit.errors import ConfigError
+
     with progress(err) as report:
         cases = training_cases(
             lambda done, total: report("reading training cases", done, total, "")
         )
+        if validation >= len(cases):
+            raise ConfigError(
+                f"--validation {validation} leaves none of the {len(cases)} cases for training"
+            )
+        trained_on = len(cases) - validation
         begun = time.perf_counter()
         editor.fit(
             vlm,
-            cases,
+            cases[:trained_on],
+            validation=cases[trained_on:],
             seed=seed,
             report=lambda done, total, figures: report(f"fitting {label}", done, total, figures),
+            folder=folder,
         )
-    return len(cases), time.perf_counter() - begun
+    return trained_on, time.perf_counter() - begun
 
 
 def _write_tables(

@@ -26,10 +26,10 @@ from mmedit.cases import EditCase
 from mmedit.datasets import DATASETS
 from mmedit.datasets.pictures import Split
 from mmedit.editors import EDITORS, Editor
-from mmedit.editors.files import read_description
+from mmedit.editors.files import pull, read_description
 from mmedit.errors import ConfigError, UnknownNameError
 from mmedit.features import TensorCache
-from mmedit.folders import config_folder
+from mmedit.folders import config_folder, is_hub_id
 from mmedit.vlm import DeviceMap, NetworkVLM, Quantization, resolve_vlm
 
 Kind = Literal["vlm", "editor", "dataset"]
@@ -174,10 +174,10 @@ def load_vlm_of(
 
 def load_editor(name: str, vlm: str, overrides: Sequence[str] = ()) -> tuple[str, Editor]:
     """Label and editor: by name with its settings for this VLM, or as saved by `mmedit fit` in a
-    folder.
+    folder, or pushed to the hub from there.
     """
-    if name not in names("editor") and Path(name).is_dir():
-        return _load_saved_editor(Path(name), overrides)
+    if name not in names("editor") and (Path(name).is_dir() or is_hub_id(name)):
+        return _load_saved_editor(name, overrides)
     file = _validate(EditorFile, _extended(name), f"configs/editor/{name}.yaml")
     if file.method not in EDITORS:
         raise UnknownNameError("editing method", file.method, EDITORS)
@@ -247,16 +247,17 @@ def check_overrides(overrides: Sequence[str]) -> None:
             raise UnknownNameError("part of the configuration", part, PARTS)
 
 
-def _load_saved_editor(path: Path, overrides: Sequence[str]) -> tuple[str, Editor]:
+def _load_saved_editor(name: str, overrides: Sequence[str]) -> tuple[str, Editor]:
     if any(override.startswith("editor.") for override in overrides):
         raise ConfigError(
-            f"{path} is a fitted editor; its settings are fixed, so --set editor.* cannot change "
+            f"{name} is a fitted editor; its settings are fixed, so --set editor.* cannot change "
             "them"
         )
-    method = read_description(path).method
+    folder = pull(name)
+    method = read_description(folder).method
     if method not in EDITORS:
         raise UnknownNameError("editing method", str(method), EDITORS)
-    return f"{method.upper()} ({path.name})", EDITORS[method].load(path)
+    return f"{method.upper()} ({Path(name).name})", EDITORS[method].load(folder)
 
 
 def _extended(name: str) -> Settings:

@@ -1,9 +1,12 @@
-"""Where the files that come with the package lie."""
+"""Where files lie: those of the package, and those that a name may stand for."""
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from pathlib import Path
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def config_folder() -> Path:
@@ -11,3 +14,8 @@ def config_folder() -> Path:
     package = Path(str(resources.files("mmedit")))
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name may be one of the Hugging Face hub, owner/name."""
+    return bool(HUB_ID.fullmatch(name))

@@ -166,7 +166,7 @@ def test_edit_in_float32_is_that_in_float64_though_units_were_dead(blocks: list[
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         single = GradientTransform(len(UNITS), len(UNITS), config(), modes=1)
-        for parameter in single.mlp.parameters():
+        for parameter in single.parameters():
             nn.init.normal_(parameter, std=0.3)
     double = copy.deepcopy(single).double()
     x, delta = tokens(200), tokens(200, seed=1)

@@ -32,6 +32,7 @@ from mmedit.bench.tables import BASE
 from mmedit.cases import EditCase
 from mmedit.editors import Editor
 from mmedit.errors import ConfigError, RunError
+from mmedit.training import seconds_spent
 from mmedit.vlm import VLM
 
 Report = Callable[[str, int, int, str], None]
@@ -188,12 +189,13 @@ def _fitted(
     if label in training_seconds and folder.is_dir():
         return type(editor).load(folder)
     cases = read_training_cases()
-    begun = time.perf_counter()
+    begun = time.perf_counter() - seconds_spent(folder)
     editor.fit(
         vlm,
         cases,
         seed=plan.seed,
         report=lambda done, total, figures: report(f"fitting {label}", done, total, figures),
+        folder=folder,
     )
     training_seconds[label] = time.perf_counter() - begun
     editor.save(folder)

@@ -160,7 +160,7 @@ def read_tensors(path: Path, described: Described) -> dict[str, Tensor]:
         raise EditorError(f"{file} cannot be read: {error}") from error
 
 
-def push(path: Path, repo_id: str, *, private: bool, token: str | None) -> str:
+def push(path: Path, repo_id: str, *, private: bool, token: str | None = None) -> str:
     """Upload a saved editor; the address of the commit. Raises EditorError."""
     described = read_description(path)
     read_tensors(path, described)

@@ -1,7 +1,16 @@
 """Training for editors that learn: one outer loop, its checkpoints. It knows no method."""
 
-from mmedit.training.checkpoints import Checkpoint, Checkpoints
-from mmedit.training.loop import Learner, Report, TrainingConfig, batch_indices, silent, train
+from mmedit.training.checkpoints import Checkpoint, Checkpoints, seconds_spent, steps_done
+from mmedit.training.loop import (
+    Learner,
+    Report,
+    TrainingConfig,
+    batch_indices,
+    is_main_process,
+    number_of_processes,
+    silent,
+    train,
+)
 
 __all__ = [
     "Checkpoint",
@@ -10,6 +19,10 @@ __all__ = [
     "Report",
     "TrainingConfig",
     "batch_indices",
+    "is_main_process",
+    "number_of_processes",
+    "seconds_spent",
     "silent",
+    "steps_done",
     "train",
 ]

@@ -105,6 +105,22 @@ class Checkpoints:
         return self.folder / f"step-{step:06d}"
 
 
+def checkpoints_in(folder: Path) -> Checkpoints:
+    """Those that a training in this folder leaves."""
+    return Checkpoints(folder / "checkpoints")
+
+
+def steps_done(folder: Path) -> int:
+    """Of the training in a folder, up to its last checkpoint; 0 where there is none."""
+    return max(checkpoints_in(folder).steps(), default=0)
+
+
+def seconds_spent(folder: Path) -> float:
+    """By the training in a folder, up to its last checkpoint."""
+    done = steps_done(folder)
+    return checkpoints_in(folder).load(done).state["seconds"] if done else 0.0
+
+
 def flush(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object
 from accelerate.utils import imports as installed
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from mmedit.cases import EditCase
 from mmedit.errors import ConfigError, DataError, TrainingError
-from mmedit.training.checkpoints import Checkpoint, Checkpoints
+from mmedit.training.checkpoints import Checkpoint, Checkpoints, checkpoints_in
 
 log = logging.getLogger(__name__)
 
@@ -328,7 +328,7 @@ class _Run:
 
     @property
     def _checkpoints(self) -> Checkpoints | None:
-        return None if self.folder is None else Checkpoints(self.folder / "checkpoints")
+        return None if self.folder is None else checkpoints_in(self.folder)
 
     def _advice(self) -> str:
         return self._checkpoints.advice() if self._checkpoints else ""
@@ -459,6 +459,16 @@ def _accelerator(config: TrainingConfig, device: torch.device, folder: Path | No
         log_with=list(config.trackers) or None,
         project_dir=folder,
     )
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that speaks and writes, of those of `accelerate launch`."""
+    return PartialState().is_main_process
+
+
+def number_of_processes() -> int:
+    """How many `accelerate launch` has started; 1 without it."""
+    return PartialState().num_processes
 
 
 def _cuda_devices() -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Mapping
 from importlib import resources
 from importlib.util import find_spec
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from accelerate import PartialState
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
@@ -23,6 +24,7 @@ from mmedit.adapters import ADAPTERS, Adapter, Stage, adapter_for
 from mmedit.adapters.weights import keep_weights_in_place
 from mmedit.errors import ModelError, UnknownNameError
 from mmedit.features import TensorCache
+from mmedit.folders import is_hub_id
 from mmedit.vlm.network import NetworkVLM
 
 BUILT_IN = {"embedded": "assets/embedded-vlm"}
@@ -31,7 +33,6 @@ BUILT_IN = {"embedded": "assets/embedded-vlm"}
 LOADING_ERRORS = (
     OSError, ValueError, RuntimeError, ImportError, SafetensorError, StrictDataclassError,
 )  # fmt: skip
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 Quantization = Literal["8bit", "4bit"]
 DeviceMap = str | Mapping[str, str | int]
 
@@ -50,7 +51,7 @@ def resolve_vlm(name_or_path: str | Path) -> str:
         return str(path)
     if path.exists():
         raise ModelError(f"{path} is a file; a transformers model folder was wanted")
-    if HUB_ID.fullmatch(name) and not name.startswith((".", "/")):
+    if is_hub_id(name):
         return name
     raise UnknownNameError("VLM (nor model folder, nor hub id like owner/name)", name, BUILT_IN)
 
@@ -92,7 +93,7 @@ def load_vlm(
         loaded = AutoModelForImageTextToText.from_pretrained(
             source,
             dtype=dtype or ("auto" if on_gpu else torch.float32),
-            device_map=device_map or ("auto" if placed else None),
+            device_map=device_map or _placement(placed),
             max_memory=dict(max_memory) if max_memory else None,
             offload_folder=str(offload_folder) if offload_folder else None,
             quantization_config=_quantized(quantization, dtype),
@@ -119,6 +120,15 @@ def load_vlm(
         for site in vlm.sites(stage):
             vlm.shape(site)
     return vlm
+
+
+def _placement(placed: bool) -> DeviceMap | None:
+    """All GPUs for one process; of several (`accelerate launch`), each its own."""
+    if not placed:
+        return None
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return "auto"
+    return {"": str(PartialState().device)}
 
 
 def _adapter_class(adapter: str | type[Adapter] | None, config: Any) -> type[Adapter]:

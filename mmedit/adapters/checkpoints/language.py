@@ -4,7 +4,6 @@ trained on, as a chat template.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -20,11 +19,11 @@ from transformers import (
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from mmedit.errors import ModelError
+from mmedit.folders import is_hub_id
 
 Format = Literal["vicuna", "llama2"]
 STOP_STRINGS: dict[Format | None, tuple[str, ...]] = {"vicuna": ("###",)}
 """What begins the next turn, where no end token does: a generated answer stops there."""
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def _template(before: str, after: str) -> str:
@@ -68,7 +67,7 @@ def check_language(source: str) -> None:
             )
     elif path.exists():
         raise ModelError(f"--language {source} is a file; a transformers model folder was wanted")
-    elif not HUB_ID.fullmatch(source):
+    elif not is_hub_id(source):
         raise ModelError(
             f"--language {source} does not exist; a transformers model folder or a hub id like "
             "facebook/opt-2.7b was wanted"

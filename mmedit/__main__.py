@@ -1,0 +1,5 @@
+"""`python -m mmedit`, which is what `accelerate launch -m mmedit` runs."""
+
+from mmedit.cli import main
+
+main()
