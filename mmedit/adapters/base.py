@@ -106,7 +106,7 @@ class Adapter(ABC):
         self.processor: Any = processor
         self.tokenizer: Any = processor.tokenizer
         self.text_format, self.image_format = self.formats()
-        self._segment = Segmenter(self.tokenizer)
+        self.tokenize = Segmenter(self.tokenizer)
         self._layouts: OrderedDict[str, Layout] = OrderedDict()
         self._stops = tuple(network.generation_config.stop_strings or ())
         self.token = uuid4().hex  # tells this network's features from others' within a process
@@ -270,7 +270,7 @@ class Adapter(ABC):
             for form, e in zip(map(self._format, examples), examples, strict=True)
             for text in (form.context(e.context), form.prompt(e.prompt), form.answer(e.target))
         ]
-        ids = [tuple(text) for text in self._segment(texts)]
+        ids = [tuple(text) for text in self.tokenize(texts)]
         return [Segments(*ids[at : at + 3]) for at in range(0, len(ids), 3)]
 
     def _format(self, example: Example) -> PromptFormat:

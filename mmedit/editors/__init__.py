@@ -5,8 +5,9 @@ tests.
 from mmedit.editors.base import Editor, EditorConfig
 from mmedit.editors.ft import FT
 from mmedit.editors.ike import IKE
+from mmedit.editors.ke import KE
 from mmedit.editors.mend import MEND
 
-EDITORS: dict[str, type[Editor]] = {editor.method: editor for editor in (FT, IKE, MEND)}
+EDITORS: dict[str, type[Editor]] = {editor.method: editor for editor in (FT, IKE, KE, MEND)}
 
-__all__ = ["EDITORS", "FT", "IKE", "MEND", "Editor", "EditorConfig"]
+__all__ = ["EDITORS", "FT", "IKE", "KE", "MEND", "Editor", "EditorConfig"]

@@ -51,6 +51,10 @@ class Frozen:
         """
         return self._adapter.segments(examples)
 
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of texts as they stand, without special tokens."""
+        return self._adapter.tokenize(texts)
+
     def decode(self, ids: Int[Tensor, "batch new"]) -> list[str]:
         """Generated tokens as text, as `VLM.generate` gives it."""
         return self._adapter.decode(ids)
