@@ -7,7 +7,8 @@ from mmedit.editors.ft import FT
 from mmedit.editors.ike import IKE
 from mmedit.editors.ke import KE
 from mmedit.editors.mend import MEND
+from mmedit.editors.serac import SERAC
 
-EDITORS: dict[str, type[Editor]] = {editor.method: editor for editor in (FT, IKE, KE, MEND)}
+EDITORS: dict[str, type[Editor]] = {editor.method: editor for editor in (FT, IKE, KE, MEND, SERAC)}
 
-__all__ = ["EDITORS", "FT", "IKE", "KE", "MEND", "Editor", "EditorConfig"]
+__all__ = ["EDITORS", "FT", "IKE", "KE", "MEND", "SERAC", "Editor", "EditorConfig"]

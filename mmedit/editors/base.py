@@ -32,6 +32,10 @@ class EditorConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+
+class SitesConfig(EditorConfig):
+    """Settings of a method that edits weights."""
+
     where: Stage = "language"
     """The part of the VLM that is edited."""
     sites: tuple[str, ...] = ()
@@ -200,8 +204,8 @@ class LearnedEditor(Editor[Learned]):
         """Give a freshly built network what it starts training from."""
 
     def edited_sites(self, vlm: VLM) -> tuple[str, ...]:
-        """The weights that its edits change; noted in saved editors."""
-        return self.config.sites_of(vlm)
+        """The weights that its edits change, if they do; noted in saved editors."""
+        return self.config.sites_of(vlm) if isinstance(self.config, SitesConfig) else ()
 
     @property
     def needs_fit(self) -> bool:

@@ -21,12 +21,12 @@ from torch.nn import functional as F
 
 from mmedit.cases import Example
 from mmedit.deltas import Dense
-from mmedit.editors.base import Editor, EditorConfig
+from mmedit.editors.base import Editor, EditorConfig, SitesConfig
 from mmedit.metrics import answer_nll
 from mmedit.vlm import VLM, Predictions
 
 
-class FTConfig(EditorConfig):
+class FTConfig(SitesConfig):
     """Defaults are those of VLKEB's fine-tuning of BLIP-2 (15 steps of AdamW at 2e-4)."""
 
     objective: Literal["prompt_last", "target_new"] = "target_new"

@@ -32,7 +32,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.deltas import LowRank, together
-from mmedit.editors.base import EditorConfig, LearnedEditor
+from mmedit.editors.base import EditorConfig, LearnedEditor, SitesConfig
 from mmedit.editors.objective import NAMES, ObjectiveConfig, outcome, require_probes
 from mmedit.training import Learner, TrainingConfig
 from mmedit.vlm import VLM, Captured
@@ -41,7 +41,7 @@ EDITED = (Probe.RELIABILITY, Probe.TEXT_GENERALITY, Probe.IMAGE_GENERALITY)
 KEPT = (Probe.TEXT_LOCALITY, Probe.IMAGE_LOCALITY)
 
 
-class KEConfig(ObjectiveConfig):
+class KEConfig(SitesConfig, ObjectiveConfig):
     """Defaults are VLKEB's for BLIP-2, and the paper's where VLKEB leaves something out. The
     locality terms of the objective are the constraint: `c_loc` and `i_loc` weigh them against each
     other.

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from mmedit.cases import EditCase, Example
 from mmedit.deltas import LowRank, together
-from mmedit.editors.base import EditorConfig, LearnedEditor
+from mmedit.editors.base import EditorConfig, LearnedEditor, SitesConfig
 from mmedit.editors.objective import ObjectiveConfig, outcome, require_probes
 from mmedit.training import Learner, TrainingConfig
 from mmedit.vlm import VLM, Captured
@@ -38,7 +38,7 @@ noise, not a signal.
 """
 
 
-class MENDConfig(ObjectiveConfig):
+class MENDConfig(SitesConfig, ObjectiveConfig):
     """Defaults are MMEdit's for BLIP-2 (hparams/TRAINING/MEND/blip2.yaml)."""
 
     rank: int = Field(default=1920, ge=1)

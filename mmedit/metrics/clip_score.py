@@ -58,10 +58,18 @@ def clip_score(
 
 
 def load_clip_score(name: str, *, device: torch.device | str = "cpu") -> ClipScore:
-    """By "ARCHITECTURE/WEIGHTS" of OpenCLIP, for instance "ViT-B-32/openai", where WEIGHTS may be a
-    file. Raises ModelError where OpenCLIP is missing or does not know it.
+    """By "ARCHITECTURE/WEIGHTS" of OpenCLIP. Raises ModelError."""
+    return ClipScore(*load_clip(name, device=device, wanted_by="CLIPScore"))
+
+
+def load_clip(
+    name: str, *, device: torch.device | str = "cpu", wanted_by: str
+) -> tuple[Any, Any, Any]:
+    """Model, image transform and tokenizer by "ARCHITECTURE/WEIGHTS" of OpenCLIP, for instance
+    "ViT-B-32/openai", where WEIGHTS may be a file. Raises ModelError where OpenCLIP is missing or
+    does not know it; `wanted_by` says what for.
     """
-    require_clip(name)
+    require_clip(name, wanted_by=wanted_by)
     import open_clip
 
     architecture, _, weights = name.partition("/")
@@ -69,22 +77,23 @@ def load_clip_score(name: str, *, device: torch.device | str = "cpu") -> ClipSco
         model, _, transform = open_clip.create_model_and_transforms(
             architecture, pretrained=weights, device=device, weights_only=True
         )
-        return ClipScore(model, transform, open_clip.get_tokenizer(architecture))
+        return model, transform, open_clip.get_tokenizer(architecture)
     except (RuntimeError, OSError, ValueError) as error:
-        raise ModelError(f"CLIPScore by {name!r} cannot be loaded: {error}") from error
+        raise ModelError(f"{wanted_by} by {name!r} cannot be loaded: {error}") from error
 
 
-def require_clip(name: str) -> str:
+def require_clip(name: str, *, wanted_by: str = "CLIPScore") -> str:
     """The name itself; ModelError, at no cost, where OpenCLIP is missing or the name is no
     ARCHITECTURE/WEIGHTS.
     """
     architecture, _, weights = name.partition("/")
     if not (architecture and weights):
         raise ModelError(
-            f"CLIPScore by {name!r}: ARCHITECTURE/WEIGHTS was wanted, for instance ViT-B-32/openai"
+            f"{wanted_by} by {name!r}: ARCHITECTURE/WEIGHTS was wanted, for instance "
+            "ViT-B-32/openai"
         )
     if find_spec("open_clip") is None:
         raise ModelError(
-            "CLIPScore needs OpenCLIP, which is not installed: pip install 'mmedit[clip]'"
+            f"{wanted_by} needs OpenCLIP, which is not installed: pip install 'mmedit[clip]'"
         )
     return name

@@ -37,8 +37,21 @@ class Frozen:
 
     @property
     def hidden(self) -> int:
-        """The width of a token embedding."""
+        """The width of a token embedding, and of what stands for one of an image's tokens."""
         return self._adapter.network.config.get_text_config().hidden_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        return self._adapter.device
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens at which generation stops, the usual one first."""
+        generation = self._adapter.network.generation_config.eos_token_id
+        ends = generation if isinstance(generation, list) else [generation]
+        known = [int(end) for end in ends if end is not None]
+        return tuple(known) or (int(self._adapter.tokenizer.eos_token_id),)
 
     @property
     def max_tokens(self) -> int:
@@ -66,7 +79,7 @@ class Frozen:
 
     def image_features(
         self, examples: Sequence[Example]
-    ) -> list[Float[Tensor, "tokens width"] | None]:
+    ) -> list[Float[Tensor, "_tokens hidden"] | None]:
         """What vision and bridge make of every image, as the language model gets it, in float32;
         None where an example has no image.
 

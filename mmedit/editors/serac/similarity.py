@@ -1,0 +1,70 @@
+"""How near two embeddings are, and what follows: SERAC's formulas (Mitchell et al. 2022)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+Distance = Literal["squared_euclidean", "euclidean", "cosine"]
+EPSILON = torch.finfo(torch.float32).eps
+
+
+def log_similarity(
+    tests: Float[Tensor, "tests width"],
+    cache: Float[Tensor, "cache width"],
+    *,
+    distance: Distance = "squared_euclidean",
+    heads: int = 1,
+    bound: bool = False,
+    scale: float = 1.0,
+) -> Float[Tensor, "tests cache"]:
+    """-scale · distance of every test to every cached edit; its exponential is the similarity.
+
+    With `heads` the embeddings are cut into equal parts, and the nearest part counts; `bound` puts
+    tanh on them first. One matrix product, in float64: squares of near equals cancel.
+    """
+    if bound:
+        tests, cache = tests.tanh(), cache.tanh()
+    a, b = (_parts(embedded, heads) for embedded in (tests, cache))  # [heads, n, width]
+    if distance == "cosine":
+        away = 1 - F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).mT
+    else:
+        squares = (a**2).sum(-1).unsqueeze(-1) + (b**2).sum(-1).unsqueeze(-2)
+        away = (squares - 2 * a @ b.mT).clamp(min=0)
+        if distance == "euclidean":
+            away = away.where(away > 0, 1).sqrt().where(away > 0, 0)  # no infinite gradient at 0
+    return (-scale * away.amin(0)).to(tests.dtype)
+
+
+def _parts(embedded: Float[Tensor, "n width"], heads: int) -> Float[Tensor, "heads n part"]:
+    return embedded.double().reshape(len(embedded), heads, -1).transpose(0, 1)
+
+
+def mixture(
+    base: Float[Tensor, "batch text vocab"],
+    counterfactual: Float[Tensor, "batch text vocab"],
+    score: Float[Tensor, " batch"],
+) -> Float[Tensor, "batch text vocab"]:
+    """log((1 - s) · p_base + s · p_counterfactual + ε), in float32."""
+    s = score.float()[:, None, None]
+    both = (1 - s) * base.float().softmax(-1) + s * counterfactual.float().softmax(-1)
+    return (both + EPSILON).log()
+
+
+def classification_loss(
+    log_similarities: Float[Tensor, "tests cache"], in_scope: Bool[Tensor, "tests cache"]
+) -> Float[Tensor, ""]:
+    """Mean of -log s over the pairs in scope, plus mean of -log(1 - s) over the others; a kind of
+    which there is no pair counts nothing.
+    """
+    outside = -torch.expm1(log_similarities)
+    outside = outside.where(outside > 0, EPSILON)
+    return _mean(-log_similarities, in_scope) + _mean(-outside.log(), ~in_scope)
+
+
+def _mean(values: Tensor, where: Tensor) -> Tensor:
+    return values.where(where, 0).sum() / where.sum().clamp(min=1)
