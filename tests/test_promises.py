@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -9,10 +10,12 @@ import torch
 from mmedit.adapters.weights import weights_hash
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.datasets import easyvqa
-from mmedit.editors import EDITORS, FT, IKE, MEND, Editor
+from mmedit.editors import EDITORS, FT, IKE, KE, MEND, SERAC, Editor
 from mmedit.editors.ft import FTConfig
 from mmedit.editors.ike import IKEConfig
+from mmedit.editors.ke import KEConfig
 from mmedit.editors.mend import MENDConfig
+from mmedit.editors.serac import SERACConfig
 from mmedit.errors import SiteError
 from mmedit.metrics import answer_nll
 from mmedit.training import TrainingConfig
@@ -28,6 +31,9 @@ EDITORS_UNDER_TEST: dict[str, Callable[[], Editor]] = {
     "ike": lambda: IKE(IKEConfig(k=2)),
     "ike-no-demonstrations": lambda: IKE(IKEConfig(k=0)),
     "mend": lambda: MEND(small_mend()),
+    "ke": lambda: KE(small_ke()),
+    "serac": lambda: SERAC(small_serac(scope="multimodal")),
+    "serac-text": lambda: SERAC(small_serac(scope="text")),
 }  # fmt: skip
 
 
@@ -35,6 +41,23 @@ def small_mend() -> MENDConfig:
     training = TrainingConfig(steps=40, batch_size=8, final_lr_share=0.1)
     return MENDConfig(
         sites=LAST, rank=32, lr=3e-4, edit_lr=1e-3, lr_lr=1e-3, c_base=0.1, training=training
+    )
+
+
+def small_ke() -> KEConfig:
+    training = TrainingConfig(steps=30, batch_size=8)
+    return KEConfig(sites=LAST, lstm_hidden=16, condition=32, hidden=32, training=training)
+
+
+def small_serac(*, scope: Literal["text", "multimodal"]) -> SERACConfig:
+    training = TrainingConfig(steps=20, batch_size=8)
+    return SERACConfig(
+        scope=scope,
+        scope_width=32,
+        counterfactual_width=32,
+        counterfactual_layers=2,
+        lr=3e-3,
+        training=training,
     )
 
 
@@ -52,7 +75,7 @@ def cases() -> list[EditCase]:
 def requests_(editor: Editor, cases: list[EditCase]) -> list[Example]:
     """Requests of unequal length; where the language model is edited, one of them without image."""
     about_images = [case.request for case in cases[:3]]
-    if editor.config.where != "language":
+    if getattr(editor.config, "where", "language") != "language":
         return about_images
     return [*about_images, Example(prompt="what is the capital of Italy?", target="Santo Domingo")]
 
@@ -134,20 +157,20 @@ def test_same_seed_gives_the_same_edit(editor, request, vlm, requests_, probes, 
 
 
 def test_edits_compose(editor, vlm, requests_, probes):
+    asked = [*probes, *requests_[:2]]
     once = editor.apply(vlm, requests_[:1])
-    before = once.predict(probes).logits
+    before = once.predict(asked).logits
     twice = editor.apply(once, requests_[1:2])
-    assert not torch.allclose(twice.predict(probes).logits, before)
-    assert torch.equal(once.predict(probes).logits, before)
+    assert not torch.allclose(twice.predict(asked).logits, before)
+    assert torch.equal(once.predict(asked).logits, before)
 
 
 def test_an_edit_composes_with_a_fine_tuned_vlm(editor, vlm, requests_, probes):
     tuned = FT(FTConfig(sites=LAST[:1], lr=1e-3, steps=3)).apply(vlm, requests_[1:2])
     both = editor.apply(tuned, requests_[:1])
-    assert not torch.allclose(
-        both.predict(probes).logits, editor.apply(vlm, requests_[:1]).predict(probes).logits
-    )
-    assert not torch.allclose(both.predict(probes).logits, tuned.predict(probes).logits)
+    asked = [*probes, *requests_[:2]]
+    for one in (editor.apply(vlm, requests_[:1]), tuned):
+        assert not torch.allclose(both.predict(asked).logits, one.predict(asked).logits)
 
 
 def test_no_requests_no_change(editor, vlm, probes):

@@ -133,8 +133,8 @@ class Counterfactual(nn.Module):
         if features:
             seen = self.projection(torch.cat(features).to(device)).to(embedded)
             embedded = embedded.masked_scatter((kind == IMAGE).unsqueeze(-1).to(device), seen)
-        else:  # every parameter has a gradient in every step, as data parallelism wants it
-            embedded = embedded + 0 * self.projection.weight.sum()
+        else:
+            embedded = embedded + unused(self.projection)
         embedded = embedded + self.kinds(kind.to(device))
         return _Rows(embedded, mask.to(device), start)
 
@@ -144,6 +144,13 @@ class Counterfactual(nn.Module):
         if more <= 0:
             return logits[..., : self.vocabulary]
         return nn.functional.pad(logits, (0, more), value=torch.finfo(logits.dtype).min)
+
+
+def unused(module: nn.Module) -> Tensor:
+    """A zero with the gradients of what a batch has no use for: data parallelism wants one for
+    every parameter in every step.
+    """
+    return 0 * torch.stack([parameter.sum() for parameter in module.parameters()]).sum()
 
 
 def counterfactual_facts(

@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModel, AutoTokenizer, DistilBertConfig
 
 from mmedit.cases import Example
+from mmedit.editors.serac.counterfactual import unused
 from mmedit.errors import ModelError
 from mmedit.images import image_key, open_image
 from mmedit.metrics.clip_score import load_clip
@@ -198,6 +199,8 @@ class MultimodalScope(Scope):
         if rows:
             seen = self.image(self._towers.images([examples[row] for row in rows], frozen))
             image = image.index_copy(0, torch.tensor(rows, device=seen.device), seen)
+        else:
+            image = image + unused(self.image)
         return torch.cat([image, text], dim=-1)
 
 
