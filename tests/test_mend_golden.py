@@ -27,10 +27,9 @@ from mmedit.editors.mend import (
     EditNetwork,
     GradientTransform,
     MENDConfig,
-    reached,
 )
 from mmedit.metrics import NOT_SCORED, MulticlassLogProbs, multiclass_log_probs
-from mmedit.vlm import VLM, Captured, NetworkVLM
+from mmedit.vlm import VLM, Captured, NetworkVLM, reached
 
 KNOWINGLY_NOT_OURS = {
     "xavier": "MMEdit trains with init id only; without residual an editor does not start as MEND",
@@ -274,7 +273,8 @@ def test_edit_is_that_of_the_published_code(case: GoldenCase, source: str):
     for number, (name, site) in enumerate(
         zip(case.facts["inner_params"], sites_of(case), strict=True)
     ):
-        kept = reached(captured.x[site], captured.delta[site])
+        compact = captured.reached()
+        kept = reached(compact.x[site], compact.delta[site])
         factors = under(f"site.{name}", case.tensors)
         assert_relatively_close(deltas[site].v[kept], factors["x_tilde"], 2e-5)
         u = case.tensors["edit_lrs"][number] * factors["delta_tilde"]

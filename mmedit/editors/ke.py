@@ -7,7 +7,7 @@ for every site W of shape [out, in], vectors a, c [out], b, d [in] and a number 
     ΔW = max_scale · σ(n) · (∇ ∘ softmax(a) b^T + softmax(c) d^T),   ∇ = Σ_t δ_t x_t^T
 
 ∇ is never formed: with (δ_t x_t^T) ∘ (a b^T) = (a ∘ δ_t) (b ∘ x_t)^T the edit is a LowRank delta of
-rank tokens + 1. Trained on
+rank tokens + 1 (those that the loss reaches). Trained on
 
     nll(request) + nll(rephrase) + nll(image rephrase), subject to C <= margin
 
@@ -136,7 +136,7 @@ class KENetwork(nn.Module):
         embedded: Float[Tensor, "batch tokens width"],
         lengths: Sequence[int],
     ) -> dict[str, LowRank]:
-        condition = self.conditioner(embedded, lengths)
+        captured, condition = captured.reached(), self.conditioner(embedded, lengths)
         return {
             site: gate(condition, captured.x[site], captured.delta[site])
             for site, gate in zip(self.sites, self.gates, strict=True)

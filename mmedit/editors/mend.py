@@ -29,7 +29,7 @@ from mmedit.deltas import LowRank, together
 from mmedit.editors.base import EditorConfig, LearnedEditor, SitesConfig
 from mmedit.editors.objective import ObjectiveConfig, outcome, require_probes
 from mmedit.training import Learner, TrainingConfig
-from mmedit.vlm import VLM, Captured
+from mmedit.vlm import VLM, Captured, reached
 
 EPSILON = 1e-7
 DEAD = 1e-6
@@ -194,13 +194,6 @@ class GradientTransform(nn.Module):
         return x * counted.unsqueeze(-1), delta * counted.unsqueeze(-1)
 
 
-def reached(
-    x: Float[Tensor, "batch tokens in"], delta: Float[Tensor, "batch tokens out"]
-) -> Bool[Tensor, "batch tokens"]:
-    """The tokens that bear on the edit."""
-    return (x != 0).any(-1) & (delta != 0).any(-1)
-
-
 class EditNetwork(nn.Module):
     """All that MEND learns: a transform per shape or site, an edit learning rate per site."""
 
@@ -225,8 +218,8 @@ class EditNetwork(nn.Module):
         self.edit_lrs = nn.Parameter(torch.full((len(shapes),), config.edit_lr))
 
     def forward(self, captured: Captured, *, update: bool) -> dict[str, LowRank]:
-        """One low-rank delta per row and site, of rank = tokens."""
-        deltas = {}
+        """One low-rank delta per row and site, of rank = tokens that bear on the edit."""
+        captured, deltas = captured.reached(), {}
         for number, site in enumerate(self.sites):
             key, mode = self.place[site]
             x, delta = self.transforms[key](

@@ -8,7 +8,7 @@ delta.
 """
 
 from mmedit.vlm.frozen import Frozen
-from mmedit.vlm.interface import VLM, Captured, Identity, Predictions, WrappedVLM
+from mmedit.vlm.interface import VLM, Captured, Identity, Predictions, WrappedVLM, reached
 from mmedit.vlm.loading import BUILT_IN, DeviceMap, Quantization, load_vlm, resolve_vlm
 from mmedit.vlm.network import NetworkVLM
 
@@ -24,5 +24,6 @@ __all__ = [
     "Quantization",
     "WrappedVLM",
     "load_vlm",
+    "reached",
     "resolve_vlm",
 ]

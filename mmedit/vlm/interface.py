@@ -54,6 +54,27 @@ class Captured:
     delta: dict[str, Float[Tensor, "batch tokens out"]]
     nll: Float[Tensor, " batch"]
 
+    def reached(self) -> Captured:
+        """Only the tokens that bear on the edit, which are those with x and δ: in order, shorter
+        rows filled with zeros. At the last layer these are the answer's. One host sync.
+        """
+        bears = {site: reached(self.x[site], self.delta[site]) for site in self.x}
+        most = torch.stack([mask.sum(1).amax() for mask in bears.values()]).clamp(min=1).tolist()
+        x, delta = {}, {}
+        for (site, mask), tokens in zip(bears.items(), most, strict=True):
+            first = (~mask).int().argsort(dim=1, stable=True)[:, :tokens].unsqueeze(-1)
+            there = mask.unsqueeze(-1).take_along_dim(first, dim=1)
+            x[site] = self.x[site].take_along_dim(first, dim=1).where(there, 0)
+            delta[site] = self.delta[site].take_along_dim(first, dim=1).where(there, 0)
+        return Captured(x=x, delta=delta, nll=self.nll)
+
+
+def reached(
+    x: Float[Tensor, "batch tokens in"], delta: Float[Tensor, "batch tokens out"]
+) -> Bool[Tensor, "batch tokens"]:
+    """The tokens that bear on an edit: neither x nor δ is zero throughout."""
+    return (x != 0).any(-1) & (delta != 0).any(-1)
+
 
 class Identity(NamedTuple):
     """Which network a VLM is."""
