@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
 from mmedit.bench.records import ProbeRecord, Record
@@ -30,29 +30,37 @@ Report = Callable[[str, int, int, str], None]
 """Called with (what is being done, done, total, figures)."""
 
 
+class _Bars(Progress):
+    figures = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.figures:
+            yield Text(self.figures, style="dim")
+
+
 @contextmanager
 def progress(console: Console) -> Iterator[Report]:
-    """A bar for everything that reports: done/total, rate, time passed and left."""
-    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # what the width leaves for figures
-    bars = Progress(
+    """A bar for everything that reports: done/total, rate, time passed and left; below, the latest
+    figures.
+    """
+    bars = _Bars(
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[figures]}", table_column=rest),
         console=console,
-        expand=True,
     )
     tasks: dict[str, TaskID] = {}
     with bars:
 
         def report(what: str, done: int, total: int, figures: str) -> None:
             if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total, figures="", rate="")
-            task = tasks[what]
-            bars.update(task, completed=done, total=total, figures=figures)
+                tasks[what] = bars.add_task(what, total=total, rate="")
+            task, bars.figures = tasks[what], figures
+            bars.update(task, completed=done, total=total)
             speed = bars.tasks[task].finished_speed or bars.tasks[task].speed
             bars.update(task, rate=f"{speed:.1f}/s" if speed else "")
 

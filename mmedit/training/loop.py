@@ -253,7 +253,7 @@ class _Run:
         """Validate, and write a checkpoint."""
         if self.validation:
             figures = self._validate()
-            self._tell(done - 1, {f"validation/{name}": value for name, value in figures.items()})
+            self._tell(done - 1, figures, of="validation")
             if SCORE not in figures:
                 raise TypeError(f"{type(self.learner).__name__} gives no figure {SCORE!r}")
             self.without_better += 1
@@ -298,17 +298,19 @@ class _Run:
         self.summed += 1
         return shown
 
-    def _tell(self, step: int, shown: Mapping[str, float]) -> None:
-        line = json.dumps({"step": step, **shown})
-        self.accelerator.log(dict(shown), step=step)
+    def _tell(self, step: int, shown: Mapping[str, float], of: str = "") -> None:
+        """To the trackers, the logger, the file and the progress bar."""
+        named = {f"{of}/{name}" if of else name: value for name, value in shown.items()}
+        self.accelerator.log(named, step=step)
         if not self.accelerator.is_main_process:
             return
+        line = json.dumps({"step": step, **named})
         log.info(line)
         if self.folder is not None:
             with (self.folder / LOG).open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
         figures = " ".join(f"{name} {value:.3f}" for name, value in shown.items())
-        self.report(step + 1, self.config.steps, figures)
+        self.report(step + 1, self.config.steps, f"{of}: {figures}" if of else figures)
 
     def _progress(self, step: int) -> float:
         """How far along training is, from 0 to 1."""
