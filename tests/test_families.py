@@ -19,13 +19,16 @@ from tiny import assert_same, of_text, random_image
 from torch import Tensor, nn
 
 from mmedit.adapters import PaddingSide, Stage
-from mmedit.cases import Example
+from mmedit.cases import EditCase, Example, Probe
 from mmedit.deltas import LowRank, linear_at
-from mmedit.editors import FT
+from mmedit.editors import FT, KE, SERAC
 from mmedit.editors.ft import FTConfig
+from mmedit.editors.ke import KEConfig
+from mmedit.editors.serac import SERACConfig
 from mmedit.errors import ImageError, ModelError, SiteError
 from mmedit.features import TensorCache
 from mmedit.metrics import answer_nll
+from mmedit.training import TrainingConfig
 from mmedit.vlm import NetworkVLM, load_vlm
 
 IMAGES = (
@@ -395,3 +398,68 @@ def test_default_sites_lie_in_their_stage_and_do_not_overlap(vlm: NetworkVLM):
         for site in vlm.sites(where):
             assert vlm.adapter.stage(site) == where
             vlm.shape(site)
+
+
+# What methods with a model of their own build on
+
+
+def test_frozen_parts_have_the_shapes_that_the_network_works_with(vlm):
+    frozen, predictions = vlm.frozen, vlm.predict(MIXED)
+    assert frozen.vocabulary == predictions.logits.shape[-1]
+    features = frozen.image_features(MIXED)
+    assert [feature is None for feature in features] == [e.image is None for e in MIXED]
+    for feature in features:
+        if feature is not None:
+            assert feature.shape[-1] == frozen.hidden
+            assert feature.dtype == torch.float32
+    ids = torch.tensor(frozen.tokenize(["a photo of"]))
+    assert frozen.embed(ids).shape == (*ids.shape, frozen.hidden)
+    assert all(0 <= end < frozen.vocabulary for end in frozen.ends)
+
+
+def test_segments_are_the_tokens_that_predictions_are_about(vlm):
+    predictions = vlm.predict(MIXED)
+    for row, segments in enumerate(vlm.frozen.segments(MIXED)):
+        text = [*segments.prompt, *segments.answer]
+        assert predictions.target[row, : len(text)].tolist() == text
+        answer = predictions.target[row][predictions.is_answer[row]].tolist()
+        assert answer == list(segments.answer)
+
+
+@pytest.mark.parametrize("method", ["ke", "serac", "serac-text"])
+def test_methods_with_a_model_of_their_own_learn_and_edit(vlm, tmp_path: Path, method: str):
+    cases = [
+        EditCase(
+            id=str(number),
+            request=asked,
+            probes={
+                Probe.TEXT_GENERALITY: (replace(asked, prompt="which color has it?"),),
+                Probe.TEXT_LOCALITY: (TEXT_ONLY,),
+                Probe.IMAGE_LOCALITY: (SEEN[number - 1],),
+            },
+        )
+        for number, asked in enumerate(SEEN)
+    ]
+    editor = LEARNT[method]()
+    editor.fit(vlm, cases)
+    editor.save(tmp_path)
+    edited = type(editor).load(tmp_path).apply_each(vlm, SEEN)
+    before, after = vlm.predict(SEEN), edited.predict(SEEN)
+    assert torch.equal(after.target, before.target)
+    assert after.logits[after.is_text].isfinite().all()
+    for row in range(len(SEEN)):
+        answers = before.is_answer[row]
+        assert not torch.allclose(after.logits[row][answers], before.logits[row][answers])
+    assert len(edited.generate(SEEN, max_new_tokens=3)) == len(SEEN)
+
+
+SHORT = TrainingConfig(steps=1, batch_size=3)
+SERAC_SIZE: dict[str, Any] = {
+    "scope_width": 8, "scope_layers": 1, "counterfactual_width": 8, "counterfactual_layers": 1,
+    "training": SHORT,
+}  # fmt: skip
+LEARNT: dict[str, Any] = {
+    "ke": lambda: KE(KEConfig(lstm_hidden=4, condition=8, hidden=4, training=SHORT)),
+    "serac": lambda: SERAC(SERACConfig(**SERAC_SIZE)),
+    "serac-text": lambda: SERAC(SERACConfig(scope="text", i_loc=0, c_scope=0, **SERAC_SIZE)),
+}
