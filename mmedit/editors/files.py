@@ -15,6 +15,7 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
+from httpx2 import HTTPError
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmedit.errors import EditorError
+from mmedit.folders import is_hub_id
 from mmedit.training.checkpoints import flush
 from mmedit.vlm import VLM, Identity
 
@@ -164,6 +166,8 @@ def push(path: Path, repo_id: str, *, private: bool, token: str | None = None) -
     """Upload a saved editor; the address of the commit. Raises EditorError."""
     described = read_description(path)
     read_tensors(path, described)
+    if not is_hub_id(repo_id):
+        raise EditorError(f"{repo_id!r} is no name on the hub; owner/name was wanted")
     (path / CARD).write_text(model_card(described, repo_id), encoding="utf-8")
     api = HfApi(token=token)
     try:
@@ -174,10 +178,10 @@ def push(path: Path, repo_id: str, *, private: bool, token: str | None = None) -
             allow_patterns=[DESCRIPTION, TENSORS, CARD],
             commit_message=f"{described.method.upper()} editor",
         )
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (HTTPError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise EditorError(
-            f"{path} cannot be pushed to {repo_id}: {error}. Is the name owner/name, and are you "
-            "logged in (hf auth login)?"
+            f"{path} cannot be pushed to {repo_id}: {error}. Are you online, and logged in "
+            "(hf auth login)?"
         ) from error
     return str(commit)
 
@@ -198,7 +202,7 @@ def pull(name: str | Path, *, revision: str | None = None, token: str | None = N
                 allow_patterns=[DESCRIPTION, TENSORS],
             )
         )
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+    except (HTTPError, HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise EditorError(
             f"{name} is no folder, and cannot be fetched from the hub: {error}"
         ) from error
