@@ -73,53 +73,67 @@ class Outcome:
 
 def outcome(vlm: VLM, edited: VLM, cases: Sequence[EditCase], probes: Sequence[Probe]) -> Outcome:
     """What the probes of a batch of cases give under their separate edits. One forward of `edited`
-    over all probes, and one of `vlm` over those of locality.
+    over the probes with an image and one over those without, and as many of `vlm` over those of
+    locality.
 
     Figures, after MMEdit's trainer: inner, edit, image_rephrase /acc: exact match; loc, image_loc
     /acc: the share of answer tokens whose top-1 did not move; acc/pre, acc/post: token accuracy on
     the locality answers before and after; score: the mean of what there is of the first five.
     """
-    asked = [probe for probe in probes if probe in cases[0].probes]
-    rows = len(cases)
-    examples = [case.probes[probe][0] for probe in asked for case in cases]
-    after = edited.select([row for _ in asked for row in range(rows)]).predict(examples)
-    parts = {
-        probe: after[slice(number * rows, (number + 1) * rows)]
-        for number, probe in enumerate(asked)
-    }
-    terms, accuracies = {}, {}
-    for probe, part in parts.items():
-        if not probe.is_locality:
+    after = _predict(edited, cases, probes, separate=True)
+    with torch.no_grad():
+        before = _predict(vlm, cases, [p for p in after if p.is_locality], separate=False)
+    terms, accuracies, ground_truth = {}, {}, []
+    for probe in (probe for probe in probes if probe in after):
+        part = after[probe]
+        if probe.is_locality:
+            terms[probe] = divergence(before[probe], part).mean()
+        else:
             terms[probe] = answer_nll(part.logits, part.target, part.is_answer).mean()
-            with torch.no_grad():
+        with torch.no_grad():
+            if probe.is_locality:
+                accuracies[probe] = _agreement(before[probe], part).mean()
+                ground_truth.append(torch.stack([_right(before[probe]), _right(part)]))
+            else:
                 right = exact_match(part.logits, part.target, part.is_answer)
                 accuracies[probe] = right.float().mean()
-    drift = [probe for probe in asked if probe.is_locality]
-    figures: dict[str, Tensor] = {}
-    if drift:
-        with torch.no_grad():
-            before = vlm.predict([case.probes[probe][0] for probe in drift for case in cases])
-        ground_truth = []
-        for number, probe in enumerate(drift):
-            old = before[slice(number * rows, (number + 1) * rows)]
-            terms[probe] = divergence(old, parts[probe]).mean()
-            with torch.no_grad():
-                accuracies[probe] = _agreement(old, parts[probe]).mean()
-                ground_truth.append(torch.stack([_right(old), _right(parts[probe])]))
-        pre, post = torch.stack(ground_truth).mean(0)
-        figures = {"acc/pre": pre, "acc/post": post}
-    shown = {f"{NAMES[probe]}/acc": value for probe, value in accuracies.items()}
-    shown[SCORE] = torch.stack(list(accuracies.values())).mean()
-    losses = {f"loss/{NAMES[probe]}": term.detach() for probe, term in terms.items()}
-    return Outcome({probe: terms[probe] for probe in asked}, {**shown, **figures, **losses})
+    figures = {f"{NAMES[probe]}/acc": value for probe, value in accuracies.items()}
+    figures[SCORE] = torch.stack(list(accuracies.values())).mean()
+    if ground_truth:
+        figures["acc/pre"], figures["acc/post"] = torch.stack(ground_truth).mean(0)
+    figures |= {f"loss/{NAMES[probe]}": term.detach() for probe, term in terms.items()}
+    return Outcome(terms, figures)
+
+
+def groups(cases: Sequence[EditCase], probes: Sequence[Probe]) -> list[list[Probe]]:
+    """The probes that go through the VLM together: those with an image, and those without, which
+    need not be padded to the length of an image.
+    """
+    there = [probe for probe in probes if probe in cases[0].probes]
+    seen = [p for p in there if any(case.probes[p][0].image is not None for case in cases)]
+    unseen = [probe for probe in there if probe not in seen]
+    return [group for group in (seen, unseen) if group]
+
+
+def _predict(
+    vlm: VLM, cases: Sequence[EditCase], probes: Sequence[Probe], *, separate: bool
+) -> dict[Probe, Predictions]:
+    """Every probe of every case; if `separate`, under the case's own edit."""
+    rows, found = len(cases), {}
+    for group in groups(cases, probes):
+        asked = vlm.select([row for _ in group for row in range(rows)]) if separate else vlm
+        predictions = asked.predict([case.probes[probe][0] for probe in group for case in cases])
+        for number, probe in enumerate(group):
+            found[probe] = predictions[slice(number * rows, (number + 1) * rows)]
+    return found
 
 
 def divergence(before: Predictions, after: Predictions) -> Float[Tensor, " batch"]:
-    """KL(before || after), mean over the text tokens of each row. `after` may be padded further
-    than `before`.
+    """KL(before || after), mean over the text tokens of each row. One of them may be padded further
+    than the other.
     """
-    text = before.target.shape[1]
-    return kl(before.logits, after.logits[:, :text], before.is_text)
+    old, new = _same_length(before, after)
+    return kl(old.logits, new.logits, old.is_text)
 
 
 def require_probes(cases: Sequence[EditCase], probes: Sequence[Probe], method: str) -> None:
@@ -135,8 +149,13 @@ def require_probes(cases: Sequence[EditCase], probes: Sequence[Probe], method: s
 
 
 def _agreement(before: Predictions, after: Predictions) -> Float[Tensor, " batch"]:
-    text = before.target.shape[1]
-    return top1(before.logits, after.logits[:, :text], before.is_answer)
+    old, new = _same_length(before, after)
+    return top1(old.logits, new.logits, old.is_answer)
+
+
+def _same_length(before: Predictions, after: Predictions) -> tuple[Predictions, Predictions]:
+    text = min(before.target.shape[1], after.target.shape[1])
+    return before.cropped(text), after.cropped(text)
 
 
 def _right(predictions: Predictions) -> Tensor:

@@ -38,6 +38,15 @@ class Predictions:
             is_answer=self.is_answer[index],
         )
 
+    def cropped(self, text: int) -> Predictions:
+        """The first text tokens alone: what lies behind must be padding."""
+        return Predictions(
+            logits=self.logits[:, :text],
+            target=self.target[:, :text],
+            is_text=self.is_text[:, :text],
+            is_answer=self.is_answer[:, :text],
+        )
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Captured:

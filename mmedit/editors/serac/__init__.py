@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.editors.base import EditorConfig, LearnedEditor
-from mmedit.editors.objective import ObjectiveConfig, outcome, require_probes
+from mmedit.editors.objective import ObjectiveConfig, groups, outcome, require_probes
 from mmedit.editors.serac.counterfactual import Counterfactual, counterfactual_facts
 from mmedit.editors.serac.memory import SERACVLM, Memory, SoftSERACVLM, remember
 from mmedit.editors.serac.scope import (
@@ -129,9 +129,11 @@ class SERACLearner(Learner):
         )
         found = outcome(vlm, edited, cases, probes)
         loss, figures = found.total(config.probe_weights), dict(found.figures)
-        inside = [number for number, probe in enumerate(probes) if probe in IN_SCOPE]
+        parts = [part for group in ends for part in group.split(len(cases))]
+        order = [probe for group in groups(cases, probes) for probe in group]
+        inside = [part for part, probe in zip(parts, order, strict=True) if probe in IN_SCOPE]
         if config.c_end and inside:
-            end = ends[0].unflatten(0, (len(probes), len(cases)))[inside].mean()
+            end = torch.stack(inside).mean()
             loss, figures["loss/end"] = loss + config.c_end * end, end.detach()
         if config.c_scope:
             scope = self._scope_loss(cases, probes, keys)
