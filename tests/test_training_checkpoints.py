@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from safetensors import SafetensorError
 from torch import Tensor
 from toy_learner import VALIDATION, Meddle, Toy, log_lines, train_toy
@@ -696,6 +696,13 @@ def test_each_training_of_a_process_has_its_own_precision_and_accumulation():
     assert plain.products == again.products == {torch.float32}
     assert all(parameter.dtype == torch.float32 for parameter in half.parameters())
     assert_same(again, plain)
+
+
+def test_precision_is_that_of_this_trainings_device_whatever_was_before():
+    PartialState().device = torch.device("meta")
+    toy = Toy()
+    train_toy(toy, mixed_precision="bf16")
+    assert toy.products == {torch.bfloat16}
 
 
 # Trackers

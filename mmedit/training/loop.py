@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 from accelerate.utils import imports as installed
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -475,8 +475,8 @@ def _accelerator(config: TrainingConfig, device: torch.device, folder: Path | No
             )
     if "tensorboard" in config.trackers and folder is None:
         raise ConfigError("tensorboard writes into the training's folder; give one")
-    # One process may train several editors, each with its own precision.
-    AcceleratorState._reset_state()
+    # One process may train several editors, each with its own precision, and alone also device.
+    AcceleratorState._reset_state(reset_partial_state=number_of_processes() == 1)
     return Accelerator(
         device_placement=False,  # the learner is made where the VLM is
         cpu=device.type == "cpu",
@@ -489,12 +489,17 @@ def _accelerator(config: TrainingConfig, device: torch.device, folder: Path | No
 
 def is_main_process() -> bool:
     """Whether this is the process that speaks and writes, of those of `accelerate launch`."""
-    return PartialState().is_main_process
+    return _processes().is_main_process
 
 
 def number_of_processes() -> int:
     """How many `accelerate launch` has started; 1 without it."""
-    return PartialState().num_processes
+    return _processes().num_processes
+
+
+def _processes() -> PartialState:
+    # Unless it is told that they are on CPUs, each of them takes itself to be alone.
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def _cuda_devices() -> list[int]:
