@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from mmedit.adapters import Stage
@@ -146,9 +146,13 @@ class Editor(ABC, Generic[Config]):
         described = files.read_description(path)
         if described.method != cls.method:
             raise EditorError(f"{path} holds a {described.method!r} editor, not {cls.method!r}")
-        editor = cls(cls.config_class(**described.config))  # pyright: ignore[reportArgumentType]
-        editor.origin = described.origin
-        editor.load_state(files.read_tensors(path, described), described.notes)
+        tensors = files.read_tensors(path, described)
+        try:
+            editor = cls(cls.config_class(**described.config))  # pyright: ignore[reportArgumentType]
+            editor.origin = described.origin
+            editor.load_state(tensors, described.notes)
+        except (ValidationError, KeyError, TypeError) as error:
+            raise files.other_version(path, error) from error
         return editor
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import file_digest
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 from httpx2 import HTTPError
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -105,9 +106,9 @@ def write_editor(
     SHA-256, so that a crash between the two is noticed. Raises EditorError where it cannot be
     written.
     """
+    new = {name: path / f".{name}.partial" for name in (TENSORS, DESCRIPTION)}
     try:
         path.mkdir(parents=True, exist_ok=True)
-        new = {name: path / f".{name}.partial" for name in (TENSORS, DESCRIPTION)}
         # safetensors refuses memory that two names share (tied weights)
         save_file({k: t.detach().cpu().clone() for k, t in tensors.items()}, new[TENSORS])
         described = {
@@ -122,6 +123,9 @@ def write_editor(
             flush(file)
             os.replace(file, path / name)
     except (OSError, SafetensorError) as error:
+        for file in new.values():
+            with suppress(OSError):
+                file.unlink()
         raise EditorError(
             f"the editor cannot be written to {path}: {error}. Free space, or name another folder."
         ) from error
@@ -136,16 +140,23 @@ def read_description(path: Path) -> Described:
         raise EditorError(
             f"{path} has no {DESCRIPTION}; a folder written by `mmedit fit` was wanted"
         ) from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise EditorError(f"{file} cannot be read: {error}") from error
+    except ValueError as error:
         raise EditorError(f"{file} is not valid JSON: {error}") from error
     try:
         origin = described.pop("origin")
         return Described(**described, origin=Origin.from_json(origin) if origin else None)
     except (TypeError, KeyError, AttributeError) as error:
-        raise EditorError(
-            f"{file} does not say what `mmedit fit` writes ({error}); it comes from another "
-            "program, or an older version: fit the editor anew"
-        ) from error
+        raise other_version(path, error) from error
+
+
+def other_version(path: Path, error: Exception) -> EditorError:
+    """What to say of an `editor.json` without what is read here."""
+    return EditorError(
+        f"{path / DESCRIPTION} does not say what `mmedit fit` writes ({error}); it comes from "
+        "another program, or another version of mmedit: fit the editor anew"
+    )
 
 
 def read_tensors(path: Path, described: Described) -> dict[str, Tensor]:
@@ -168,9 +179,9 @@ def push(path: Path, repo_id: str, *, private: bool, token: str | None = None) -
     read_tensors(path, described)
     if not is_hub_id(repo_id):
         raise EditorError(f"{repo_id!r} is no name on the hub; owner/name was wanted")
-    (path / CARD).write_text(model_card(described, repo_id), encoding="utf-8")
     api = HfApi(token=token)
     try:
+        (path / CARD).write_text(model_card(described, repo_id), encoding="utf-8")
         api.create_repo(repo_id, private=private, exist_ok=True)
         commit = api.upload_folder(
             repo_id=repo_id,
@@ -178,7 +189,7 @@ def push(path: Path, repo_id: str, *, private: bool, token: str | None = None) -
             allow_patterns=[DESCRIPTION, TENSORS, CARD],
             commit_message=f"{described.method.upper()} editor",
         )
-    except (HTTPError, HfHubHTTPError, HFValidationError, OSError) as error:
+    except (HTTPError, HFValidationError, OSError) as error:
         raise EditorError(
             f"{path} cannot be pushed to {repo_id}: {error}. Are you online, and logged in "
             "(hf auth login)?"
@@ -202,7 +213,7 @@ def pull(name: str | Path, *, revision: str | None = None, token: str | None = N
                 allow_patterns=[DESCRIPTION, TENSORS],
             )
         )
-    except (HTTPError, HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+    except (HTTPError, OSError, ValueError) as error:
         raise EditorError(
             f"{name} is no folder, and cannot be fetched from the hub: {error}"
         ) from error

@@ -2,8 +2,9 @@
 
 folder/checkpoints/step-000200/   tensors.safetensors (parameters, buffers, optimiser), state.json
 
-A checkpoint is written beside its place, flushed to the disk and renamed, so that neither `kill -9`
-nor a full disk leaves half of one. The last one and the best one are kept.
+A checkpoint is written beside its place, flushed to the disk and renamed, and renamed before it is
+deleted, so that neither `kill -9` nor a full disk leaves half of one. The last one and the best one
+are kept.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +58,8 @@ class Checkpoints:
         place = self._place(checkpoint.step)
         partial = place.with_name(f".{place.name}.partial")
         try:
-            shutil.rmtree(partial, ignore_errors=True)
+            for left in self.folder.glob(".step-*"):  # by a kill
+                shutil.rmtree(left, ignore_errors=True)
             partial.mkdir(parents=True)
             # safetensors refuses memory that two names share (tied weights)
             tensors = {name: t.detach().cpu().clone() for name, t in checkpoint.tensors.items()}
@@ -65,18 +68,25 @@ class Checkpoints:
             (partial / STATE).write_text(described + "\n", encoding="utf-8")
             for path in (partial / TENSORS, partial / STATE, partial):
                 flush(path)
-            shutil.rmtree(place, ignore_errors=True)
+            self._delete(checkpoint.step)
             partial.rename(place)
             flush(self.folder)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise TrainingError(
                 f"the checkpoint of step {checkpoint.step} cannot be written to {self.folder}: "
-                f"{error}. {self.advice()}"
+                f"{error}. Free space there, or choose another folder. {self.advice()}"
             ) from error
         for step in self.steps():
             if step not in (checkpoint.step, keep):
-                shutil.rmtree(self._place(step), ignore_errors=True)
+                self._delete(step)
+
+    def _delete(self, step: int) -> None:
+        place = self._place(step)
+        hidden = place.with_name(f".{place.name}.deleted")
+        with suppress(OSError):  # not there, or not to be deleted
+            place.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
     def load(self, step: int) -> Checkpoint:
         """Raises TrainingError where it is damaged."""
@@ -85,7 +95,7 @@ class Checkpoints:
             state = json.loads((place / STATE).read_text(encoding="utf-8"))
             tensors = load_file(place / TENSORS)
             return Checkpoint(step=int(state.pop("step")), tensors=tensors, state=state)
-        except (OSError, SafetensorError, ValueError, KeyError, AttributeError) as error:
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise TrainingError(
                 f"the checkpoint {place} is damaged: {error}. Delete that folder to go on from an "
                 "earlier one, or from the beginning."

@@ -13,7 +13,8 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 from accelerate.utils import imports as installed
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -239,7 +240,7 @@ class _Run:
         everyone = gather_object(ids)
         raise TrainingError(
             f"step {step}: loss {loss}, gradient norm {size} on cases {', '.join(everyone)}. Lower "
-            f"the learning rate; the weights are those of step {step - 1}. {self._advice()}"
+            f"the learning rate; the weights are those before that step. {self._advice()}"
         )
 
     def _batch(self, number: int) -> list[EditCase]:
@@ -260,12 +261,13 @@ class _Run:
             if figures[SCORE] > self.best_score:
                 self.best_step, self.best_score = done, figures[SCORE]
                 self.without_better = 0
-                self.best = {k: t.detach().clone() for k, t in self.learner.state_dict().items()}
         else:
             figures = {name: value / self.summed for name, value in self.sums.items()}
         self.sums, self.summed = {}, 0
         with torch.no_grad():
             self.learner.after_check(figures)
+        if done == self.best_step:  # as its checkpoint has it
+            self.best = {k: t.detach().clone() for k, t in self.learner.state_dict().items()}
         self._save(done)
 
     @torch.no_grad()
@@ -307,7 +309,7 @@ class _Run:
         line = json.dumps({"step": step, **named})
         log.info(line)
         if self.folder is not None:
-            with (self.folder / LOG).open("a", encoding="utf-8") as file:
+            with self._writing(), (self.folder / LOG).open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
         figures = " ".join(f"{name} {value:.3f}" for name, value in shown.items())
         self.report(step + 1, self.config.steps, f"{of}: {figures}" if of else figures)
@@ -370,10 +372,24 @@ class _Run:
         """Take up the last checkpoint, if there is one; the number of steps done."""
         if self._checkpoints is None or not (steps := self._checkpoints.steps()):
             if self.folder is not None and self.accelerator.is_main_process:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                (self.folder / LOG).unlink(missing_ok=True)
+                with self._writing():
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    (self.folder / LOG).unlink(missing_ok=True)
             return 0
         checkpoint = self._checkpoints.load(steps[-1])
+        try:
+            self._take_up(checkpoint)
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise TrainingError(
+                f"the checkpoint of step {checkpoint.step} in {self.folder} does not fit this "
+                f"training: {error!r}. Choose another folder, or delete that one."
+            ) from error
+        if self.accelerator.is_main_process:
+            with self._writing():
+                self._cut_log(checkpoint.step)
+        return checkpoint.step
+
+    def _take_up(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
         self._require_same(state["identity"])
         self.learner.load_state_dict(_under("learner", checkpoint.tensors))
@@ -385,13 +401,11 @@ class _Run:
         self.without_better, self.earlier_seconds = state["without_better"], state["seconds"]
         if (best := state["best_step"]) is not None:
             self.best_step, self.best_score = best, state["best_score"]
+            assert self._checkpoints is not None
             self.best = _under("learner", self._checkpoints.load(best).tensors)
-        if self.accelerator.is_main_process:
-            self._cut_log(checkpoint.step)
-        return checkpoint.step
 
     def _require_same(self, earlier: Mapping[str, Any]) -> None:
-        now = json.loads(json.dumps(self.identity))
+        now, earlier = _dotted(json.loads(json.dumps(self.identity))), _dotted(earlier)
         for name in sorted(now.keys() | earlier.keys()):
             if now.get(name) != earlier.get(name):
                 raise TrainingError(
@@ -405,7 +419,19 @@ class _Run:
         file = self.folder / LOG
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
         kept = [line for line in lines if _logged_step(line) < done]
-        file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        partial = file.with_name(f".{LOG}.partial")
+        partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        partial.replace(file)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TrainingError(
+                f"training cannot write to {self.folder}: {error}. Free space there, or choose "
+                f"another folder. {self._advice()}"
+            ) from error
 
 
 def batch_indices(number: int, size: int, cases: int, seed: int) -> list[int]:
@@ -451,8 +477,8 @@ def _accelerator(config: TrainingConfig, device: torch.device, folder: Path | No
             )
     if "tensorboard" in config.trackers and folder is None:
         raise ConfigError("tensorboard writes into the training's folder; give one")
-    # One process may train several editors, each with its own precision.
-    AcceleratorState._reset_state()
+    # One process may train several editors, each with its own precision, and alone also device.
+    AcceleratorState._reset_state(reset_partial_state=number_of_processes() == 1)
     return Accelerator(
         device_placement=False,  # the learner is made where the VLM is
         cpu=device.type == "cpu",
@@ -465,12 +491,17 @@ def _accelerator(config: TrainingConfig, device: torch.device, folder: Path | No
 
 def is_main_process() -> bool:
     """Whether this is the process that speaks and writes, of those of `accelerate launch`."""
-    return PartialState().is_main_process
+    return _processes().is_main_process
 
 
 def number_of_processes() -> int:
     """How many `accelerate launch` has started; 1 without it."""
-    return PartialState().num_processes
+    return _processes().num_processes
+
+
+def _processes() -> PartialState:
+    # Unless it is told that they are on CPUs, each of them takes itself to be alone.
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def _cuda_devices() -> list[int]:
@@ -500,6 +531,15 @@ def _nested(tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> dict[i
         number, key = name.split(".", 1)
         state.setdefault(int(number), {})[key] = value
     return state
+
+
+def _dotted(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested mappings, by the path to each."""
+    leaves: dict[str, Any] = {}
+    for name, value in nested.items():
+        path = f"{prefix}{name}"
+        leaves |= _dotted(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
+    return leaves
 
 
 def _logged_step(line: str) -> int:
