@@ -67,7 +67,10 @@ def main() -> None:
         err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        err.print("stopped; what was finished is kept, and the same command continues from there")
+        err.print(
+            "stopped; what was finished is kept, and the same command (of fit: with --resume) "
+            "continues from there"
+        )
         sys.exit(130)
 
 

@@ -32,7 +32,7 @@ from mmedit.bench.tables import BASE
 from mmedit.cases import EditCase
 from mmedit.editors import Editor
 from mmedit.errors import ConfigError, RunError
-from mmedit.training import seconds_spent
+from mmedit.training import discard, seconds_spent
 from mmedit.vlm import VLM
 
 Report = Callable[[str, int, int, str], None]
@@ -199,6 +199,7 @@ def _fitted(
     )
     training_seconds[label] = time.perf_counter() - begun
     editor.save(folder)
+    discard(folder)
     return editor
 
 

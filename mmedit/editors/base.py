@@ -226,13 +226,13 @@ class LearnedEditor(Editor[Learned]):
         folder: Path | None = None,
     ) -> None:
         facts = self.facts(vlm)
-        origin = origin_of(vlm, self.edited_sites(vlm), cases, seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = self.build(facts)
             self.initialise(vlm, network)
         network = network.to(vlm.device)
         learner = self.learner(vlm, network, [*cases, *validation])
+        origin = origin_of(vlm, self.edited_sites(vlm), cases, seed)  # reads all weights
         train(
             learner,
             cases,

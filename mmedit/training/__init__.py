@@ -1,6 +1,6 @@
 """Training for editors that learn: one outer loop, its checkpoints. It knows no method."""
 
-from mmedit.training.checkpoints import Checkpoint, Checkpoints, seconds_spent, steps_done
+from mmedit.training.checkpoints import Checkpoint, Checkpoints, discard, seconds_spent, steps_done
 from mmedit.training.loop import (
     Learner,
     Report,
@@ -19,6 +19,7 @@ __all__ = [
     "Report",
     "TrainingConfig",
     "batch_indices",
+    "discard",
     "is_main_process",
     "number_of_processes",
     "seconds_spent",

@@ -131,6 +131,11 @@ def seconds_spent(folder: Path) -> float:
     return checkpoints_in(folder).load(done).state["seconds"] if done else 0.0
 
 
+def discard(folder: Path) -> None:
+    """Delete the checkpoints of a training that has come to its end."""
+    shutil.rmtree(checkpoints_in(folder).folder, ignore_errors=True)
+
+
 def flush(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -131,12 +131,12 @@ class SERACVLM(WrappedVLM):
 
     def generate(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[str]:
         score, nearest = self._scope(examples)
-        edited = (score > self.threshold).tolist()
+        edited, chosen = (score > self.threshold).tolist(), nearest.tolist()
         ours = [row for row, inside in enumerate(edited) if inside]
         theirs = [row for row, inside in enumerate(edited) if not inside]
         said: dict[int, str] = {}
         if ours:
-            edits = [self.memory.edits[int(nearest[row])] for row in ours]
+            edits = [self.memory.edits[chosen[row]] for row in ours]
             asked = told(edits, [examples[row] for row in ours], self.frozen)
             made = self.network.counterfactual.generate(
                 asked, self.frozen, max_new_tokens=max_new_tokens
