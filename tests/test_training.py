@@ -158,6 +158,7 @@ def test_training_stops_when_its_time_is_up(monkeypatch: pytest.MonkeyPatch):
     outer = Outer()
     assert outer.train_on(settings(steps=1000, max_seconds=9.0)) == 4  # at 2, 4, 6 and 8 seconds
     assert len(outer.batches) == 4
+    assert len(outer.checks) == 1  # what was trained is validated, and kept
 
 
 def test_schedule_follows_the_clock_where_that_is_further_along(monkeypatch: pytest.MonkeyPatch):

@@ -185,12 +185,14 @@ class _Run:
     def _steps(self, start: int) -> int:
         self.learner.train()
         self.started = begun = time.perf_counter()
-        steps_then = start
+        steps_then = checked = start
         for step in range(start, self.config.steps):
             if self._stopped_early():
                 return step
             progress = self._progress(step)
-            if progress >= 1:
+            if progress >= 1:  # time is up
+                if checked < step:
+                    self._check(step)
                 return step
             for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
                 group["lr"] = lr * _schedule(step, progress, self.config)
@@ -203,7 +205,7 @@ class _Run:
                 begun, steps_then = now, step + 1
             if check:
                 self._check(step + 1)
-                begun, steps_then = time.perf_counter(), step + 1
+                begun, steps_then, checked = time.perf_counter(), step + 1, step + 1
         return self.config.steps
 
     def _step(self, step: int) -> dict[str, Tensor]:
@@ -262,7 +264,7 @@ class _Run:
                 self.best_step, self.best_score = done, figures[SCORE]
                 self.without_better = 0
         else:
-            figures = {name: value / self.summed for name, value in self.sums.items()}
+            figures = {name: value / max(1, self.summed) for name, value in self.sums.items()}
         self.sums, self.summed = {}, 0
         with torch.no_grad():
             self.learner.after_check(figures)
