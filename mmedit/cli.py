@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mmedit.bench.records import Record
     from mmedit.bench.runs import Plan, TrainingCases
     from mmedit.bench.speech import SpeechSettings
-    from mmedit.cases import Example
+    from mmedit.cases import EditCase, Example
     from mmedit.config import Kind
     from mmedit.editors import Editor
     from mmedit.vlm import VLM
@@ -55,6 +55,10 @@ SetOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of cases and training.")]
 RunsArgument = Annotated[list[Path], typer.Argument(help="Run folders.")]
+
+
+data = typer.Typer(no_args_is_help=True, help="What is in a benchmark's files.")
+app.add_typer(data, name="data")
 
 
 def main() -> None:
@@ -304,6 +308,7 @@ def bench(
     seed: SeedOption = 0,
 ) -> None:
     """Measure editors on a benchmark, each edit from the base model, and print the table."""
+    from mmedit.bench.records import notes_of
     from mmedit.config import load_cases, load_editors, load_speech, load_vlm_file
 
     overrides = settings or []
@@ -321,14 +326,46 @@ def bench(
         vlm_file.max_new_tokens if generate else 0,
         overrides,
         speech,
+        cases,
     )
+    notes = notes_of(plan.manifest({}))
+    for note in notes:
+        err.print(note)
     records, training_seconds = _run(
         plan, out_folder, lambda: _load_vlm(vlm_file), cases,
         _training_cases(dataset, None, seed, overrides),
     )  # fmt: skip
-    out.print(method_view(records, training_seconds))
-    _write_tables(out_folder, records, training_seconds)
+    out.print(method_view(records, training_seconds, notes))
+    _write_tables(out_folder, records, training_seconds, notes)
     out.print(f"records and tables: {out_folder}/")
+
+
+@data.command("check")
+def check_data(
+    name: Annotated[str, typer.Argument(help="evqa, eic or vlkeb")],
+    root: Annotated[Path, typer.Option("--root", help="The benchmark's folder.")],
+    images: Annotated[
+        Path | None, typer.Option(help="Where the images lie, if not in the folder.")
+    ] = None,
+    decode: Annotated[bool, typer.Option("--decode", help="Open every image as well.")] = False,
+) -> None:
+    """Count and check a benchmark's records and images, as Markdown."""
+    from mmedit.datasets.audit import audit, markdown, sources_of
+
+    settings = {"images": str(images)} if images else {}
+    sources = sources_of(name, str(root), **settings)
+    with progress(err) as report:
+        audits = [
+            audit(
+                source,
+                decode=decode,
+                report=lambda done, total, name=source.name: report(
+                    f"opening images of {name}", done, total, ""
+                ),
+            )
+            for source in sources
+        ]
+    print(markdown(audits, " ".join(["mmedit", *sys.argv[1:]])), end="")
 
 
 @app.command()
@@ -375,6 +412,7 @@ def table(
         runs_read.records,
         columns=columns,
         training_seconds=runs_read.training_seconds or None,
+        notes=runs_read.notes,
     )
     beside = paper and compare_with_published(
         frame, paper, runs_read.origins, model=published_model, dataset=published_dataset
@@ -464,9 +502,11 @@ def _plan(
     max_new_tokens: int,
     overrides: Sequence[str] = (),
     speech: SpeechSettings | None = None,
+    cases: Sequence[EditCase] = (),
 ) -> Plan:
     from mmedit.bench.runs import Plan
     from mmedit.bench.speech import SpeechSettings
+    from mmedit.datasets.sources import Cases
 
     return Plan(
         vlm_name=vlm,
@@ -479,6 +519,7 @@ def _plan(
         command=" ".join(["mmedit", *sys.argv[1:]]),
         overrides=tuple(overrides),
         speech=speech or SpeechSettings(),
+        left_out=cases.left_out if isinstance(cases, Cases) else {},
     )
 
 
@@ -556,13 +597,16 @@ def _fit(
 
 
 def _write_tables(
-    folder: Path, records: Sequence[Record], training_seconds: dict[str, float]
+    folder: Path,
+    records: Sequence[Record],
+    training_seconds: dict[str, float],
+    notes: Sequence[str] = (),
 ) -> None:
     from mmedit.bench.formats import render
     from mmedit.bench.records import write_atomically
     from mmedit.bench.tables import method_table
 
-    frame = method_table(records, training_seconds=training_seconds or None)
+    frame = method_table(records, training_seconds=training_seconds or None, notes=notes)
     for name, format in (("table.md", "md"), ("table.tex", "latex")):
         write_atomically(folder / name, render(frame, format).encode())
 

@@ -110,12 +110,17 @@ def _local_verdict(before: str, after: str) -> str:
     return "[green]unchanged" if before == after else "[red]changed"
 
 
-def method_view(records: Sequence[Record], training_seconds: Mapping[str, float]) -> RenderableType:
+def method_view(
+    records: Sequence[Record],
+    training_seconds: Mapping[str, float],
+    notes: Sequence[str] = (),
+) -> RenderableType:
     """The method table of records in 80 characters."""
     from mmedit.bench.tables import method_table  # SciPy behind it takes a second to import
     from mmedit.table_view import table_view
 
-    return table_view(method_table(records, training_seconds=training_seconds or None))
+    table = method_table(records, training_seconds=training_seconds or None, notes=notes)
+    return table_view(table)
 
 
 def examples_view(records: Sequence[Record]) -> RenderableType:

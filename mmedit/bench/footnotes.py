@@ -15,6 +15,7 @@ from mmedit.bench.tables import (
     EDIT_SECONDS,
     EDIT_SECONDS_P95,
     MEMORY,
+    NOTES,
     PARAMETERS,
     TRAINING_SECONDS,
     Column,
@@ -41,6 +42,7 @@ def footnote(table: pandas.DataFrame, *, intervals: bool = True) -> str:
         _intervals_note(table) if intervals else "",
         _marks_note(table),
         _costs_note(table),
+        *table.attrs.get(NOTES, ()),
     )
     return " ".join(note for note in notes if note)
 

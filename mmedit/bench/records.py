@@ -133,6 +133,21 @@ class RunManifest(_Frozen):
         return from_json(to_json(config, inf_nan_mode="strings"))
 
 
+RUN = "run"
+"""In a manifest's config, beside the editors' settings: what else decides the records."""
+LEFT_OUT = "left_out"
+
+
+def notes_of(manifest: RunManifest) -> list[str]:
+    """What a table of the run must say beside its figures."""
+    run = manifest.config.get(RUN)
+    left_out = run.get(LEFT_OUT) if isinstance(run, dict) else None
+    if not left_out:
+        return []
+    reasons = ", ".join(f"{reason}: {number:,}" for reason, number in sorted(left_out.items()))
+    return [f"Left out of {manifest.dataset}: {reasons}."]
+
+
 class RecordWriter:
     """Appends records to one `records.jsonl`; once `append` has returned, the record is on disk.
 

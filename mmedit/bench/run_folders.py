@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmedit.bench.records import Record, read_manifest, read_records
+from mmedit.bench.records import Record, notes_of, read_manifest, read_records
 from mmedit.bench.scores import by_editor, is_base
 from mmedit.errors import DataError, UnknownNameError
 
@@ -28,6 +28,7 @@ class Measured:
     records: list[Record]
     training_seconds: dict[str, float]
     origins: dict[str, Origin]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,10 @@ def read_runs(paths: Iterable[Path]) -> Measured:
     training_seconds: dict[str, float] = {}
     origins: dict[str, Origin] = {}
     bases: set[tuple[object, ...]] = set()
+    notes: dict[str, None] = {}
     for path in dict.fromkeys(paths):
         manifest = read_manifest(path)
+        notes |= dict.fromkeys(notes_of(manifest))
         made = (manifest.vlm, manifest.dataset, manifest.seed, manifest.limit)
         for editor, found in by_editor(read_records(path)).items():
             if is_base(editor) and made in bases:
@@ -67,7 +70,7 @@ def read_runs(paths: Iterable[Path]) -> Measured:
             if editor in manifest.training_seconds:
                 training_seconds[label] = manifest.training_seconds[editor]
         bases.add(made)
-    return Measured(records, training_seconds, origins)
+    return Measured(records, training_seconds, origins, tuple(notes))
 
 
 def read_methods(argument: str) -> list[Method]:

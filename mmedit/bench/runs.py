@@ -18,8 +18,10 @@ from pathlib import Path
 
 from mmedit.bench.protocol import BaseOutputs, NoEdit, evaluate, image_name
 from mmedit.bench.records import (
+    LEFT_OUT,
     MANIFEST,
     RECORDS,
+    RUN,
     Record,
     RecordWriter,
     RunManifest,
@@ -38,9 +40,6 @@ from mmedit.vlm import VLM
 Report = Callable[[str, int, int, str], None]
 """Called with (what is being done, done, total, figures)."""
 
-
-RUN = "run"
-"""Beside the editors' settings, what else decides the records."""
 
 TrainingCases = Callable[[Callable[[int, int], None]], Sequence[EditCase]]
 """Reads the training cases, reporting (done, total). Called once at most, if an editor learns."""
@@ -61,6 +60,8 @@ class Plan:
     overrides: tuple[str, ...] = ()
     """What `--set` changed, of the VLM and the dataset too."""
     speech: SpeechSettings = field(default_factory=SpeechSettings)
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Records that are no cases, by reason."""
 
     def __post_init__(self) -> None:
         if self.speech.wanted and not self.max_new_tokens:
@@ -76,6 +77,7 @@ class Plan:
                 "max_new_tokens": self.max_new_tokens,
                 **self.speech.model_dump(mode="json", exclude_defaults=True),
                 "overrides": list(self.overrides),
+                **({LEFT_OUT: dict(self.left_out)} if self.left_out else {}),
             }
         }
         for label, editor in self.editors.items():

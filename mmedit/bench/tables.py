@@ -46,11 +46,16 @@ class Score(Summary):
     p_to_best: float | None = None
 
 
+NOTES = "notes"
+"""What the table's footnote says of the runs, in `DataFrame.attrs`."""
+
+
 def method_table(
     records: Sequence[Record],
     *,
     columns: str = "default",
     training_seconds: Mapping[str, float] | None = None,
+    notes: Sequence[str] = (),
 ) -> pandas.DataFrame:
     """Aggregate records to one row per editor, in the order in which the editors first appear.
 
@@ -59,7 +64,8 @@ def method_table(
     edit (median, 95th percentile), peak memory, parameters added by an edit where that is recorded,
     seconds of training where `training_seconds` is given; and ("", "n"), the number of records. A
     split that one method lacks is None. `table.map(float, na_action="ignore")` gives the bare
-    means. Raises DataError for no records, and for NaN or a missing score in one of them.
+    means. `notes` are for the footnote (`attrs[NOTES]`). Raises DataError for no records, and for
+    NaN or a missing score in one of them.
     """
     if not records:
         raise DataError("no records to make a table of; give the records of at least one edit")
@@ -80,9 +86,11 @@ def method_table(
     table |= _costs(rows, training_seconds)
     table[N] = [len(found) for found in rows.values()]
     index = pandas.Index(list(rows), name="editor")
-    return pandas.DataFrame(
+    frame = pandas.DataFrame(
         {column: pandas.Series(cells, index, dtype=object) for column, cells in table.items()}
     )
+    frame.attrs[NOTES] = tuple(notes)
+    return frame
 
 
 def _scores(

@@ -3,9 +3,12 @@
 from collections.abc import Callable, Sequence
 
 from mmedit.cases import EditCase
-from mmedit.datasets import easyvqa
+from mmedit.datasets import easyvqa, sources
 
-DATASETS: dict[str, Callable[..., Sequence[EditCase]]] = {"easyvqa": easyvqa.load}
+DATASETS: dict[str, Callable[..., Sequence[EditCase]]] = {
+    "easyvqa": easyvqa.load,
+    **{name: sources.loader(name) for name in sources.SOURCES},
+}
 """Loaders by name; each takes a split, keyword settings (see `configs/dataset`), `limit`, `seed`
 and `report`.
 """
