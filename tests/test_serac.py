@@ -332,6 +332,7 @@ def test_text_scope_starts_from_a_pretrained_encoder(vlm, cases, requests_, tmp_
 def tiny_opt(folder: Path, vlm: NetworkVLM, vocabulary: int) -> OPTForCausalLM:
     model = OPTForCausalLM(
         OPTConfig(
+            dtype="float16",
             vocab_size=vocabulary, hidden_size=16, ffn_dim=32, num_hidden_layers=1,
             num_attention_heads=2, max_position_embeddings=512, word_embed_proj_dim=16,
         )
@@ -353,9 +354,17 @@ def test_counterfactual_model_starts_from_a_pretrained_one(
     lm = network_of(editor, vlm).counterfactual.lm
     weight = pretrained.get_input_embeddings().weight
     torch.testing.assert_close(lm.get_input_embeddings().weight, weight, rtol=0, atol=1e-6)
+    assert lm.dtype == torch.float32  # though its config says half precision, to train in
     found = with_threshold(editor, vlm, requests_, 0.0).predict(requests_).logits
     assert found.shape[-1] == vocabulary
     assert found.isfinite().all()
+
+
+def test_a_question_that_the_counterfactual_model_cannot_take_is_refused(editor, vlm, requests_):
+    long = replace(requests_[0], prompt="what color is it? " * 60)
+    model = network_of(editor, vlm).counterfactual
+    with pytest.raises(ModelError, match=r"make a sequence of \d+ tokens; the .* model takes 512"):
+        model(told([long], [long], vlm.frozen), vlm.frozen)
 
 
 def test_counterfactual_model_with_other_tokens_is_refused(vlm, cases, tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -340,3 +341,12 @@ def test_real_records_become_cases_where_their_images_are(tmp_path: Path):
     assert cases[0].request.prompt == (
         "Question: How many tennis balls are in the picture? Short answer:"
     )
+
+
+def test_the_file_of_the_page_is_read(tmp_path: Path):
+    page = Path(__file__).parent.parent / "docs" / "datasets.md"
+    [shown] = re.findall(r"```json\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    file = write(tmp_path / "mine.json", json.loads(shown))
+    save_images(tmp_path, "photos/1.jpg", "photos/2.jpg", "photos/3.jpg")
+    [case] = load_cases("json", "test", overrides=[f"dataset.test={file}"])
+    assert set(case.probes) == set(Probe)

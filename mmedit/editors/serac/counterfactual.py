@@ -55,7 +55,7 @@ class Counterfactual(nn.Module):
         super().__init__()
         described = dict(facts["language"])
         config = AutoConfig.for_model(described.pop("model_type"), **described)
-        self.lm: Any = AutoModelForCausalLM.from_config(config)
+        self.lm: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         hidden = self.lm.get_input_embeddings().embedding_dim
         self.projection = nn.Linear(facts["image_width"], hidden)
         self.kinds = nn.Embedding(4, hidden)
@@ -125,6 +125,11 @@ class Counterfactual(nn.Module):
         together = pad_sequence(ids, batch_first=True, padding_side=side).to(device)
         kind = pad_sequence(kinds, batch_first=True, padding_value=QUESTION, padding_side=side)
         longest = together.shape[1]
+        if longest > (most := self.lm.config.max_position_embeddings):
+            raise ModelError(
+                f"image, edit and question make a sequence of {longest} tokens; the counterfactual "
+                f"model takes {most}. Shorten them, or take another one (editor.counterfactual)."
+            )
         first = longest - lengths if side == "left" else torch.zeros_like(lengths)
         place = torch.arange(longest) - first
         mask = ((place >= 0) & (place < lengths)).long()

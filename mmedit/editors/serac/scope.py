@@ -45,7 +45,7 @@ class TextScope(Scope):
         super().__init__()
         described = dict(facts["encoder"])
         config = AutoConfig.for_model(described.pop("model_type"), **described)
-        self.encoder = AutoModel.from_config(config)
+        self.encoder = AutoModel.from_config(config, dtype=torch.float32)
         self._tokenizer_name = facts["tokenizer"]
         self._tokenizer: Any = None
         for name, parameter in self.encoder.named_parameters():
