@@ -342,6 +342,8 @@ def _faults(model: type[BaseModel], error: ValidationError) -> list[str]:
             near = get_close_matches(key, known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             faults.append(f"unknown key {key!r}.{hint} There are: {', '.join(known)}")
+        elif not key:  # settings that exclude each other
+            faults.append(fault["msg"].removeprefix("Value error, "))
         else:
             faults.append(f"{key}: {fault['msg']} (found {fault.get('input')!r})")
     return faults

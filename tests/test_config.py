@@ -13,7 +13,7 @@ from mmedit.config import (
 )
 from mmedit.editors.ft import FTConfig
 from mmedit.editors.mend import MENDConfig
-from mmedit.errors import ConfigError, MmeditError, UnknownNameError
+from mmedit.errors import ConfigError, DataError, MmeditError, UnknownNameError
 from mmedit.folders import config_folder
 
 
@@ -29,9 +29,18 @@ def test_every_vlm_file_is_valid():
     assert set(named_vlms()) == set(names("vlm"))
 
 
-@pytest.mark.parametrize("name", names("dataset"))
-def test_every_dataset_file_loads_cases(name):
+HERE = ("easyvqa", "easyvqa-caption")
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_every_dataset_that_needs_no_files_loads_cases(name):
     assert len(load_cases(name, "test", limit=2)) == 2
+
+
+@pytest.mark.parametrize("name", sorted(set(names("dataset")) - set(HERE)))
+def test_every_other_dataset_says_what_to_set(name):
+    with pytest.raises(DataError, match=r"--set dataset\.(root|test)="):
+        load_cases(name, "test", limit=2)
 
 
 @pytest.mark.parametrize("kind", ["vlm", "editor", "dataset"])

@@ -417,6 +417,16 @@ def test_settings_of_sites_are_refused():
         load_editor("serac", "embedded", ["editor.sites=[a]"])
 
 
+def test_settings_that_exclude_each_other_are_one_sentence():
+    with pytest.raises(ConfigError, match=r"^editor serac: scope_width 128 cannot be cut into 3"):
+        load_editor("serac", "embedded", ["editor.heads=3"])
+
+
+def test_name_of_a_clip_must_name_its_weights():
+    with pytest.raises(ConfigError, match="clip: Value error, ARCHITECTURE/WEIGHTS was wanted"):
+        load_editor("serac", "embedded", ["editor.clip=ViT-B-32"])
+
+
 def test_heads_must_divide_the_embedding():
     with pytest.raises(ValueError, match="cannot be cut into 3 equal heads"):
         config(heads=3)

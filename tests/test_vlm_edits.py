@@ -285,7 +285,7 @@ def test_a_shared_cache_never_gives_one_models_features_to_another(tmp_path: Pat
 
 
 def test_many_new_images_go_through_vision_in_several_parts(tiny_vlm: NetworkVLM, monkeypatch):
-    monkeypatch.setattr("mmedit.vlm.network.AT_ONCE", 2)
+    monkeypatch.setattr("mmedit.vlm.frozen.AT_ONCE", 2)
     many = [replace(SEEN[0], image=random_image(seed)) for seed in range(5)]
     with counting(tiny_vlm.adapter.network.vision_model) as seen:
         together = tiny_vlm.predict(many)

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from mmedit.cases import EditCase, Example, Probe
@@ -77,6 +77,13 @@ class SERACConfig(ObjectiveConfig):
     """Of the counterfactual model's NLL of ending its answer."""
     lr: float = Field(default=1e-5, gt=0)
     training: TrainingConfig = TrainingConfig(steps=50_000)
+
+    @field_validator("clip")
+    @classmethod
+    def _clip_has_weights(cls, clip: str | None) -> str | None:
+        if clip is not None and not all(clip.partition("/")):
+            raise ValueError("ARCHITECTURE/WEIGHTS was wanted, for instance ViT-B-32/openai")
+        return clip
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> SERACConfig:
