@@ -1,7 +1,9 @@
 """What an outer step of training costs, against one edit at a time and against the bare network.
 
     python benchmarks/training.py > benchmarks/training.md
-    python benchmarks/training.py --memory blip2-opt-2.7b --dtype bfloat16 >> benchmarks/training.md
+    for editor in mend ke serac; do
+        python benchmarks/training.py --memory blip2-opt-2.7b --dtype bfloat16 --editor $editor
+    done >> benchmarks/training.md
 
 A step trains on a batch of separate edits. Run in turn with it, on the same cases, with image
 features looked up:

@@ -38,14 +38,14 @@ EDITORS_UNDER_TEST: dict[str, Callable[[], Editor]] = {
 
 
 def small_mend() -> MENDConfig:
-    training = TrainingConfig(steps=40, batch_size=8, final_lr_share=0.1)
+    training = TrainingConfig(steps=25, batch_size=8, final_lr_share=0.1)
     return MENDConfig(
         sites=LAST, rank=32, lr=3e-4, edit_lr=1e-3, lr_lr=1e-3, c_base=0.1, training=training
     )
 
 
 def small_ke() -> KEConfig:
-    training = TrainingConfig(steps=30, batch_size=8)
+    training = TrainingConfig(steps=15, batch_size=8)
     return KEConfig(sites=LAST, lstm_hidden=16, condition=32, hidden=32, training=training)
 
 
