@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mmedit.adapters import Stage
 from mmedit.cases import EditCase, Example
+from mmedit.deltas import LowRank, together
 from mmedit.editors import files
 from mmedit.editors.files import Origin
 from mmedit.errors import EditorError, SiteError
@@ -169,6 +170,22 @@ class Editor(ABC, Generic[Config]):
     ) -> Self:
         """Load from a folder, or from a repository of the hub. Raises EditorError."""
         return cls.load(files.pull(name, revision=revision, token=token))
+
+
+class DeltaEditor(Editor[Config]):
+    """An editor whose edit of a request is a low-rank delta at each site, whatever else is edited
+    with it.
+    """
+
+    @abstractmethod
+    def deltas(self, vlm: VLM, requests: Sequence[Example]) -> Mapping[str, LowRank]:
+        """Separate edits, by site: u [batch, rank, out], v [batch, rank, in]."""
+
+    def apply(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
+        return vlm.with_deltas(together(self.deltas(vlm, requests))) if requests else vlm
+
+    def apply_each(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
+        return vlm.with_deltas(self.deltas(vlm, requests)) if requests else vlm
 
 
 class LearnedConfig(EditorConfig):

@@ -31,8 +31,8 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 
 from mmedit.cases import EditCase, Example, Probe
-from mmedit.deltas import LowRank, together
-from mmedit.editors.base import EditorConfig, LearnedEditor, SitesConfig
+from mmedit.deltas import LowRank
+from mmedit.editors.base import DeltaEditor, EditorConfig, LearnedEditor, SitesConfig
 from mmedit.editors.objective import NAMES, ObjectiveConfig, outcome, require_probes
 from mmedit.training import Learner, TrainingConfig
 from mmedit.vlm import VLM, Captured
@@ -213,7 +213,7 @@ class KELearner(Learner):
             self.margin.mul_(self._config.margin_decay).clamp_(min=self._config.margin_min)
 
 
-class KE(LearnedEditor[KEConfig]):
+class KE(DeltaEditor[KEConfig], LearnedEditor[KEConfig]):
     """`apply` costs one capture, and one generation of the VLM's own answer."""
 
     method: ClassVar[str] = "ke"
@@ -236,16 +236,8 @@ class KE(LearnedEditor[KEConfig]):
             require_probes(cases, [probe for probe in weights if probe in KEPT], self.method)
         return KELearner(vlm, network, self.config)
 
-    def apply(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
-        if not requests:
-            return vlm
-        return vlm.with_deltas(together(self._deltas(vlm, requests)))
-
-    def apply_each(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
-        return vlm.with_deltas(self._deltas(vlm, requests)) if requests else vlm
-
     @torch.no_grad()
-    def _deltas(self, vlm: VLM, requests: Sequence[Example]) -> dict[str, LowRank]:
+    def deltas(self, vlm: VLM, requests: Sequence[Example]) -> dict[str, LowRank]:
         network = self.network_on(vlm)
         said = preds(vlm, requests, self.config)
         return network(

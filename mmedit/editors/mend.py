@@ -25,8 +25,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmedit.cases import EditCase, Example
-from mmedit.deltas import LowRank, together
-from mmedit.editors.base import EditorConfig, LearnedEditor, SitesConfig
+from mmedit.deltas import LowRank
+from mmedit.editors.base import DeltaEditor, EditorConfig, LearnedEditor, SitesConfig
 from mmedit.editors.objective import ObjectiveConfig, outcome, require_probes
 from mmedit.training import Learner, TrainingConfig
 from mmedit.vlm import VLM, Captured, reached
@@ -254,7 +254,7 @@ class MENDLearner(Learner):
         )
 
 
-class MEND(LearnedEditor[MENDConfig]):
+class MEND(DeltaEditor[MENDConfig], LearnedEditor[MENDConfig]):
     """`fit` costs per step one capture and one forward and backward over the probes; `apply` costs
     one capture.
     """
@@ -273,15 +273,7 @@ class MEND(LearnedEditor[MENDConfig]):
         require_probes(cases, list(self.config.probe_weights), self.method)
         return MENDLearner(vlm, network, self.config)
 
-    def apply(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
-        if not requests:
-            return vlm
-        return vlm.with_deltas(together(self._deltas(vlm, requests)))
-
-    def apply_each(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
-        return vlm.with_deltas(self._deltas(vlm, requests)) if requests else vlm
-
     @torch.no_grad()
-    def _deltas(self, vlm: VLM, requests: Sequence[Example]) -> dict[str, LowRank]:
+    def deltas(self, vlm: VLM, requests: Sequence[Example]) -> dict[str, LowRank]:
         network = self.network_on(vlm)
         return network(vlm.capture(requests, network.sites), update=False)
