@@ -3,10 +3,11 @@
 from collections.abc import Callable, Sequence
 
 from mmedit.cases import EditCase
-from mmedit.datasets import easyvqa, sources
+from mmedit.datasets import easyvqa, grocery, sources
 
 DATASETS: dict[str, Callable[..., Sequence[EditCase]]] = {
     "easyvqa": easyvqa.load,
+    "grocery": grocery.load,
     **{name: sources.loader(name) for name in sources.SOURCES},
 }
 """Loaders by name; each takes a split, keyword settings (see `configs/dataset`), `limit`, `seed`

@@ -113,7 +113,7 @@ def _case(
             Probe.IMAGE_GENERALITY: (
                 Example(prompt=prompt, target=target, image=_render(rng, picture)),
             ),
-            Probe.TEXT_LOCALITY: (_unrelated_fact(rng, split),),
+            Probe.TEXT_LOCALITY: (unrelated_fact(rng, split),),
             Probe.IMAGE_LOCALITY: (_unrelated_picture(rng, split, scene),),
         },
     )
@@ -146,7 +146,8 @@ def _other_wording(
     return _choose(rng, [p for p in phrasings.train if asked.question.ask(p) != asked.text])
 
 
-def _unrelated_fact(rng: np.random.Generator, split: Split) -> Example:
+def unrelated_fact(rng: np.random.Generator, split: Split) -> Example:
+    """A fact that serves a split, in one of its training wordings."""
     fact = _choose(rng, split_facts(split))
     wording = _choose(rng, facts.PHRASINGS[fact.relation].train)
     return Example(prompt=fact.ask(wording), target=fact.answer)

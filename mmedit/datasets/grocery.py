@@ -1,0 +1,233 @@
+"""Edit cases from the Grocery Store Dataset (Klasson et al. 2019, MIT): photographs of 81 products.
+
+request: a photograph, and a product that it does not show (`task="vqa"`), or the first sentence of
+another product's description (`task="caption"`). rephrase: another wording; for the test split one
+that no training case has. image rephrase: another photograph of the same product, and its iconic
+picture. image locality: a photograph of another product of the same coarse class, where there is
+one, and one of another class, answered truthfully. text locality: as in easyvqa. Photographs of the
+two splits are the dataset's own; every case depends on the seed and its photograph alone.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from mmedit.cases import EditCase, Example, Probe
+from mmedit.datasets.easyvqa import unrelated_fact
+from mmedit.datasets.pictures import Split
+from mmedit.datasets.sources import under
+from mmedit.errors import DataError, UnknownNameError
+
+Task = Literal["vqa", "caption"]
+Report = Callable[[int, int], None]
+
+FETCH = (
+    "Get it with: git clone https://github.com/marcusklasson/GroceryStoreDataset; its folder is "
+    "GroceryStoreDataset/dataset: --set dataset.root=DIR."
+)
+COLUMNS = (
+    "Class Name (str)",
+    "Coarse Class Name (str)",
+    "Iconic Image Path (str)",
+    "Product Description Path (str)",
+)
+ASKED: dict[str, str] = {
+    "vqa": "What product is this?",
+    "caption": "Describe the product in the picture.",
+}
+WORDINGS: dict[str, dict[Split, tuple[str, ...]]] = {
+    "vqa": {
+        "train": ("Which product is shown?", "Name the product in the picture."),
+        "test": ("Can you tell which grocery product this is?", "What is the product called?"),
+    },
+    "caption": {
+        "train": ("Tell something about this product.", "Give a description of the product."),
+        "test": ("How would you describe what is shown here?", "What can be said of this product?"),
+    },
+}
+"""Of the rephrase; those of the test split are in no training case."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """One of the 81 classes."""
+
+    name: str
+    """As a shopper says it: "Golden Delicious apple"."""
+    coarse: str
+    iconic: Path
+    description: str
+    """Its first sentence."""
+
+    def answer(self, task: str) -> str:
+        """What is true of its pictures."""
+        return self.name if task == "vqa" else self.description
+
+
+def load(
+    split: Split,
+    *,
+    root: str | None = None,
+    task: Task = "vqa",
+    limit: int | None = None,
+    seed: int = 0,
+    report: Report = lambda made, total: None,
+) -> list[EditCase]:
+    """A case for every photograph of a split (2,640 for train, 2,485 for test), or the first
+    `limit`, in a seeded order. Raises DataError, with file and row, where files are missing.
+    """
+    if str(task) not in ASKED:
+        raise UnknownNameError("task of grocery", str(task), ASKED)
+    if root is None or not (folder := Path(root).expanduser()).is_dir():
+        raise DataError(f"grocery needs its folder, and {root} is none. {FETCH}")
+    products = read_products(folder)
+    photographs = read_photographs(folder, split, products)
+    shown: dict[int, list[Path]] = defaultdict(list)
+    for path, number in photographs:
+        shown[number].append(path)
+    order = np.random.default_rng([seed, 0]).permutation(len(photographs))[:limit]
+    cases = []
+    for place in order:
+        path, number = photographs[place]
+        rng = np.random.default_rng([seed, 1, int(place)])
+        cases.append(_case(f"{path.stem}", path, number, products, shown, split, task, rng))
+        report(len(cases), len(order))
+    return cases
+
+
+def read_products(folder: Path) -> list[Product]:
+    """The classes by number. Raises DataError."""
+    file = folder / "classes.csv"
+    try:
+        with file.open(encoding="utf-8", newline="") as opened:
+            rows = list(csv.DictReader(opened))
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}. {FETCH}") from error
+    products = []
+    for row, values in enumerate(rows):
+        lacking = [column for column in COLUMNS if not values.get(column)]
+        if lacking:
+            raise DataError(f"{file}, row {row}: {lacking[0]!r} is missing")
+        name, coarse, iconic, described = (values[column] for column in COLUMNS)
+        picture = under(folder, iconic.lstrip("/"), file, row)
+        text = under(folder, described.lstrip("/"), file, row)
+        if not picture.is_file():
+            raise DataError(f"{file}, row {row}: there is no picture {picture}. {FETCH}")
+        products.append(
+            Product(
+                name=spoken(name, coarse),
+                coarse=coarse,
+                iconic=picture,
+                description=_first_sentence(text, file, row),
+            )
+        )
+    return products
+
+
+def read_photographs(
+    folder: Path, split: Split, products: Sequence[Product]
+) -> list[tuple[Path, int]]:
+    """The photographs of a split, each with its product's number. Raises DataError."""
+    file = folder / f"{split}.txt"
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}. {FETCH}") from error
+    found = []
+    for row, line in enumerate(line for line in lines if line.strip()):
+        parts = [part.strip() for part in line.split(",")]
+        if len(parts) != 3 or not parts[1].isdecimal() or int(parts[1]) >= len(products):
+            raise DataError(
+                f"{file}, row {row}: {line!r} is not path, class, coarse class with one of "
+                f"{len(products)} classes"
+            )
+        path = under(folder, parts[0], file, row)
+        if not path.is_file():
+            raise DataError(f"{file}, row {row}: there is no photograph {path}. {FETCH}")
+        found.append((path, int(parts[1])))
+    return found
+
+
+def spoken(name: str, coarse: str) -> str:
+    """A class's name as a product's.
+
+    >>> spoken("Golden-Delicious", "Apple"), spoken("Arla-Standard-Milk", "Milk")
+    ('Golden Delicious apple', 'Arla Standard Milk')
+    """
+    words, kind = name.replace("-", " "), coarse.replace("-", " ")
+    return words if kind.lower() in words.lower() else f"{words} {kind.lower()}"
+
+
+def _case(
+    name: str,
+    path: Path,
+    number: int,
+    products: Sequence[Product],
+    shown: dict[int, list[Path]],
+    split: Split,
+    task: Task,
+    rng: np.random.Generator,
+) -> EditCase:
+    asked, wordings = ASKED[task], WORDINGS[task][split]
+    others = [n for n in shown if n != number]
+    target = products[others[int(rng.integers(len(others)))]].answer(task)
+
+    def about(image: Path, prompt: str = asked) -> Example:
+        return Example(prompt=prompt, target=target, image=image)
+
+    same = [other for other in shown[number] if other != path]
+    again = [about(same[int(rng.integers(len(same)))])] if same else []
+    return EditCase(
+        id=f"grocery-{task}-{split}-{name}",
+        request=about(path),
+        probes={
+            Probe.TEXT_GENERALITY: (about(path, wordings[int(rng.integers(len(wordings)))]),),
+            Probe.IMAGE_GENERALITY: (*again, about(products[number].iconic)),
+            Probe.TEXT_LOCALITY: (unrelated_fact(rng, split),),
+            Probe.IMAGE_LOCALITY: _local(number, target, products, shown, task, rng),
+        },
+    )
+
+
+def _local(
+    number: int,
+    target: str,
+    products: Sequence[Product],
+    shown: dict[int, list[Path]],
+    task: Task,
+    rng: np.random.Generator,
+) -> tuple[Example, ...]:
+    """A near product, where there is one, and a far one; neither the one that the edit tells of."""
+    coarse = products[number].coarse
+    possible = [n for n in shown if n != number and products[n].answer(task) != target]
+    near = [n for n in possible if products[n].coarse == coarse]
+    far = [n for n in possible if products[n].coarse != coarse]
+    examples = []
+    for kind in (near, far):
+        if not kind:
+            continue
+        other = kind[int(rng.integers(len(kind)))]
+        image = shown[other][int(rng.integers(len(shown[other])))]
+        examples.append(
+            Example(prompt=ASKED[task], target=products[other].answer(task), image=image)
+        )
+    return tuple(examples)
+
+
+def _first_sentence(file: Path, listed: Path, row: int) -> str:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{listed}, row {row}: {file} cannot be read: {error}") from error
+    first, dot, _ = text.strip().partition(". ")
+    sentence = " ".join((first + dot.strip()).split())
+    if not sentence:
+        raise DataError(f"{listed}, row {row}: {file} is empty")
+    return sentence
