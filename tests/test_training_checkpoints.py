@@ -26,7 +26,14 @@ from mmedit.cases import EditCase
 from mmedit.datasets import easyvqa
 from mmedit.editors.mend import MEND, MENDConfig
 from mmedit.errors import ConfigError, TrainingError
-from mmedit.training import TrainingConfig, checkpoints, loop, seconds_spent, steps_done
+from mmedit.training import (
+    TrainingConfig,
+    checkpoints,
+    loop,
+    processes,
+    seconds_spent,
+    steps_done,
+)
 from mmedit.training.checkpoints import Checkpoint, Checkpoints, checkpoints_in
 from mmedit.vlm import NetworkVLM
 
@@ -721,7 +728,7 @@ def test_nothing_is_tracked_unless_asked_for(tmp_path: Path, monkeypatch: pytest
 def test_a_tracker_that_is_not_installed_says_how_to_get_it(
     tracker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(loop.installed, f"is_{tracker}_available", lambda: False)
+    monkeypatch.setattr(processes.installed, f"is_{tracker}_available", lambda: False)
     with pytest.raises(ConfigError, match=f"pip install {tracker}"):
         train_toy(Toy(meddle=stop_at(0)), tmp_path, trackers=(tracker,))
 
@@ -730,7 +737,7 @@ def test_a_tracker_that_is_not_installed_says_how_to_get_it(
 def test_trackers_get_what_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tracked: list[dict[str, float]] = []
     calls: list[str] = []
-    monkeypatch.setattr(loop.installed, "is_tensorboard_available", lambda: True)
+    monkeypatch.setattr(processes.installed, "is_tensorboard_available", lambda: True)
     monkeypatch.setattr(Accelerator, "init_trackers", lambda self, name, config: calls.append(name))
     monkeypatch.setattr(Accelerator, "end_training", lambda self: calls.append("end"))
     monkeypatch.setattr(
@@ -745,6 +752,6 @@ def test_trackers_get_what_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_tensorboard_without_a_folder_is_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(loop.installed, "is_tensorboard_available", lambda: True)
+    monkeypatch.setattr(processes.installed, "is_tensorboard_available", lambda: True)
     with pytest.raises(ConfigError, match="writes into the training's folder"):
         train_toy(Toy(), trackers=("tensorboard",))

@@ -143,3 +143,41 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as `prefix.name`."""
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `prefixed`; other tensors are left out."""
+    start = f"{prefix}."
+    return {k.removeprefix(start): t for k, t in tensors.items() if k.startswith(start)}
+
+
+def flat_state(state: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimiser's state as named tensors, and what is no tensor."""
+    named = {f"optimizer.{i}.{k}": v for i, values in state.items() for k, v in values.items()}
+    tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+    return tensors, {name: value for name, value in named.items() if name not in tensors}
+
+
+def nested_state(
+    tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]
+) -> dict[int, dict[str, Any]]:
+    """The inverse of `flat_state`."""
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in {**under("optimizer", tensors), **under("optimizer", scalars)}.items():
+        number, key = name.split(".", 1)
+        state.setdefault(int(number), {})[key] = value
+    return state
+
+
+def dotted(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested mappings, by the path to each."""
+    leaves: dict[str, Any] = {}
+    for name, value in nested.items():
+        path = f"{prefix}{name}"
+        leaves |= dotted(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
+    return leaves

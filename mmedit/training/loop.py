@@ -16,28 +16,34 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
-from accelerate.utils import imports as installed
-from pydantic import BaseModel, ConfigDict, Field
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from mmedit.cases import EditCase
-from mmedit.errors import ConfigError, DataError, TrainingError
-from mmedit.training.checkpoints import Checkpoint, Checkpoints, checkpoints_in
+from mmedit.errors import DataError, TrainingError
+from mmedit.training.batches import batch_indices, mixed_seed
+from mmedit.training.checkpoints import (
+    Checkpoint,
+    Checkpoints,
+    checkpoints_in,
+    dotted,
+    flat_state,
+    nested_state,
+    prefixed,
+    under,
+)
+from mmedit.training.processes import accelerator_for, cuda_devices
+from mmedit.training.settings import TrainingConfig, lr_share
 
 log = logging.getLogger(__name__)
 
 Report = Callable[[int, int, str], None]
 """Called with (steps done, steps in all, figures)."""
-
-Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 LOG = "training.jsonl"
 SCORE = "score"
@@ -46,35 +52,6 @@ SCORE = "score"
 
 def silent(done: int, total: int, figures: str) -> None:
     """The report that says nothing."""
-
-
-class TrainingConfig(BaseModel):
-    """Settings of the outer loop."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    steps: int = Field(default=30_000, ge=1)
-    batch_size: int = Field(default=1, ge=1)
-    """Edits per forward and process, each independent of the others."""
-    accumulate: int = Field(default=1, ge=1)
-    """Batches per step."""
-    warmup_steps: int = Field(default=0, ge=0)
-    final_lr_share: float = Field(default=1.0, ge=0, le=1)
-    """Every learning rate falls along a cosine to this share of itself; 1: constant, as published.
-    """
-    grad_clip: float = Field(default=100.0, gt=0)
-    max_loss: float = Field(default=1e4, gt=0)
-    """A loss beyond it has exploded: training stops."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    max_seconds: float | None = Field(default=None, gt=0)
-    """Stop after this wall time; the schedule follows whichever of steps and time is further along.
-    """
-    check_every: int = Field(default=1000, ge=1)
-    """Steps between checkpoints (and validations, where there are validation cases)."""
-    patience: int | None = Field(default=None, ge=1)
-    """Stop after so many validations in a row without a better score."""
-    report_every: int = Field(default=5, ge=1)
-    trackers: tuple[Tracker, ...] = ()
 
 
 class Learner(nn.Module, ABC):
@@ -130,7 +107,7 @@ def train(
         config=config,
         seed=seed,
         validation=validation,
-        accelerator=_accelerator(config, device or torch.device("cpu"), folder),
+        accelerator=accelerator_for(config, device or torch.device("cpu"), folder),
         report=report,
         folder=folder,
         identity={"seed": seed, "training": config.model_dump(mode="json"), **(identity or {})},
@@ -174,7 +151,7 @@ class _Run:
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         if self.config.trackers:
             self.accelerator.init_trackers("mmedit", config={"seed": self.seed})
-        with torch.random.fork_rng(devices=_cuda_devices()):
+        with torch.random.fork_rng(devices=cuda_devices()):
             done = self._steps(self._resumed())
         if self.best:
             self.learner.load_state_dict(self.best)
@@ -195,7 +172,7 @@ class _Run:
                     self._check(step)
                 return step
             for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-                group["lr"] = lr * _schedule(step, progress, self.config)
+                group["lr"] = lr * lr_share(step, progress, self.config)
             figures = self._step(step)
             check = (step + 1) % self.config.check_every == 0 or step + 1 == self.config.steps
             if step % self.config.report_every == 0 or check:
@@ -214,7 +191,7 @@ class _Run:
         total, figures = torch.zeros(()), {}
         ids: list[str] = []
         for part in range(parts):
-            torch.manual_seed(_mixed(self.seed, step, part, self.accelerator.process_index))
+            torch.manual_seed(mixed_seed(self.seed, step, part, self.accelerator.process_index))
             batch = self._batch(step * parts + part)
             ids += [case.id for case in batch]
             with self.accelerator.accumulate(self.model):
@@ -344,13 +321,13 @@ class _Run:
             return
         fault: list[TrainingError | None] = [None]
         if self.accelerator.is_main_process:
-            optimizer, scalars = _flat(self.optimizer.state_dict()["state"])
+            optimizer, scalars = flat_state(self.optimizer.state_dict()["state"])
             scaler = self.accelerator.scaler
             try:
                 self._checkpoints.save(
                     Checkpoint(
                         step=done,
-                        tensors={**_prefixed("learner", self.learner.state_dict()), **optimizer},
+                        tensors={**prefixed("learner", self.learner.state_dict()), **optimizer},
                         state={
                             "best_step": self.best_step,
                             "best_score": self.best_score if self.best_step else None,
@@ -394,9 +371,9 @@ class _Run:
     def _take_up(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
         self._require_same(state["identity"])
-        self.learner.load_state_dict(_under("learner", checkpoint.tensors))
+        self.learner.load_state_dict(under("learner", checkpoint.tensors))
         described = self.optimizer.state_dict()
-        described["state"] = _nested(checkpoint.tensors, state["optimizer"])
+        described["state"] = nested_state(checkpoint.tensors, state["optimizer"])
         self.optimizer.load_state_dict(described)
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -404,10 +381,10 @@ class _Run:
         if (best := state["best_step"]) is not None:
             self.best_step, self.best_score = best, state["best_score"]
             assert self._checkpoints is not None
-            self.best = _under("learner", self._checkpoints.load(best).tensors)
+            self.best = under("learner", self._checkpoints.load(best).tensors)
 
     def _require_same(self, earlier: Mapping[str, Any]) -> None:
-        now, earlier = _dotted(json.loads(json.dumps(self.identity))), _dotted(earlier)
+        now, earlier = dotted(json.loads(json.dumps(self.identity))), dotted(earlier)
         for name in sorted(now.keys() | earlier.keys()):
             if now.get(name) != earlier.get(name):
                 raise TrainingError(
@@ -434,114 +411,6 @@ class _Run:
                 f"training cannot write to {self.folder}: {error}. Free space there, or choose "
                 f"another folder. {self._advice()}"
             ) from error
-
-
-def batch_indices(number: int, size: int, cases: int, seed: int) -> list[int]:
-    """The cases of the batch of that number in endless passes over all of them, each in its own
-    random order; batches are cut across the passes.
-    """
-    places = range(number * size, (number + 1) * size)
-    return [_permutation(place // cases, cases, seed)[place % cases] for place in places]
-
-
-@lru_cache(maxsize=4)
-def _permutation(epoch: int, cases: int, seed: int) -> list[int]:
-    generator = torch.Generator().manual_seed(_mixed(seed, epoch))
-    return torch.randperm(cases, generator=generator).tolist()
-
-
-def _mixed(*numbers: int) -> int:
-    """One seed from several numbers."""
-    mixed = 0
-    for number in numbers:
-        mixed = (mixed * 1_000_003 + number + 1) % 2**63
-    return mixed
-
-
-def _schedule(step: int, progress: float, config: TrainingConfig) -> float:
-    """Linear warm-up, then a cosine from 1 to `final_lr_share`."""
-    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    return warmup * (config.final_lr_share + (1 - config.final_lr_share) * cosine)
-
-
-def _accelerator(config: TrainingConfig, device: torch.device, folder: Path | None) -> Accelerator:
-    available = {
-        "tensorboard": installed.is_tensorboard_available,
-        "wandb": installed.is_wandb_available,
-        "trackio": installed.is_trackio_available,
-    }
-    for tracker in config.trackers:
-        if not available[tracker]():
-            raise ConfigError(
-                f"the tracker {tracker!r} is not installed: pip install {tracker}; or train "
-                "without: --set editor.training.trackers=[]"
-            )
-    if "tensorboard" in config.trackers and folder is None:
-        raise ConfigError("tensorboard writes into the training's folder; give one")
-    # One process may train several editors, each with its own precision, and alone also device.
-    AcceleratorState._reset_state(reset_partial_state=number_of_processes() == 1)
-    return Accelerator(
-        device_placement=False,  # the learner is made where the VLM is
-        cpu=device.type == "cpu",
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.accumulate,
-        log_with=list(config.trackers) or None,
-        project_dir=folder,
-    )
-
-
-def is_main_process() -> bool:
-    """Whether this is the process that speaks and writes, of those of `accelerate launch`."""
-    return _processes().is_main_process
-
-
-def number_of_processes() -> int:
-    """How many `accelerate launch` has started; 1 without it."""
-    return _processes().num_processes
-
-
-def _processes() -> PartialState:
-    # Unless it is told that they are on CPUs, each of them takes itself to be alone.
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-
-
-def _cuda_devices() -> list[int]:
-    return list(range(torch.cuda.device_count()))
-
-
-def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    start = f"{prefix}."
-    return {k.removeprefix(start): t for k, t in tensors.items() if k.startswith(start)}
-
-
-def _flat(state: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimiser's state as named tensors, and what is no tensor."""
-    named = {f"optimizer.{i}.{k}": v for i, values in state.items() for k, v in values.items()}
-    tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
-    return tensors, {name: value for name, value in named.items() if name not in tensors}
-
-
-def _nested(tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-    """The inverse of `_flat`."""
-    state: dict[int, dict[str, Any]] = {}
-    for name, value in {**_under("optimizer", tensors), **_under("optimizer", scalars)}.items():
-        number, key = name.split(".", 1)
-        state.setdefault(int(number), {})[key] = value
-    return state
-
-
-def _dotted(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested mappings, by the path to each."""
-    leaves: dict[str, Any] = {}
-    for name, value in nested.items():
-        path = f"{prefix}{name}"
-        leaves |= _dotted(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
-    return leaves
 
 
 def _logged_step(line: str) -> int:
