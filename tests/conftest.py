@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jaxtyping
 import pytest
+from command_line import Mmedit, Result
 
 if TYPE_CHECKING:
     from mmedit.vlm import NetworkVLM
@@ -16,6 +18,25 @@ TYPES_CHECKED = tuple(
 
 # Before mmedit is first imported: who calls it from now on is held to the shapes it asks for.
 jaxtyping.install_import_hook(TYPES_CHECKED, "typechecker.check")
+
+
+@pytest.fixture
+def mmedit_(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Mmedit:
+    """Runs the command line in this process, on a wide terminal."""
+    from mmedit import cli
+
+    def call(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["mmedit", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        shown = capsys.readouterr()
+        return Result(code, " ".join(shown.out.split()), " ".join(shown.err.split()))
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -19,29 +19,6 @@ VQA, CAPTION = RESULTS / "embedded-vqa", RESULTS / "embedded-caption"
 PICTURE = str(load_pictures("test")[0].path)
 
 
-class Result:
-    """How a command ended."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def mmedit_(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    def call(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["mmedit", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        shown = capsys.readouterr()
-        return Result(code, " ".join(shown.out.split()), " ".join(shown.err.split()))
-
-    return call
-
-
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch):
     def load(*args: object, **kwargs: object) -> None:

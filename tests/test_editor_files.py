@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +19,6 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
-from mmedit import cli
 from mmedit.cases import EditCase
 from mmedit.config import load_editor
 from mmedit.datasets import easyvqa
@@ -412,31 +410,6 @@ def test_a_card_that_cannot_be_written_is_one_message(hub: Hub, folder: Path):
 
 
 # The command line
-
-
-class Result:
-    """How a command ended."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def mmedit_(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Result]:
-    def call(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["mmedit", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        shown = capsys.readouterr()
-        return Result(code, " ".join(shown.out.split()), " ".join(shown.err.split()))
-
-    return call
 
 
 def test_push_then_edit_with_the_editor_from_the_hub(mmedit_, hub: Hub, folder: Path):
