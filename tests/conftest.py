@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ TYPES_CHECKED = tuple(
 )
 """Where tensors are. Not `editors`: beartype cannot check the `Self` of `Editor.load`."""
 
+# Before torch is first imported: there is a test process for every core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before mmedit is first imported: who calls it from now on is held to the shapes it asks for.
 jaxtyping.install_import_hook(TYPES_CHECKED, "typechecker.check")
 

@@ -130,21 +130,26 @@ def test_fit_then_edit_with_the_fitted_editor(mmedit_, tmp_path):
     assert "its settings are fixed" in changed.err
 
 
+BENCH = ("bench", "--editor", "ft", "--limit", "3")
+
+
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("run") / "ft"
+    """What `BENCH` writes."""
+    folder = tmp_path_factory.mktemp("run") / "ft"
+    cli.app([*BENCH, "--out", str(folder)], standalone_mode=False)
+    return folder
 
 
 def test_bench_writes_records_and_tables_and_continues(mmedit_, run_folder):
-    command = ("bench", "--editor", "ft", "--limit", "3", "--out", run_folder)
-    shown = mmedit_(*command)
-    assert shown.code == 0
-    assert "FT-M" in shown.out
+    command = (*BENCH, "--out", run_folder)
     files = {file.name for file in run_folder.iterdir()}
     assert files >= {"records.jsonl", "manifest.json", "table.md", "table.tex"}
     before = (run_folder / "records.jsonl").read_bytes()
     again = mmedit_(*command)
+    assert again.code == 0
     assert "continuing the run" in again.err
+    assert "FT-M" in again.out
     assert (run_folder / "records.jsonl").read_bytes() == before
     refused = mmedit_(*command[:3], "--limit", "2", "--out", run_folder)
     assert refused.code == 2
@@ -229,8 +234,8 @@ def test_a_bad_line_of_records_is_named(mmedit_, run_folder, tmp_path):
 
 
 def test_demo_runs_end_to_end_and_writes_a_report(mmedit_, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "DEMO_EDITORS", ("ft-l", "ft"))
-    monkeypatch.setattr(cli, "DEMO_SHOWN", "FT-M")
+    monkeypatch.setattr(cli.bench, "DEMO_EDITORS", ("ft-l", "ft"))
+    monkeypatch.setattr(cli.bench, "DEMO_SHOWN", "FT-M")
     shown = mmedit_("demo", "--edits", "3", "--out", tmp_path / "demo")
     assert shown.code == 0
     assert "try next" in shown.out

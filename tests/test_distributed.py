@@ -21,6 +21,8 @@ from mmedit import cli
 from mmedit.errors import TrainingError
 from mmedit.training import steps_done
 
+pytestmark = pytest.mark.xdist_group("processes")  # one launch at a time
+
 TESTS = Path(__file__).parent
 SECONDS = 60
 """Longer is a hang."""

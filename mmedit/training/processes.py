@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -55,7 +57,16 @@ def number_of_processes() -> int:
 
 def _processes() -> PartialState:
     # Unless it is told that they are on CPUs, each of them takes itself to be alone.
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    if state.num_processes > 1:
+        _leave_together()
+    return state
+
+
+@cache
+def _leave_together() -> None:
+    """Once: gloo's threads abort a process that ends while they run."""
+    atexit.register(lambda: PartialState().destroy_process_group())
 
 
 def cuda_devices() -> list[int]:

@@ -1,0 +1,34 @@
+"""The command line: the only package that prints. Every command stands in the file of its kind."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from rich.markup import escape
+
+from mmedit.cli import bench, data, edit, models, tables
+from mmedit.cli.console import app, err, out
+from mmedit.errors import MmeditError
+
+# torch and transformers take seconds to import: each command imports what it needs.
+
+
+def main() -> None:
+    """Run the command line: errors raised on purpose are one message and exit code 2."""
+    if int(os.environ.get("RANK", "0")):  # of `accelerate launch`: one process speaks for all
+        out.quiet = err.quiet = True
+    try:
+        app()
+    except MmeditError as error:
+        err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print(
+            "stopped; what was finished is kept, and the same command (of fit: with --resume) "
+            "continues from there"
+        )
+        sys.exit(130)
+
+
+__all__ = ["app", "bench", "data", "edit", "err", "main", "models", "out", "tables"]

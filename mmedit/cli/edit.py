@@ -1,0 +1,206 @@
+"""One edit; training an editor, and sharing it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmedit.cli.console import (
+    DatasetOption,
+    EditorOption,
+    SeedOption,
+    SetOption,
+    VlmOption,
+    app,
+    err,
+    out,
+)
+from mmedit.terminal import answers_view, progress
+
+if TYPE_CHECKING:
+    from mmedit.bench.runs import TrainingCases
+    from mmedit.editors import Editor
+    from mmedit.vlm import VLM
+
+
+@app.command()
+def edit(
+    prompt: Annotated[str, typer.Option(help="What is asked, word for word.")],
+    target: Annotated[str, typer.Option(help="The answer the VLM shall give from now on.")],
+    image: Annotated[
+        Path | None, typer.Option(help="The image that the question is about.")
+    ] = None,
+    vlm: VlmOption = "embedded",
+    editor: EditorOption = "ft",
+    dataset: DatasetOption = "easyvqa",
+    settings: SetOption = None,
+    seed: SeedOption = 0,
+) -> None:
+    """Make one edit and print the answer before and after, and what it did to three unrelated
+    questions.
+    """
+    from mmedit.cases import Example, Probe
+    from mmedit.config import load_cases, load_editor, load_vlm_file
+    from mmedit.images import open_image
+
+    overrides = settings or []
+    request = Example(
+        prompt=prompt, target=target, image=open_image(image) if image is not None else None
+    )
+    vlm_file = load_vlm_file(vlm, overrides)
+    label, method = load_editor(editor, vlm, overrides)
+    cases = load_cases(dataset, "test", limit=2, seed=seed, overrides=overrides)
+    unrelated = [
+        cases[0].probes[Probe.TEXT_LOCALITY][0],
+        cases[0].probes[Probe.IMAGE_LOCALITY][0],
+        cases[1].probes[Probe.IMAGE_LOCALITY][0],
+    ]
+    loaded = load_vlm(vlm_file)
+    if method.needs_fit and not method.is_fitted:
+        _fit(label, method, loaded, training_cases_of(dataset, None, seed, overrides), seed)
+    begun = time.perf_counter()
+    edited = method.apply(loaded, [request])
+    seconds = time.perf_counter() - begun
+    asked, room = [request, *unrelated], vlm_file.max_new_tokens
+    before = loaded.generate(asked, max_new_tokens=room)
+    out.print(answers_view(label, asked, before, edited.generate(asked, max_new_tokens=room)))
+    out.print(
+        f"\n{label} took {seconds:.2f} s. The VLM itself is unchanged; the edit lives in the copy "
+        "that was asked."
+    )
+
+
+@app.command()
+def fit(
+    out_folder: Annotated[Path, typer.Option("--out", help="Where the fitted editor goes.")],
+    vlm: VlmOption = "embedded",
+    editor: EditorOption = "mend",
+    dataset: DatasetOption = "easyvqa",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many training cases.")
+    ] = None,
+    validation: Annotated[
+        int,
+        typer.Option(min=0, help="Training cases kept aside to choose the best checkpoint by."),
+    ] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")
+    ] = False,
+    settings: SetOption = None,
+    seed: SeedOption = 0,
+) -> None:
+    """Train an editor that learns, and save it: then `mmedit bench --editor DIR`. Also under
+    `accelerate launch -m mmedit fit ...`.
+    """
+    from mmedit.bench.records import make_folder
+    from mmedit.config import check_cases, load_editor, load_vlm_file
+    from mmedit.errors import ConfigError
+    from mmedit.training import (
+        is_main_process,
+        number_of_processes,
+        seconds_spent,
+        steps_done,
+    )
+
+    overrides = settings or []
+    vlm_file = load_vlm_file(vlm, overrides)
+    label, method = load_editor(editor, vlm, overrides)
+    if not method.needs_fit:
+        raise ConfigError(
+            f"{editor} has nothing to learn; use it directly: mmedit bench --editor {editor}"
+        )
+    if method.is_fitted:
+        raise ConfigError(f"{editor} is a fitted editor already; name a method to fit anew")
+    done = steps_done(out_folder)
+    if done and not resume:
+        raise ConfigError(
+            f"{out_folder} holds a training of {done} steps; go on from there with --resume, or "
+            "choose another --out"
+        )
+    if resume and not done:
+        err.print(f"{out_folder} holds no checkpoint: training starts from the beginning")
+    check_cases(dataset, overrides)
+    make_folder(out_folder)
+    loaded = load_vlm(vlm_file)
+    earlier = seconds_spent(out_folder)
+    cases = training_cases_of(dataset, limit, seed, overrides)
+    number, seconds = _fit(label, method, loaded, cases, seed, validation, out_folder)
+    if is_main_process():
+        method.save(out_folder)
+    spent = f"{earlier + seconds:.0f} s" + (f" (from step {done})" if done else "")
+    together = f" by {number_of_processes()} processes" if number_of_processes() > 1 else ""
+    out.print(f"{label} was fitted on {number} cases{together} in {spent} -> {out_folder}")
+    out.print(
+        f"next: mmedit bench --vlm {vlm} --editor {out_folder} --dataset {dataset} --out runs/x"
+    )
+
+
+@app.command()
+def push(
+    editor: Annotated[Path, typer.Argument(help="A fitted editor's folder.")],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="On the hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Only you can see it.")] = False,
+) -> None:
+    """Share a fitted editor on the Hugging Face hub; `--editor OWNER/NAME` then fetches it."""
+    from mmedit.editors.files import push as upload
+
+    out.print(f"pushed: {upload(editor, repository, private=private)}", soft_wrap=True)
+
+
+def load_vlm(vlm_file: Any) -> VLM:
+    """The VLM of a file of settings, without bars of its own."""
+    import transformers
+
+    from mmedit.config import load_vlm_of
+
+    transformers.utils.logging.disable_progress_bar()
+    with err.status("loading the VLM"):
+        return load_vlm_of(vlm_file)
+
+
+def training_cases_of(
+    dataset: str, limit: int | None, seed: int, overrides: Sequence[str]
+) -> TrainingCases:
+    """Reads the training cases when they are wanted."""
+    from mmedit.config import load_cases
+
+    return lambda report: load_cases(
+        dataset, "train", limit=limit, seed=seed, overrides=overrides, report=report
+    )
+
+
+def _fit(
+    label: str,
+    editor: Editor,
+    vlm: VLM,
+    training_cases: TrainingCases,
+    seed: int,
+    validation: int = 0,
+    folder: Path | None = None,
+) -> tuple[int, float]:
+    """Number of cases, and seconds of fitting. The last `validation` cases are kept aside."""
+    from mmedit.errors import ConfigError
+
+    with progress(err) as report:
+        cases = training_cases(
+            lambda done, total: report("reading training cases", done, total, "")
+        )
+        if validation >= len(cases):
+            raise ConfigError(
+                f"--validation {validation} leaves none of the {len(cases)} cases for training"
+            )
+        trained_on = len(cases) - validation
+        begun = time.perf_counter()
+        editor.fit(
+            vlm,
+            cases[:trained_on],
+            validation=cases[trained_on:],
+            seed=seed,
+            report=lambda done, total, figures: report(f"fitting {label}", done, total, figures),
+            folder=folder,
+        )
+    return trained_on, time.perf_counter() - begun
