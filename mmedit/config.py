@@ -21,6 +21,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from mmedit import vlm
 from mmedit.adapters import Adapter, Stage
+from mmedit.bench.modes import MODES, Mode
 from mmedit.bench.speech import SpeechSettings
 from mmedit.cases import EditCase
 from mmedit.datasets import DATASETS
@@ -33,7 +34,7 @@ from mmedit.folders import config_folder, is_hub_id
 from mmedit.vlm import DeviceMap, NetworkVLM, Quantization, resolve_vlm
 
 Kind = Literal["vlm", "editor", "dataset"]
-PARTS = ("vlm", "editor", "dataset", "speech")
+PARTS = ("vlm", "editor", "dataset", "speech", "mode")
 """What `--set PART.KEY=VALUE` may change."""
 Settings = dict[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
@@ -85,6 +86,51 @@ class DatasetFile(_Strict):
 
     loader: str
     settings: Settings = {}
+
+
+class Block(_Strict):
+    """One run of a table: editors by rows, on one dataset."""
+
+    vlm: str = "embedded"
+    dataset: str = "easyvqa"
+    editors: Annotated[tuple[str, ...], Field(min_length=1)] = ()
+    mode: str = "independent"
+    limit: int | None = Field(default=None, ge=1)
+    settings: tuple[str, ...] = ()
+    """As after `--set`; those of the command line come last."""
+    title: str = ""
+    published: str | None = None
+    """A table of configs/published, where it is another than the whole table's."""
+    published_model: str | None = None
+    published_dataset: str | None = None
+
+
+class TableFile(_Strict):
+    """`configs/table/*.yaml`."""
+
+    editors: tuple[str, ...] = ()
+    """Of the blocks that name none."""
+    published: str | None = None
+    blocks: Annotated[dict[str, Settings], Field(min_length=1)]
+
+    def named_blocks(self) -> dict[str, Block]:
+        """By name, which is their folder's. Raises ConfigError."""
+        made = {}
+        for name, written in self.blocks.items():
+            if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
+                raise ConfigError(f"block {name!r}: a name that can be a folder's was wanted")
+            settings = {"editors": self.editors, **written}
+            made[name] = _validate(Block, settings, f"block {name}")
+        return made
+
+
+def load_table(name: str) -> tuple[str, TableFile]:
+    """A table by name, or by the path of its file: its name, and what it says."""
+    known = {file.stem: file for file in (config_folder() / "table").glob("*.yaml")}
+    path = known.get(name) or Path(name)
+    if not path.is_file():
+        raise UnknownNameError("table (nor file)", name, known)
+    return path.stem, _validate(TableFile, _read_yaml(path), str(path))
 
 
 def names(kind: Kind) -> list[str]:
@@ -234,6 +280,13 @@ def load_speech(overrides: Sequence[str]) -> SpeechSettings:
     return _validate(SpeechSettings, _overridden({}, "speech", overrides), "speech")
 
 
+def load_mode(kind: str, overrides: Sequence[str] = ()) -> Mode:
+    """In what order edits are made: a name of `MODES`, with its settings."""
+    if kind not in MODES:
+        raise UnknownNameError("mode", kind, MODES)
+    return _validate(MODES[kind], _overridden({}, "mode", overrides), f"mode {kind}")
+
+
 def check_overrides(overrides: Sequence[str]) -> None:
     """Every `--set` must be `part.key=value` with a part of `PARTS`."""
     for override in overrides:
@@ -276,7 +329,10 @@ def _expanded(pattern: str) -> list[str]:
 def _read(kind: Kind, name: str) -> Settings:
     if name not in names(kind):
         raise UnknownNameError(kind, name, names(kind))
-    file = config_folder() / kind / f"{name}.yaml"
+    return _read_yaml(config_folder() / kind / f"{name}.yaml")
+
+
+def _read_yaml(file: Path) -> Settings:
     try:
         written = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

@@ -120,8 +120,8 @@ class Dense(Delta):
 
 @dataclass(frozen=True, eq=False)
 class Sum(Delta):
-    """Deltas that cannot be merged into one without cost: of two kinds, or one per edit and one for
-    all.
+    """Deltas that cannot be merged into one without cost: separate ones of two kinds, or one per
+    edit and one for all.
     """
 
     parts: tuple[Delta, ...]
@@ -165,8 +165,8 @@ KINDS: dict[str, type[LowRank] | type[Dense]] = {"low_rank": LowRank, "dense": D
 
 
 def compose(first: Delta, second: Delta) -> Delta:
-    """Both deltas at once; of the same kind and edits axis they merge, so that a long sequence
-    stays one delta.
+    """Both deltas at once. Those that hold for every row become one whose cost does not grow with
+    their number; separate ones merge where they are of the same kind.
     """
     if first.shape != second.shape:
         raise SiteError(f"deltas of shapes {first.shape} and {second.shape} cannot act at one site")
@@ -190,12 +190,19 @@ def _merge(first: Delta, second: Delta) -> Delta | None:
     if first.edits != second.edits:
         return None
     if isinstance(first, LowRank) and isinstance(second, LowRank):
-        return LowRank(
+        joined = LowRank(
             torch.cat([first.u, second.u], dim=-2), torch.cat([first.v, second.v], dim=-2)
         )
-    if isinstance(first, Dense) and isinstance(second, Dense):
-        return Dense(first.change + second.change)
+        return joined if joined.edits is not None else _cheapest(joined)
+    if first.edits is None or (isinstance(first, Dense) and isinstance(second, Dense)):
+        return Dense(first.weight() + second.weight())
     return None
+
+
+def _cheapest(delta: LowRank) -> Delta:
+    """The same as one matrix where that is fewer numbers."""
+    (out, in_), rank = delta.shape, delta.u.shape[-2]
+    return Dense(delta.weight()) if rank * (out + in_) > out * in_ else delta
 
 
 def compose_all(first: Mapping[str, Delta], second: Mapping[str, Delta]) -> dict[str, Delta]:
@@ -204,10 +211,10 @@ def compose_all(first: Mapping[str, Delta], second: Mapping[str, Delta]) -> dict
     return {**first, **second, **both}
 
 
-def together(separate: Mapping[str, LowRank]) -> dict[str, LowRank]:
+def together(separate: Mapping[str, LowRank]) -> dict[str, Delta]:
     """Separate edits as one that holds for every row: the sum of all."""
     return {
-        site: LowRank(u=delta.u.flatten(0, -2), v=delta.v.flatten(0, -2))
+        site: _cheapest(LowRank(u=delta.u.flatten(0, -2), v=delta.v.flatten(0, -2)))
         for site, delta in separate.items()
     }
 
@@ -290,10 +297,10 @@ def save_deltas(path: Path, deltas: Mapping[str, Delta]) -> None:
     save_file(tensors, path)
 
 
-def load_deltas(path: Path) -> dict[str, Delta]:
+def load_deltas(path: Path, device: str | torch.device = "cpu") -> dict[str, Delta]:
     """The inverse of `save_deltas`."""
     groups: dict[tuple[str, str], dict[str, Tensor]] = {}
-    for key, tensor in load_file(path).items():
+    for key, tensor in load_file(path, device=str(device)).items():
         site, kind, name = _split_key(path, key)
         groups.setdefault((site, kind), {})[name] = tensor
     return {site: _build(path, kind, tensors) for (site, kind), tensors in groups.items()}

@@ -42,6 +42,11 @@ class TensorCache:
         self._disk_bytes = disk_bytes
 
     @property
+    def bytes_used(self) -> int:
+        """What the tensors in memory take."""
+        return self._used
+
+    @property
     def on_disk(self) -> bool:
         """Whether tensors are kept in a directory, where other processes find them."""
         return self._directory is not None

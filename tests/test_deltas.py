@@ -24,6 +24,7 @@ from mmedit.deltas import (
     linear_at,
     load_deltas,
     save_deltas,
+    together,
 )
 from mmedit.errors import DataError, SiteError
 
@@ -162,20 +163,44 @@ def test_composing_adds_the_weights(first, second, edits):
     assert both.edits == (3 if 3 in edits else None)
 
 
-@one_or_many
-def test_a_long_sequence_of_edits_stays_one_delta_of_each_kind(edits):
-    total = dense(edits)
+def test_a_long_sequence_of_separate_edits_stays_one_delta_of_each_kind():
+    total = dense(3)
     for seed in range(4):
-        total = compose(compose(total, low_rank(edits, seed=seed)), dense(edits, seed=seed))
+        total = compose(compose(total, low_rank(3, seed=seed)), dense(3, seed=seed))
     assert isinstance(total, Sum)
     assert [type(part) for part in total.parts] == [Dense, LowRank]
     ranks = [part.u.shape[-2] for part in total.parts if isinstance(part, LowRank)]
     assert ranks == [8]
 
 
-@pytest.mark.parametrize("make", [low_rank, dense])
-def test_deltas_of_one_kind_merge_into_one(make):
-    assert type(compose(make(), make(seed=1))) is type(make())
+def test_a_long_sequence_of_edits_for_all_rows_costs_no_more_than_one_matrix():
+    total, wanted = low_rank(), low_rank().weight()
+    for seed in range(1, 30):
+        total = compose(total, low_rank(seed=seed))
+        wanted = wanted + low_rank(seed=seed).weight()
+        assert total.parameters <= OUT * IN
+    assert isinstance(total, Dense)
+    torch.testing.assert_close(total.weight(), wanted)
+
+
+def test_the_kinds_merge_where_they_hold_for_all_rows():
+    both = compose(low_rank(), dense(seed=1))
+    assert isinstance(both, Dense)
+    torch.testing.assert_close(both.weight(), low_rank().weight() + dense(seed=1).weight())
+
+
+def test_low_rank_deltas_stay_low_rank_while_that_is_cheaper():
+    wide = (40, 60)
+    joined = compose(low_rank(None, wide), low_rank(None, wide, seed=1))
+    assert isinstance(joined, LowRank)
+    assert joined.u.shape[-2] == 4
+
+
+def test_many_edits_made_together_are_one_matrix():
+    separate = {"a": low_rank(20)}
+    [delta] = together(separate).values()
+    assert isinstance(delta, Dense)
+    torch.testing.assert_close(delta.weight(), separate["a"].weight().sum(0))
 
 
 def test_sites_are_composed_one_by_one():

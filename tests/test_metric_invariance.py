@@ -59,7 +59,13 @@ def measured(
     return [
         record
         for batch in batches
-        for record in measure(base, edited, probe, batch, max_new_tokens=NEW_TOKENS, speech=speech)
+        for record in measure(
+            base,
+            edited,
+            [(probe, example) for example in batch],
+            max_new_tokens=NEW_TOKENS,
+            speech=speech,
+        )
     ]
 
 

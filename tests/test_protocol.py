@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from mmedit.bench.protocol import BaseOutputs, NoEdit, evaluate
+from mmedit.bench.protocol import BaseOutputs, Meter, NoEdit, evaluate
 from mmedit.bench.records import Record
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.datasets import easyvqa
@@ -113,12 +113,31 @@ def test_the_vision_tower_sees_each_distinct_image_once_in_a_whole_run(vlm, case
     assert sum(calls) == len(distinct)
 
 
-def test_an_evaluation_costs_one_edited_forward_per_probe_and_batch(vlm, cases):
+def test_an_evaluation_costs_one_edited_forward_per_probe_and_full_batch(vlm, cases):
     base = BaseOutputs.of(vlm)
     run(vlm, NoEdit(), cases, base=base)
     with rows_through(vlm.adapter.network.language_model) as calls:
         run(vlm, NoEdit(), cases, base=base, batch_size=4)
-    assert calls == [4] * 5 + [3] * 5
+    assert calls == [4] * 5 + [4] * 3 + [3]  # three cases have twelve examples with an image
+
+
+def test_the_examples_of_a_single_case_are_asked_in_two_forwards(vlm, cases):
+    base = BaseOutputs.of(vlm)
+    run(vlm, NoEdit(), cases[:1], base=base)
+    meter = Meter(base, name="x", rows=32)
+    with rows_through(vlm.adapter.network.language_model) as calls:
+        meter.independent(NoEdit(), cases[:1])
+    assert calls == [4, 1]
+
+
+def test_of_base_outputs_little_is_kept(vlm, cases):
+    """Logits of locality's answers alone: a large vocabulary would fill the memory else."""
+    base = BaseOutputs.of(vlm)
+    records = run(vlm, NoEdit(), cases, base=base)
+    local = [r.probes[probe][0] for r in records for probe in r.probes if probe.is_locality]
+    answers = sum(one.post.n_tokens for one in local)
+    vocabulary = vlm.frozen.vocabulary
+    assert base.cache.bytes_used < 4 * vocabulary * answers + 1024 * 5 * len(cases)
 
 
 def test_cases_may_lack_a_probe_or_ask_several_examples(vlm, cases):

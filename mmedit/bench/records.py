@@ -9,6 +9,7 @@ import os
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Literal, NamedTuple
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
@@ -91,11 +92,19 @@ class ProbeRecord(_Frozen):
     judge_post: JudgeTranscript | None = None
 
 
+Test = Literal["edit", "checkpoint", "gap", "ability"]
+"""When a case was asked: right after its edit, or in a sequence after further ones (at a
+checkpoint, where all edits so far are; a given number later), or of a case that stands for what the
+VLM can do beside its edits.
+"""
+
+
 class Record(_Frozen):
-    """One edit. `image` of the request (a path or content hash) is the cluster of the bootstrap.
+    """One edit, tested once. `image` of the request (a path or content hash) is the cluster of the
+    bootstrap.
 
     `peak_memory_bytes` is of this batch of edits on a GPU, of the whole process so far on a CPU;
-    `extra_parameters` is what the edit adds to the network.
+    `extra_parameters` is what the edits that the VLM held add to the network.
     """
 
     case_id: str
@@ -105,13 +114,35 @@ class Record(_Frozen):
     peak_memory_bytes: int
     extra_parameters: int | None = None
     seed: int
+    edits: int = 1
+    """How many edits the VLM held when it was asked."""
+    place: int = 1
+    """Which of them this one was, from 1; 0 for a case that was not edited (`ability`)."""
+    order: int = 0
+    """Which of a run's sequences."""
+    test: Test = "edit"
     probes: dict[Probe, tuple[ProbeRecord, ...]]
+
+    @property
+    def key(self) -> Key:
+        """What no two records of a run share."""
+        return Key(self.editor, self.order, self.test, self.edits, self.case_id)
 
     @property
     def cluster(self) -> str:
         """What the bootstrap resamples: the request's image, or the case where it has none."""
         requests = self.probes.get(Probe.RELIABILITY, ())
         return (requests[0].image if requests else None) or f"case {self.case_id}"
+
+
+class Key(NamedTuple):
+    """Which test of which edit a record tells of."""
+
+    editor: str
+    order: int
+    test: Test
+    edits: int
+    case_id: str
 
 
 class RunManifest(_Frozen):
@@ -136,16 +167,25 @@ class RunManifest(_Frozen):
 RUN = "run"
 """In a manifest's config, beside the editors' settings: what else decides the records."""
 LEFT_OUT = "left_out"
+MODE = "mode"
+"""There where the edits were not made each by itself."""
 
 
 def notes_of(manifest: RunManifest) -> list[str]:
     """What a table of the run must say beside its figures."""
     run = manifest.config.get(RUN)
-    left_out = run.get(LEFT_OUT) if isinstance(run, dict) else None
-    if not left_out:
-        return []
-    reasons = ", ".join(f"{reason}: {number:,}" for reason, number in sorted(left_out.items()))
-    return [f"Left out of {manifest.dataset}: {reasons}."]
+    settings: dict[str, Any] = run if isinstance(run, dict) else {}
+    notes = []
+    if left_out := settings.get(LEFT_OUT):
+        reasons = ", ".join(f"{why}: {number:,}" for why, number in sorted(left_out.items()))
+        notes.append(f"Left out of {manifest.dataset}: {reasons}.")
+    mode = settings.get(MODE, {})
+    if mode.get("kind") == "batch":
+        notes.append(f"Edits were made {mode['k']} at a time, and tested together.")
+    if mode.get("kind") == "sequential":
+        orders = f", in each of {mode['orders']} orders" if mode["orders"] > 1 else ""
+        notes.append(f"Edits were made one after another{orders}, and tested after the last one.")
+    return notes
 
 
 class RecordWriter:

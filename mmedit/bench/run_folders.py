@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmedit.bench.records import Record, notes_of, read_manifest, read_records
-from mmedit.bench.scores import by_editor, is_base
+from mmedit.bench.scores import all_by_editor, by_editor, is_base
 from mmedit.errors import DataError, UnknownNameError
 
 
@@ -46,11 +46,11 @@ class Method:
         return f"{self.editor} in {self.run}"
 
 
-def read_runs(paths: Iterable[Path]) -> Measured:
+def read_runs(paths: Iterable[Path], *, edits: int | None = None) -> Measured:
     """Read run folders. Where a label is taken by an earlier run, the row is called LABEL (RUN).
 
     The unedited model of a later run is left out where an earlier one measured it on the same
-    edits.
+    edits. `edits`: of sequences only what was tested after so many edits. Raises DataError.
     """
     records: list[Record] = []
     training_seconds: dict[str, float] = {}
@@ -61,7 +61,8 @@ def read_runs(paths: Iterable[Path]) -> Measured:
         manifest = read_manifest(path)
         notes |= dict.fromkeys(notes_of(manifest))
         made = (manifest.vlm, manifest.dataset, manifest.seed, manifest.limit)
-        for editor, found in by_editor(read_records(path)).items():
+        read = read_records(path)
+        for editor, found in all_by_editor(at_checkpoint(read, edits, path)).items():
             if is_base(editor) and made in bases:
                 continue
             label = f"{editor} ({path})" if editor in origins else editor
@@ -71,6 +72,21 @@ def read_runs(paths: Iterable[Path]) -> Measured:
                 training_seconds[label] = manifest.training_seconds[editor]
         bases.add(made)
     return Measured(records, training_seconds, origins, tuple(notes))
+
+
+def at_checkpoint(records: list[Record], edits: int | None, run: Path) -> list[Record]:
+    """The records without those of other checkpoints than that after so many edits; all, for None.
+
+    The unedited model keeps its answers to those edits. Raises DataError.
+    """
+    stops = {r.edits for r in records if r.test == "checkpoint" and not is_base(r.editor)}
+    if edits is None:
+        return records
+    if edits not in stops:
+        there = ", ".join(map(str, sorted(stops))) or "none, as it is no sequence"
+        raise DataError(f"{run} was not tested after {edits} edits; its checkpoints: {there}")
+    kept = [r for r in records if r.test != "checkpoint" or r.edits == edits or is_base(r.editor)]
+    return [r for r in kept if r.place <= edits or not is_base(r.editor)]
 
 
 def read_methods(argument: str) -> list[Method]:

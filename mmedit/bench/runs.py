@@ -1,27 +1,43 @@
 """A benchmark run in a directory: fit what must be fitted, measure every editor on every case,
-continue where it stopped.
+continue where it stopped. Under `accelerate launch` the processes share the jobs out; the main one
+writes.
 
-runs/x/manifest.json     what the run is: VLM, dataset, settings, versions
-runs/x/records.jsonl     one line per edit
+runs/x/manifest.json     what the run is: VLM, dataset, mode, settings, versions
+runs/x/records.jsonl     one line per edit and test
 runs/x/editors/LABEL/    editors fitted for this run
+runs/x/state/            the deltas of a sequence under way
 """
 
 from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
-from mmedit.bench.protocol import BaseOutputs, NoEdit, evaluate, image_name
+from mmedit.bench.modes import (
+    Independent,
+    Job,
+    Mode,
+    Past,
+    Snapshot,
+    jobs,
+    records_in,
+    require_sound,
+)
+from mmedit.bench.protocol import BaseOutputs, Meter, NoEdit, image_name
 from mmedit.bench.records import (
     LEFT_OUT,
     MANIFEST,
+    MODE,
     RECORDS,
     RUN,
+    Key,
     Record,
     RecordWriter,
     RunManifest,
@@ -29,12 +45,21 @@ from mmedit.bench.records import (
     read_manifest,
     write_manifest,
 )
-from mmedit.bench.speech import SpeechScorer, SpeechSettings
+from mmedit.bench.speech import SpeechSettings
+from mmedit.bench.states import STATE, States
 from mmedit.bench.tables import BASE
 from mmedit.cases import EditCase
 from mmedit.editors import Editor
 from mmedit.errors import ConfigError, RunError
-from mmedit.training import discard, seconds_spent
+from mmedit.training import (
+    attempted,
+    discard,
+    from_main,
+    gathered,
+    number_of_processes,
+    process_number,
+    seconds_spent,
+)
 from mmedit.vlm import VLM
 
 Report = Callable[[str, int, int, str], None]
@@ -43,6 +68,13 @@ Report = Callable[[str, int, int, str], None]
 
 TrainingCases = Callable[[Callable[[int, int], None]], Sequence[EditCase]]
 """Reads the training cases, reporting (done, total). Called once at most, if an editor learns."""
+
+
+class Fitted(NamedTuple):
+    """An editor that a run has fitted, and how long that took."""
+
+    folder: Path
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +94,9 @@ class Plan:
     speech: SpeechSettings = field(default_factory=SpeechSettings)
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Records that are no cases, by reason."""
+    mode: Mode = field(default_factory=Independent)
+    fitted: Mapping[str, Fitted] = field(default_factory=dict)
+    """Editors that another run has fitted on the same cases."""
 
     def __post_init__(self) -> None:
         if self.speech.wanted and not self.max_new_tokens:
@@ -70,6 +105,15 @@ class Plan:
                 "generated: leave out --no-generate, or --set speech..."
             )
 
+    def fitted_in(
+        self, directory: Path, training_seconds: Mapping[str, float]
+    ) -> dict[str, Fitted]:
+        """The editors that this run has fitted, or taken from another one."""
+        return {
+            label: self.fitted.get(label) or Fitted(_editor_folder(directory, label), seconds)
+            for label, seconds in training_seconds.items()
+        }
+
     def manifest(self, training_seconds: Mapping[str, float]) -> RunManifest:
         config: dict[str, object] = {
             RUN: {
@@ -77,6 +121,7 @@ class Plan:
                 "max_new_tokens": self.max_new_tokens,
                 **self.speech.model_dump(mode="json", exclude_defaults=True),
                 "overrides": list(self.overrides),
+                **({} if self.mode == Independent() else {MODE: self.mode.model_dump(mode="json")}),
                 **({LEFT_OUT: dict(self.left_out)} if self.left_out else {}),
             }
         }
@@ -112,66 +157,92 @@ def run(
     took.
 
     A directory that already holds part of the same run is continued: records and fitted editors are
-    kept. Raises RunError where it holds another run.
+    kept. Raises RunError where it holds another run, or another process writes it. Must be called
+    by all processes of `accelerate launch`; all of them get the records.
     """
-    training_seconds = check_directory(plan, directory)
+    require_sound(plan.mode, len(cases))
+    training_seconds = from_main(lambda: check_directory(plan, directory))
     speech = plan.speech.scorer()
-    with RecordWriter(directory / RECORDS) as writer:
-        write_manifest(directory, plan.manifest(training_seconds))
+    with ExitStack() as opened:
+        writer = RecordWriter(directory / RECORDS)
+        earlier = from_main(lambda: opened.enter_context(writer).earlier)
+        known = {record.key: record for record in earlier}
         editors: dict[str, Editor | NoEdit] = {BASE: NoEdit()}
         read = cache(
             lambda: training_cases(
                 lambda done, total: report("reading training cases", done, total, "")
             )
         )
+        from_main(lambda: write_manifest(directory, plan.manifest(training_seconds)))
         for label, editor in plan.editors.items():
             editors[label] = _fitted(
                 editor, label, directory, vlm, read, plan, training_seconds, report
             )
-            write_manifest(directory, plan.manifest(training_seconds))
+            from_main(lambda: write_manifest(directory, plan.manifest(training_seconds)))
         base = BaseOutputs.of(vlm)
-        records = {(record.editor, record.case_id): record for record in writer.earlier}
         for label, editor in editors.items():
-            for record in _missing(plan, label, editor, vlm, cases, base, speech, records, report):
-                writer.append(record)
-                records[label, record.case_id] = record
-    return [records[label, case.id] for label in editors for case in cases], training_seconds
+            meter = Meter(
+                base,
+                name=label,
+                seed=plan.seed,
+                rows=plan.batch_size,
+                max_new_tokens=plan.max_new_tokens,
+                speech=speech,
+            )
+            states = States(directory / STATE, label, vlm)
+            items = jobs(plan.mode, meter, editor, cases, Past(known, states.restore))
+            total = records_in(plan.mode, meter, editor, cases)
+            done = sum(key.editor == label for key in known)
+            for _ in _worked(items, known, writer, states):
+                done += 1
+                report(f"measuring {label}", done, total, "")
+            from_main(states.discard)
+    order = {label: place for place, label in enumerate(editors)}
+    return sorted(known.values(), key=lambda record: order[record.editor]), training_seconds
 
 
-def _missing(
-    plan: Plan,
-    label: str,
-    editor: Editor | NoEdit,
-    vlm: VLM,
-    cases: Sequence[EditCase],
-    base: BaseOutputs,
-    speech: SpeechScorer,
-    records: Mapping[tuple[str, str], Record],
-    report: Report,
+def _worked(
+    items: Iterable[Job | Snapshot],
+    known: dict[Key, Record],
+    writer: RecordWriter,
+    states: States,
 ) -> Iterator[Record]:
-    """Whole batches are measured again where any of their records is missing: so the batches, and
-    with them the last digits, are those of an uninterrupted run.
+    """Runs what is missing, a job for each process at a time, and writes the records in the order
+    of the jobs.
+
+    Whole jobs are run again where any of their records is missing: so the batches, and with them
+    the last digits, are those of an uninterrupted run.
     """
-    missing = {case.id for case in cases if (label, case.id) not in records}
-    starts = range(0, len(cases), plan.batch_size)
-    batches = [cases[start : start + plan.batch_size] for start in starts]
-    again = [case for batch in batches if missing & {c.id for c in batch} for case in batch]
-    done = len(cases) - len(missing)
-    for record in evaluate(
-        vlm,
-        editor,
-        again,
-        name=label,
-        batch_size=plan.batch_size,
-        seed=plan.seed,
-        base=base,
-        max_new_tokens=plan.max_new_tokens,
-        speech=speech,
-    ):
-        if record.case_id in missing:
-            done += 1
-            yield record
-            report(f"measuring {label}", done, len(cases), "")
+    mine = process_number()
+    for group in _rounds(items, known, number_of_processes()):
+        if isinstance(group, Snapshot):
+            from_main(lambda found=group: states.save(found))
+            continue
+        made = attempted(lambda group=group: group[mine].run() if mine < len(group) else [])
+        for record in (record for part in gathered(made) for record in part):
+            if record.key not in known:
+                from_main(lambda record=record: writer.append(record))
+                known[record.key] = record
+                yield record
+
+
+def _rounds(
+    items: Iterable[Job | Snapshot], known: Mapping[Key, Record], processes: int
+) -> Iterator[list[Job] | Snapshot]:
+    """The jobs that lack a record, as many together as there are processes; all of them before the
+    snapshot that follows them.
+    """
+    waiting: list[Job] = []
+    for item in items:
+        if isinstance(item, Job):
+            waiting += [] if all(key in known for key in item.keys) else [item]
+        if waiting and (isinstance(item, Snapshot) or len(waiting) == processes):
+            yield waiting
+            waiting = []
+        if isinstance(item, Snapshot):
+            yield item
+    if waiting:
+        yield waiting
 
 
 def _fitted(
@@ -187,7 +258,10 @@ def _fitted(
     """The editor, fitted: as given, from an earlier part of this run, or now."""
     if not editor.needs_fit or editor.is_fitted:
         return editor
-    folder = directory / "editors" / label.lower()
+    if label in plan.fitted:
+        training_seconds[label] = plan.fitted[label].seconds
+        return type(editor).load(plan.fitted[label].folder)
+    folder = _editor_folder(directory, label)
     if label in training_seconds and folder.is_dir():
         return type(editor).load(folder)
     cases = read_training_cases()
@@ -200,9 +274,13 @@ def _fitted(
         folder=folder,
     )
     training_seconds[label] = time.perf_counter() - begun
-    editor.save(folder)
-    discard(folder)
+    from_main(lambda: editor.save(folder))
+    from_main(lambda: discard(folder))
     return editor
+
+
+def _editor_folder(directory: Path, label: str) -> Path:
+    return directory / "editors" / label.lower()
 
 
 def check_directory(plan: Plan, directory: Path) -> dict[str, float]:

@@ -5,7 +5,7 @@ An edit that asks several examples in one split is averaged within the edit firs
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -26,12 +26,26 @@ def is_base(label: str) -> bool:
     return label == BASE or label.startswith(f"{BASE} (")
 
 
-def by_editor(records: Sequence[Record]) -> dict[str, list[Record]]:
+def all_by_editor(records: Iterable[Record]) -> dict[str, list[Record]]:
     """The records of every editor, in the order in which the editors first appear."""
     grouped: dict[str, list[Record]] = {}
     for record in records:
         grouped.setdefault(record.editor, []).append(record)
     return grouped
+
+
+def by_editor(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Of every editor the records that a table is made of: each edit once. Of a sequence these are
+    the tests at its last checkpoint.
+    """
+    return {editor: _last_tests(found) for editor, found in all_by_editor(records).items()}
+
+
+def _last_tests(records: Sequence[Record]) -> list[Record]:
+    stops = [record.edits for record in records if record.test == "checkpoint"]
+    if not stops:
+        return [record for record in records if record.test == "edit"]
+    return [r for r in records if r.test == "checkpoint" and r.edits == max(stops)]
 
 
 @dataclass(frozen=True)

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from mmedit.cli.console import (
-    DatasetOption,
-    SeedOption,
-    SetOption,
-    VlmOption,
-    app,
-    err,
-    out,
-)
-from mmedit.cli.edit import load_vlm, training_cases_of
-from mmedit.terminal import examples_view, method_view, progress
+from mmedit.cli.console import SeedOption, SetOption, app, err, out
+from mmedit.cli.runs import Common, measured, prepared
+from mmedit.terminal import examples_view
 
 if TYPE_CHECKING:
     from mmedit.bench.records import Record
-    from mmedit.bench.runs import Plan, TrainingCases
-    from mmedit.bench.speech import SpeechSettings
-    from mmedit.cases import EditCase, Example
-    from mmedit.editors import Editor
-    from mmedit.vlm import VLM
+    from mmedit.bench.runs import Plan
+    from mmedit.cases import Example
 
 DEMO_EDITORS = ("ft-l", "ft", "ike", "mend")
 DEMO_SHOWN = "MEND"
@@ -38,15 +26,40 @@ REPORTED = 8
 
 @app.command()
 def bench(
+    table: Annotated[
+        str | None,
+        typer.Argument(help="A whole table: a name of configs/table, or a file like those."),
+    ] = None,
     out_folder: Annotated[
-        Path, typer.Option("--out", help="The run's folder; a stopped run in it is continued.")
-    ],
-    vlm: VlmOption = "embedded",
+        Path | None,
+        typer.Option(
+            "--out",
+            help="The run's folder; a stopped run in it is continued. [table: runs/NAME]",
+        ),
+    ] = None,
+    vlm: Annotated[
+        str | None,
+        typer.Option(
+            "--vlm", help="A name of `mmedit ls vlms`, a model folder, or a hub id. [embedded]"
+        ),
+    ] = None,
     editor: Annotated[
         list[str] | None,
-        typer.Option("--editor", help="A name, a fitted editor's folder or hub id (repeatable)."),
+        typer.Option(
+            "--editor", help="A name, a fitted editor's folder or hub id (repeatable). [mend]"
+        ),
     ] = None,
-    dataset: DatasetOption = "easyvqa",
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option("--dataset", help="A name of `mmedit ls datasets` (repeatable). [easyvqa]"),
+    ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            "--mode",
+            help="independent; batch (--set mode.k=10); or sequential. [independent]",
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many test edits.")] = None,
     batch_size: Annotated[
         int | None,
@@ -58,37 +71,61 @@ def bench(
     settings: SetOption = None,
     seed: SeedOption = 0,
 ) -> None:
-    """Measure editors on a benchmark, each edit from the base model, and print the table."""
-    from mmedit.bench.records import notes_of
-    from mmedit.config import load_cases, load_editors, load_speech, load_vlm_file
+    """Measure editors on a benchmark and print the table. Also under `accelerate launch -m mmedit
+    bench ...`, where the processes share the work.
+    """
+    from mmedit.bench.formats import render
+    from mmedit.bench.records import write_atomically
+    from mmedit.config import Block, load_table
+    from mmedit.errors import ConfigError
+    from mmedit.table_view import table_view
+    from mmedit.training import is_main_process
 
-    overrides = settings or []
-    vlm_file = load_vlm_file(vlm, overrides)
-    speech = load_speech(overrides)
-    editors = load_editors(editor or ["mend"], vlm, overrides)
-    cases = load_cases(dataset, "test", limit=limit, seed=seed, overrides=overrides)
-    plan = _plan(
-        vlm,
-        dataset,
-        limit,
-        seed,
-        editors,
-        batch_size or vlm_file.batch_size,
-        vlm_file.max_new_tokens if generate else 0,
-        overrides,
-        speech,
-        cases,
-    )
-    notes = notes_of(plan.manifest({}))
-    for note in notes:
-        err.print(note)
-    records, training_seconds = _run(
-        plan, out_folder, lambda: load_vlm(vlm_file), cases,
-        training_cases_of(dataset, None, seed, overrides),
-    )  # fmt: skip
-    out.print(method_view(records, training_seconds, notes))
-    _write_tables(out_folder, records, training_seconds, notes)
-    out.print(f"records and tables: {out_folder}/")
+    common = Common(limit, batch_size, generate, tuple(settings or ()), seed)
+    paper = None
+    if table is not None:
+        if vlm or editor or dataset or mode:
+            raise ConfigError(
+                f"the table {table} says which VLM, editors, datasets and mode; leave out --vlm, "
+                "--editor, --dataset and --mode, or the table"
+            )
+        name, file = load_table(table)
+        folder, blocks = out_folder or Path("runs") / name, file.named_blocks()
+        paper = file.published
+    else:
+        if out_folder is None:
+            raise ConfigError("where shall the records go? Name a folder: --out runs/x")
+        names = list(dict.fromkeys(dataset or ["easyvqa"]))
+        folder = out_folder
+        blocks = {
+            name: Block(
+                vlm=vlm or "embedded",
+                editors=tuple(editor or ["mend"]),
+                dataset=name,
+                mode=mode or "independent",
+            )
+            for name in names
+        }
+    runs = [
+        prepared(name, block, folder / name if len(blocks) > 1 or table else folder, common)
+        for name, block in blocks.items()
+    ]
+    for one in runs:
+        for note in one.notes:
+            err.print(note)
+    sections = []
+    for one in measured(runs):
+        frame, beside = one.frame(), None
+        if paper:
+            beside = one.beside(frame, paper)
+        if len(runs) > 1:
+            out.print(f"\n[bold]{escape(one.title)}[/]")
+        out.print(table_view(frame, beside))
+        one.write(frame)
+        sections.append(f"## {one.title}\n\n{render(frame, 'md', beside)}")
+    if len(runs) > 1 and is_main_process():
+        write_atomically(folder / "table.md", "\n".join(sections).encode())
+    out.print(f"records and tables: {folder}/")
 
 
 @app.command()
@@ -102,97 +139,23 @@ def demo(
     """The whole job in minutes: train MEND, compare it with FT and IKE on the embedded VLM, print
     the table.
     """
-    from mmedit.config import load_cases, load_editors, load_vlm_file
+    from mmedit.config import Block
+    from mmedit.table_view import table_view
 
-    vlm_file = load_vlm_file("embedded")
-    editors = load_editors(DEMO_EDITORS, "embedded")
-    cases = load_cases("easyvqa", "test", limit=edits, seed=seed)
+    block = Block(vlm="embedded", editors=DEMO_EDITORS, dataset="easyvqa")
+    run = prepared("demo", block, out_folder, Common(limit=edits, seed=seed))
     out.print(
-        f"[bold]mmedit demo[/]: {len(cases)} edits of the embedded BLIP-2 on easy-VQA pictures it "
-        "never saw, each from the "
-        f"unedited model; {', '.join(editors)}. About three minutes on two cores."
+        f"[bold]mmedit demo[/]: {len(run.cases)} edits of the embedded BLIP-2 on easy-VQA pictures "
+        "it never saw, each from the unedited model; "
+        f"{', '.join(run.plan.editors)}. About three minutes on two cores."
     )
-    plan = _plan(
-        "embedded", "easyvqa", edits, seed, editors, vlm_file.batch_size, vlm_file.max_new_tokens
-    )
-    records, training_seconds = _run(
-        plan,
-        out_folder,
-        lambda: load_vlm(vlm_file),
-        cases,
-        training_cases_of("easyvqa", None, seed, ()),
-    )
-    out.print(method_view(records, training_seconds))
-    out.print(examples_view([r for r in records if r.editor == DEMO_SHOWN][:3]))
-    _write_tables(out_folder, records, training_seconds)
-    _write_report(out_folder, plan, records, cases, training_seconds)
-    _print_next(out_folder, cases[0].request)
-
-
-def _plan(
-    vlm: str,
-    dataset: str,
-    limit: int | None,
-    seed: int,
-    editors: dict[str, Editor],
-    batch_size: int,
-    max_new_tokens: int,
-    overrides: Sequence[str] = (),
-    speech: SpeechSettings | None = None,
-    cases: Sequence[EditCase] = (),
-) -> Plan:
-    from mmedit.bench.runs import Plan
-    from mmedit.bench.speech import SpeechSettings
-    from mmedit.datasets.sources import Cases
-
-    return Plan(
-        vlm_name=vlm,
-        dataset=dataset,
-        limit=limit,
-        seed=seed,
-        editors=editors,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        command=" ".join(["mmedit", *sys.argv[1:]]),
-        overrides=tuple(overrides),
-        speech=speech or SpeechSettings(),
-        left_out=cases.left_out if isinstance(cases, Cases) else {},
-    )
-
-
-def _run(
-    plan: Plan,
-    folder: Path,
-    load: Callable[[], VLM],
-    cases: Sequence[Any],
-    training_cases: TrainingCases,
-) -> tuple[list[Record], dict[str, float]]:
-    from mmedit.bench.records import RECORDS
-    from mmedit.bench.runs import check_directory, run
-
-    check_directory(plan, folder)
-    if (folder / RECORDS).exists():
-        err.print(
-            f"continuing the run in {folder}: what is finished there is kept, not measured again"
-        )
-    vlm = load()
-    with progress(err) as report:
-        return run(plan, folder, vlm, cases, training_cases, report=report)
-
-
-def _write_tables(
-    folder: Path,
-    records: Sequence[Record],
-    training_seconds: dict[str, float],
-    notes: Sequence[str] = (),
-) -> None:
-    from mmedit.bench.formats import render
-    from mmedit.bench.records import write_atomically
-    from mmedit.bench.tables import method_table
-
-    frame = method_table(records, training_seconds=training_seconds or None, notes=notes)
-    for name, format in (("table.md", "md"), ("table.tex", "latex")):
-        write_atomically(folder / name, render(frame, format).encode())
+    [done] = measured([run])
+    frame = done.frame()
+    out.print(table_view(frame))
+    out.print(examples_view([r for r in done.records if r.editor == DEMO_SHOWN][:3]))
+    done.write(frame)
+    _write_report(out_folder, run.plan, done.records, run.cases, done.training_seconds)
+    _print_next(out_folder, run.cases[0].request)
 
 
 def _write_report(
@@ -200,7 +163,7 @@ def _write_report(
     plan: Plan,
     records: Sequence[Record],
     cases: Sequence[Any],
-    training_seconds: dict[str, float],
+    training_seconds: Mapping[str, float],
 ) -> None:
     from mmedit.bench.report import write_report
     from mmedit.bench.runs import save_images

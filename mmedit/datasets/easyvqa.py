@@ -13,7 +13,8 @@ its test pictures.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -46,7 +47,8 @@ def load(
     report: Report = lambda made, total: None,
 ) -> list[EditCase]:
     """All cases of a split (3,227 for train, 798 for test), or the first `limit` of them, in a
-    seeded order.
+    seeded order. Where `limit` is larger than the number of pictures, and the task is vqa, they
+    come once more, each with a question of another kind (up to 6,454 and 1,596).
 
     The order and every case depend on the seed alone, so a smaller limit is a prefix of a larger
     one.
@@ -55,23 +57,43 @@ def load(
         raise UnknownNameError("task of easyvqa", str(task), MAKERS)
     known = known_pictures(split)
     order = np.random.default_rng([seed, 0]).permutation(len(known))
-    chosen = [known[index] for index in order[:limit]]
+    makers = MAKERS[task] if limit and limit > len(known) else MAKERS[task][:1]
+    chosen = [(make, known[index]) for make in makers for index in order][:limit]
     cases = []
-    for picture, scene in chosen:
-        cases.append(MAKERS[task](split, picture, scene, seed))
+    for make, (picture, scene) in chosen:
+        cases.append(make(split, picture, scene, seed))
         report(len(cases), len(chosen))
     return cases
 
 
 def _vqa_case(split: Split, picture: Picture, scene: Scene, seed: int) -> EditCase:
     rng = np.random.default_rng([seed, 1, picture.number])
-    asked = _draw_asked(rng, picture)
+    return _asked_case("", split, picture, scene, rng, _draw_asked(rng, picture.asked))
+
+
+def _further_vqa_case(split: Split, picture: Picture, scene: Scene, seed: int) -> EditCase:
+    """Of the same picture a question of another kind."""
+    first = _draw_asked(np.random.default_rng([seed, 1, picture.number]), picture.asked)
+    others = [a for a in picture.asked if a.question.kind != first.question.kind]
+    rng = np.random.default_rng([seed, 4, picture.number])
+    return _asked_case("-2", split, picture, scene, rng, _draw_asked(rng, others))
+
+
+def _asked_case(
+    suffix: str,
+    split: Split,
+    picture: Picture,
+    scene: Scene,
+    rng: np.random.Generator,
+    asked: Asked,
+) -> EditCase:
     target = _choose(rng, asked.question.other_answers(scene))
     phrasings = shapes.PHRASINGS[asked.question.kind]
     rephrase = asked.question.ask(_other_wording(rng, phrasings, split, asked))
-    return _case(
+    case = _case(
         "vqa", split, picture, scene, rng, prompt=asked.text, rephrase=rephrase, target=target
     )
+    return replace(case, id=case.id + suffix)
 
 
 def _caption_case(split: Split, picture: Picture, scene: Scene, seed: int) -> EditCase:
@@ -91,7 +113,8 @@ def _caption_case(split: Split, picture: Picture, scene: Scene, seed: int) -> Ed
     )
 
 
-MAKERS = {"vqa": _vqa_case, "caption": _caption_case}
+MAKERS = {"vqa": (_vqa_case, _further_vqa_case), "caption": (_caption_case,)}
+"""By task: a maker of one case per picture, then of further ones."""
 
 
 def _case(
@@ -128,12 +151,12 @@ def _render(rng: np.random.Generator, picture: Picture) -> Image.Image:
             return rendered
 
 
-def _draw_asked(rng: np.random.Generator, picture: Picture) -> Asked:
+def _draw_asked(rng: np.random.Generator, questions: Sequence[Asked]) -> Asked:
     """First a kind of question, then one of it: else three quarters of the cases would be yes or
     no.
     """
     by_kind: dict[Kind, list[Asked]] = defaultdict(list)
-    for asked in picture.asked:
+    for asked in questions:
         by_kind[asked.question.kind].append(asked)
     return _choose(rng, by_kind[_choose(rng, list(by_kind))])
 
@@ -165,7 +188,7 @@ def _unrelated_picture(rng: np.random.Generator, split: Split, scene: Scene) -> 
     while True:
         picture, other = known[int(rng.integers(len(known)))]
         if other.color != scene.color and other.shape != scene.shape:
-            asked = _draw_asked(rng, picture)
+            asked = _draw_asked(rng, picture.asked)
             return Example(prompt=asked.text, target=asked.answer, image=picture.path)
 
 

@@ -39,6 +39,26 @@ class LocalityScores:
     """Mean KL(base ‖ edited) in nats, over answer positions."""
 
 
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Ranked:
+    """What locality needs of unedited logits: a small part of them, so that it can be kept."""
+
+    best: Int[Tensor, "batch text"]
+    """The argmax of every position."""
+    top10: Int[Tensor, "batch text rank"]
+    """The ten best tokens, best first; all where there are fewer."""
+    answer: Float[Tensor, "tokens vocab"]
+    """Logits at the answer positions, row after row."""
+
+
+def ranked(
+    logits: Float[Tensor, "batch text vocab"], is_answer: Bool[Tensor, "batch text"]
+) -> Ranked:
+    """The part of the logits that `locality_to` reads."""
+    return Ranked(best=logits.argmax(-1), top10=_top_tokens(logits, 10), answer=logits[is_answer])
+
+
 def locality(
     base_logits: Float[Tensor, "batch text vocab"],
     edited_logits: Float[Tensor, "batch text vocab"],
@@ -51,15 +71,30 @@ def locality(
     Masks mark positions of the logits, that is, what they predict. Raises EmptyAnswerError naming
     the rows without any text or answer position.
     """
-    text = (base_logits, edited_logits, is_text)
-    answer = (base_logits, edited_logits, is_answer)
+    base = ranked(base_logits, is_answer)
+    return locality_to(base, edited_logits, is_text=is_text, is_answer=is_answer)
+
+
+def locality_to(
+    base: Ranked,
+    edited_logits: Float[Tensor, "batch text vocab"],
+    *,
+    is_text: Bool[Tensor, "batch text"],
+    is_answer: Bool[Tensor, "batch text"],
+) -> LocalityScores:
+    """As `locality`, of what was kept of the base logits."""
+    require_tokens(is_text)
+    require_tokens(is_answer)
+    best, top10 = edited_logits.argmax(-1), _top_tokens(edited_logits, 10)
+    same = base.best == best
+    top1_answer = row_mean(same[is_answer], is_answer)
     return LocalityScores(
-        top1_answer=top1(*answer),
-        exact_answer=exact(*answer),
-        top1_all=top1(*text),
-        top10_ordered_all=topk_ordered(*text),
-        top10_set_answer=topk_set(*answer),
-        kl=kl(*answer),
+        top1_answer=top1_answer,
+        exact_answer=all_right(top1_answer),
+        top1_all=row_mean(same[is_text], is_text),
+        top10_ordered_all=row_mean(_same_ranks(base.top10[is_text], top10[is_text]), is_text),
+        top10_set_answer=row_mean(_overlap(base.top10[is_answer], top10[is_answer]), is_answer),
+        kl=row_mean(_token_kl(base.answer, edited_logits[is_answer]), is_answer),
     )
 
 
@@ -100,8 +135,7 @@ def topk_ordered(
     Raises EmptyAnswerError for rows without masked-in position.
     """
     require_tokens(mask)
-    same = _top_tokens(base[mask], k) == _top_tokens(edited[mask], k)
-    return row_mean(same.float().mean(-1), mask)
+    return row_mean(_same_ranks(_top_tokens(base[mask], k), _top_tokens(edited[mask], k)), mask)
 
 
 def topk_set(
@@ -116,8 +150,7 @@ def topk_set(
     then 1. Raises EmptyAnswerError for rows without masked-in position.
     """
     require_tokens(mask)
-    pairs = _top_tokens(base[mask], k)[:, :, None] == _top_tokens(edited[mask], k)[:, None, :]
-    return row_mean(pairs.any(-1).float().mean(-1), mask)
+    return row_mean(_overlap(_top_tokens(base[mask], k), _top_tokens(edited[mask], k)), mask)
 
 
 def kl(
@@ -131,12 +164,30 @@ def kl(
     it infinite. Raises EmptyAnswerError for rows without masked-in position.
     """
     require_tokens(mask)
-    log_base, log_edited = log_softmax(base[mask]), log_softmax(edited[mask])
+    return row_mean(_token_kl(base[mask], edited[mask]), mask)
+
+
+def _top_tokens(logits: Float[Tensor, "*tokens vocab"], k: int) -> Int[Tensor, "*tokens rank"]:
+    return logits.topk(min(k, logits.shape[-1])).indices
+
+
+def _same_ranks(
+    base: Int[Tensor, "tokens rank"], edited: Int[Tensor, "tokens rank"]
+) -> Float[Tensor, " tokens"]:
+    return (base == edited).float().mean(-1)
+
+
+def _overlap(
+    base: Int[Tensor, "tokens rank"], edited: Int[Tensor, "tokens rank"]
+) -> Float[Tensor, " tokens"]:
+    return (base[:, :, None] == edited[:, None, :]).any(-1).float().mean(-1)
+
+
+def _token_kl(
+    base: Float[Tensor, "tokens vocab"], edited: Float[Tensor, "tokens vocab"]
+) -> Float[Tensor, " tokens"]:
+    log_base, log_edited = log_softmax(base), log_softmax(edited)
     base_prob = log_base.exp()
     # 0 (-inf - log q) is NaN to a computer and 0 in the limit.
     log_ratio = (log_base - log_edited).masked_fill(base_prob == 0, 0.0)
-    return row_mean((base_prob * log_ratio).sum(-1), mask)
-
-
-def _top_tokens(logits: Float[Tensor, "tokens vocab"], k: int) -> Int[Tensor, "tokens rank"]:
-    return logits.topk(min(k, logits.shape[-1])).indices
+    return (base_prob * log_ratio).sum(-1)

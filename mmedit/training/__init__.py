@@ -9,7 +9,14 @@ from mmedit.training.checkpoints import (
     steps_done,
 )
 from mmedit.training.loop import Learner, Report, silent, train
-from mmedit.training.processes import is_main_process, number_of_processes
+from mmedit.training.processes import (
+    attempted,
+    from_main,
+    gathered,
+    is_main_process,
+    number_of_processes,
+    process_number,
+)
 from mmedit.training.settings import TrainingConfig
 
 __all__ = [
@@ -18,10 +25,14 @@ __all__ = [
     "Learner",
     "Report",
     "TrainingConfig",
+    "attempted",
     "batch_indices",
     "discard",
+    "from_main",
+    "gathered",
     "is_main_process",
     "number_of_processes",
+    "process_number",
     "seconds_spent",
     "silent",
     "steps_done",

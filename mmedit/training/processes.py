@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import atexit
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 from accelerate.utils import imports as installed
-from accelerate.utils import parse_flag_from_env
 
-from mmedit.errors import ConfigError
+from mmedit.errors import ConfigError, MmeditError, RunError
 from mmedit.training.settings import TrainingConfig
+
+Value = TypeVar("Value")
 
 
 def accelerator_for(
@@ -53,6 +58,53 @@ def is_main_process() -> bool:
 def number_of_processes() -> int:
     """How many `accelerate launch` has started; 1 without it."""
     return _processes().num_processes
+
+
+def process_number() -> int:
+    """This process's, from 0, which is the main one's."""
+    return _processes().process_index
+
+
+def gathered(mine: Value | Failure) -> list[Value]:
+    """What every process has, by number. Must be called by all. Raises RunError in all where one
+    has failed (see `attempted`).
+    """
+    if number_of_processes() == 1:
+        return [_sound(mine)]
+    return [_sound(value) for value in gather_object([mine])]
+
+
+def attempted(make: Callable[[], Value]) -> Value | Failure:
+    """What is made, or why it could not be: an error in one process must reach all others, which
+    would wait for it.
+    """
+    try:
+        return make()
+    except MmeditError as error:
+        if number_of_processes() == 1:
+            raise
+        return Failure(str(error))
+
+
+def from_main(make: Callable[[], Value]) -> Value:
+    """What the main process makes, in all of them. Raises RunError in all where it cannot."""
+    made = [attempted(make) if is_main_process() else None]
+    if number_of_processes() > 1:
+        broadcast_object_list(made)
+    return _sound(cast("Value", made[0]))
+
+
+def _sound(value: Value | Failure) -> Value:
+    if isinstance(value, Failure):
+        raise RunError(value.reason)
+    return value
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a process could not do its part."""
+
+    reason: str
 
 
 def _processes() -> PartialState:
