@@ -9,7 +9,7 @@ overrides any value last.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import product, takewhile
 from pathlib import Path
@@ -34,8 +34,8 @@ from mmedit.folders import config_folder, is_hub_id
 from mmedit.vlm import DeviceMap, NetworkVLM, Quantization, resolve_vlm
 
 Kind = Literal["vlm", "editor", "dataset"]
-PARTS = ("vlm", "editor", "dataset", "speech", "mode")
-"""What `--set PART.KEY=VALUE` may change."""
+PARTS = ("vlm", "editor", "dataset", "speech", *MODES)
+"""What `--set PART.KEY=VALUE` may change, beside the editor of a name: `mend.lr=1e-5`."""
 Settings = dict[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -229,9 +229,9 @@ def load_editor(name: str, vlm: str, overrides: Sequence[str] = ()) -> tuple[str
         raise UnknownNameError("editing method", file.method, EDITORS)
     settings = _merged(file.settings, file.per_vlm.get(vlm, {}))
     method = EDITORS[file.method]
-    config = _validate(
-        method.config_class, _overridden(settings, "editor", overrides), f"editor {name}"
-    )
+    for part in ("editor", name):
+        settings = _overridden(settings, part, overrides)
+    config = _validate(method.config_class, settings, f"editor {name}")
     return file.label, method(config)
 
 
@@ -284,7 +284,18 @@ def load_mode(kind: str, overrides: Sequence[str] = ()) -> Mode:
     """In what order edits are made: a name of `MODES`, with its settings."""
     if kind not in MODES:
         raise UnknownNameError("mode", kind, MODES)
-    return _validate(MODES[kind], _overridden({}, "mode", overrides), f"mode {kind}")
+    return _validate(MODES[kind], _overridden({}, kind, overrides), f"mode {kind}")
+
+
+def require_used(overrides: Sequence[str], modes: Iterable[str]) -> None:
+    """Raise ConfigError where a mode is set that no run has."""
+    check_overrides(overrides)
+    known = set(modes)
+    for part in (override.partition(".")[0] for override in overrides):
+        if part in MODES and part not in known:
+            raise ConfigError(
+                f"--set {part}.* is for --mode {part}; here the mode is {', '.join(sorted(known))}"
+            )
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
@@ -296,8 +307,8 @@ def check_overrides(overrides: Sequence[str]) -> None:
             raise ConfigError(
                 f"--set {override!r}: part.key=value was wanted, for instance editor.lr=1e-5"
             )
-        if part not in PARTS:
-            raise UnknownNameError("part of the configuration", part, PARTS)
+        if part not in (known := (*PARTS, *names("editor"))):
+            raise UnknownNameError("part of the configuration", part, known)
 
 
 def _load_saved_editor(name: str, overrides: Sequence[str]) -> tuple[str, Editor]:

@@ -197,10 +197,11 @@ def test_low_rank_deltas_stay_low_rank_while_that_is_cheaper():
 
 
 def test_many_edits_made_together_are_one_matrix():
-    separate = {"a": low_rank(20)}
-    [delta] = together(separate).values()
+    separate = low_rank(20)
+    assert isinstance(separate, LowRank)
+    [delta] = together({"a": separate}).values()
     assert isinstance(delta, Dense)
-    torch.testing.assert_close(delta.weight(), separate["a"].weight().sum(0))
+    torch.testing.assert_close(delta.weight(), separate.weight().sum(0))
 
 
 def test_sites_are_composed_one_by_one():

@@ -7,7 +7,7 @@ are skipped and the others are shared out among processes; it computes when it i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Literal, NamedTuple
 
@@ -226,7 +226,10 @@ class _Sequence:
             order=self.order,
             test=test.test,
         )
-        return self.meter.records(edited, self._asked(test), held, separate=False)
+        # What is said freely is kept where edits are shown and tables made, not for curves.
+        silent = test.test in ("gap", "ability")
+        meter = replace(self.meter, max_new_tokens=0) if silent else self.meter
+        return meter.records(edited, self._asked(test), held, separate=False)
 
     def _asked(self, test: _Test) -> list[Probed]:
         cases = self._ability if test.test == "ability" else self.cases
@@ -307,8 +310,8 @@ def require_sound(mode: Mode, edits: int) -> None:
         late = [stop for stop in (*mode.checkpoints, *mode.gaps) if stop > edits]
         if late:
             raise ConfigError(
-                f"there are {edits} edits, and mode.checkpoints or mode.gaps wants {late[0]}; "
+                f"there are {edits} edits, and sequential.checkpoints or .gaps wants {late[0]}; "
                 "choose fewer, or a larger --limit"
             )
     if isinstance(mode, Batch) and mode.k > edits:
-        raise ConfigError(f"there are {edits} edits, and mode.k is {mode.k}; choose fewer")
+        raise ConfigError(f"there are {edits} edits, and batch.k is {mode.k}; choose fewer")

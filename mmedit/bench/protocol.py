@@ -62,6 +62,10 @@ every position and the logits of the answer's.
 """
 
 
+Company = tuple[tuple[Example, bool], ...]
+"""Examples that go through the VLM together, and whether each is one of locality."""
+
+
 @dataclass(frozen=True)
 class BaseOutputs:
     """The unedited VLM with what is needed of its outputs on examples asked before, by content,
@@ -73,12 +77,33 @@ class BaseOutputs:
 
     vlm: VLM
     cache: TensorCache
+    company: Mapping[tuple[object, ...], Company] = field(default_factory=dict)
+    """Of an example, those that it goes through the VLM with, whichever is asked first: else last
+    digits would depend on where a run was stopped, and by how many processes it is shared.
+    """
 
     @staticmethod
-    def of(vlm: VLM, *, memory_bytes: int = 4 * GIGABYTE) -> BaseOutputs:
-        return BaseOutputs(vlm, TensorCache(memory_bytes=memory_bytes))
+    def of(
+        vlm: VLM,
+        *,
+        cases: Sequence[EditCase] = (),
+        rows: int = 1,
+        memory_bytes: int = 4 * GIGABYTE,
+    ) -> BaseOutputs:
+        """With `cases`, their examples are asked together, at most `rows` at a time."""
+        company: dict[tuple[object, ...], Company] = {}
+        passes = [
+            asked
+            for start in range(0, len(cases), rows)
+            for asked in _passes(cases[start : start + rows], rows)
+        ]
+        local = {_content(e) for asked in passes for _, probe, e in asked if probe.is_locality}
+        for asked in passes:
+            together = tuple((example, _content(example) in local) for _, _, example in asked)
+            for example, _ in together:
+                company.setdefault(_content(example), together)
+        return BaseOutputs(vlm, TensorCache(memory_bytes=memory_bytes), company)
 
-    @torch.no_grad()
     def scores(
         self, examples: Sequence[Example], *, local: Sequence[bool]
     ) -> tuple[list[Scores], list[tuple[Tensor, Tensor]]]:
@@ -86,39 +111,73 @@ class BaseOutputs:
         (argmax, then the top ten) and the answer's logits [answer, vocab]. One forward for the
         examples not seen before.
         """
+        asked = tuple(zip(examples, local, strict=True))
         wanted = [
             (row, part)
-            for row, is_local in enumerate(local)
+            for row, (_, is_local) in enumerate(asked)
             for part in ((SCORES, RANKS, ANSWER) if is_local else (SCORES,))
         ]
-
-        def compute(positions: Sequence[int]) -> Sequence[Tensor]:
-            rows = list(dict.fromkeys(wanted[position][0] for position in positions))
-            predictions = self.vlm.predict([examples[row] for row in rows])
-            parts = dict(zip(rows, _kept(predictions, [local[row] for row in rows]), strict=True))
-            return [parts[row][part] for row, part in (wanted[p] for p in positions)]
-
-        keys = [_key(part, examples[row]) for row, part in wanted]
-        found = dict(zip(wanted, self.cache.lookup(keys, compute), strict=True))
+        found = dict(zip(wanted, self._found(asked, wanted, self._predicted), strict=True))
         return (
-            [_read_scores(found[row, SCORES]) for row in range(len(examples))],
+            [_read_scores(found[row, SCORES]) for row in range(len(asked))],
             [(found[row, RANKS], found[row, ANSWER]) for row, here in enumerate(local) if here],
         )
 
     def generate(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[str]:
-        """Greedy answers, as bytes in the same cache."""
+        """Greedy answers."""
+
+        def said(together: Sequence[tuple[Example, bool]]) -> list[dict[str, Tensor]]:
+            asked = [example for example, _ in together]
+            texts = self.vlm.generate(asked, max_new_tokens=max_new_tokens)
+            coded = [bytearray(text.encode() + b"\0") for text in texts]
+            return [{part: torch.frombuffer(text, dtype=torch.uint8)} for text in coded]
+
+        part = f"text{max_new_tokens}"
+        asked = tuple((example, False) for example in examples)
+        found = self._found(asked, [(row, part) for row in range(len(asked))], said)
+        return [bytes(text.tolist())[:-1].decode() for text in found]
+
+    @torch.no_grad()
+    def _predicted(self, together: Sequence[tuple[Example, bool]]) -> list[dict[str, Tensor]]:
+        predictions = self.vlm.predict([example for example, _ in together])
+        return _kept(predictions, [is_local for _, is_local in together])
+
+    def _found(
+        self,
+        asked: Company,
+        wanted: Sequence[tuple[int, str]],
+        make: Callable[[Sequence[tuple[Example, bool]]], list[dict[str, Tensor]]],
+    ) -> list[Tensor]:
+        """Parts of outputs, each by (number in `asked`, name): looked up, or made with those of all
+        examples in company.
+        """
+        keys = [_key(part, asked[row][0]) for row, part in wanted]
 
         def compute(positions: Sequence[int]) -> Sequence[Tensor]:
-            texts = self.vlm.generate(
-                [examples[p] for p in positions], max_new_tokens=max_new_tokens
-            )
-            return [
-                torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8)
-                for text in texts
-            ]
+            rows = dict.fromkeys(wanted[position][0] for position in positions)
+            alone = tuple(asked[row] for row in rows)
+            made: dict[str, Tensor] = {}
+            done: set[tuple[object, ...]] = set()
+            for example, _ in alone:
+                if _content(example) in done:
+                    continue
+                together = self.company.get(_content(example), alone)
+                for (one, _), parts in zip(together, make(together), strict=True):
+                    made |= {_key(part, one): value for part, value in parts.items()}
+                    done.add(_content(one))
+            others = {key: made[key] for key in made.keys() - {keys[p] for p in positions}}
+            values = list(others.values())
+            self.cache.lookup(list(others), lambda places: [values[place] for place in places])
+            return [made[keys[position]] for position in positions]
 
-        keys = [_key(f"text{max_new_tokens}", example) for example in examples]
-        return [bytes(t.tolist())[:-1].decode() for t in self.cache.lookup(keys, compute)]
+        return self.cache.lookup(keys, compute)
+
+
+def _content(example: Example) -> tuple[object, ...]:
+    """What an example says; of an image in memory, which one it is."""
+    image = example.image
+    seen = image if image is None or isinstance(image, Path) else id(image)
+    return (example.prompt, example.target, example.context, seen)
 
 
 def _kept(predictions: Predictions, local: Sequence[bool]) -> list[dict[str, Tensor]]:

@@ -179,7 +179,7 @@ def run(
                 editor, label, directory, vlm, read, plan, training_seconds, report
             )
             from_main(lambda: write_manifest(directory, plan.manifest(training_seconds)))
-        base = BaseOutputs.of(vlm)
+        base = BaseOutputs.of(vlm, cases=cases, rows=plan.batch_size)
         for label, editor in editors.items():
             meter = Meter(
                 base,

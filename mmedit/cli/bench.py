@@ -57,7 +57,7 @@ def bench(
         str | None,
         typer.Option(
             "--mode",
-            help="independent; batch (--set mode.k=10); or sequential. [independent]",
+            help="independent; batch (--set batch.k=10); or sequential. [independent]",
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many test edits.")] = None,
@@ -76,7 +76,7 @@ def bench(
     """
     from mmedit.bench.formats import render
     from mmedit.bench.records import write_atomically
-    from mmedit.config import Block, load_table
+    from mmedit.config import Block, load_table, require_used
     from mmedit.errors import ConfigError
     from mmedit.table_view import table_view
     from mmedit.training import is_main_process
@@ -106,6 +106,7 @@ def bench(
             )
             for name in names
         }
+    require_used(common.overrides, {block.mode for block in blocks.values()})
     runs = [
         prepared(name, block, folder / name if len(blocks) > 1 or table else folder, common)
         for name, block in blocks.items()

@@ -55,7 +55,9 @@ class Prepared:
     @property
     def trained_on(self) -> tuple[Any, ...]:
         """Blocks of which this is the same train their editors once."""
-        block, changed = self.block, [o for o in self.overrides if not o.startswith("mode.")]
+        from mmedit.bench.modes import MODES
+
+        block, changed = self.block, [o for o in self.overrides if o.partition(".")[0] not in MODES]
         return (block.vlm, block.dataset, self.plan.seed, tuple(changed))
 
 

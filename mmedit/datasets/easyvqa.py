@@ -48,7 +48,7 @@ def load(
 ) -> list[EditCase]:
     """All cases of a split (3,227 for train, 798 for test), or the first `limit` of them, in a
     seeded order. Where `limit` is larger than the number of pictures, and the task is vqa, they
-    come once more, each with a question of another kind (up to 6,454 and 1,596).
+    come once more, each with a question of another kind (up to 1,596 for test).
 
     The order and every case depend on the seed alone, so a smaller limit is a prefix of a larger
     one.
@@ -57,8 +57,11 @@ def load(
         raise UnknownNameError("task of easyvqa", str(task), MAKERS)
     known = known_pictures(split)
     order = np.random.default_rng([seed, 0]).permutation(len(known))
-    makers = MAKERS[task] if limit and limit > len(known) else MAKERS[task][:1]
-    chosen = [(make, known[index]) for make in makers for index in order][:limit]
+    chosen = [(MAKERS[task], known[index]) for index in order]
+    if task == "vqa" and limit and limit > len(known):
+        again = [known[index] for index in order if len(_by_kind(known[index][0].asked)) > 1]
+        chosen += [(_further_vqa_case, one) for one in again]
+    chosen = chosen[:limit]
     cases = []
     for make, (picture, scene) in chosen:
         cases.append(make(split, picture, scene, seed))
@@ -113,8 +116,7 @@ def _caption_case(split: Split, picture: Picture, scene: Scene, seed: int) -> Ed
     )
 
 
-MAKERS = {"vqa": (_vqa_case, _further_vqa_case), "caption": (_caption_case,)}
-"""By task: a maker of one case per picture, then of further ones."""
+MAKERS = {"vqa": _vqa_case, "caption": _caption_case}
 
 
 def _case(
@@ -155,10 +157,15 @@ def _draw_asked(rng: np.random.Generator, questions: Sequence[Asked]) -> Asked:
     """First a kind of question, then one of it: else three quarters of the cases would be yes or
     no.
     """
+    by_kind = _by_kind(questions)
+    return _choose(rng, by_kind[_choose(rng, list(by_kind))])
+
+
+def _by_kind(questions: Sequence[Asked]) -> dict[Kind, list[Asked]]:
     by_kind: dict[Kind, list[Asked]] = defaultdict(list)
     for asked in questions:
         by_kind[asked.question.kind].append(asked)
-    return _choose(rng, by_kind[_choose(rng, list(by_kind))])
+    return by_kind
 
 
 def _other_wording(
