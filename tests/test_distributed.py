@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import launch
 from safetensors.torch import load_file
 from toy_learner import Toy, log_lines, train_toy
 
@@ -22,46 +18,6 @@ from mmedit.errors import TrainingError
 from mmedit.training import steps_done
 
 pytestmark = pytest.mark.xdist_group("processes")  # one launch at a time
-
-TESTS = Path(__file__).parent
-SECONDS = 60
-"""Longer is a hang."""
-
-# `--cpu --num_processes 2` would start one process.
-LAUNCH = (
-    "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-    "--mixed_precision", "no", "--dynamo_backend", "no",
-)  # fmt: skip
-
-
-def launch(*arguments: object) -> str:
-    """What two processes print."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-    }
-    started = subprocess.Popen(
-        [sys.executable, "-m", *LAUNCH, "--main_process_port", port, *map(str, arguments)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        out, err = started.communicate(timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(started.pid, signal.SIGKILL)
-        _, err = started.communicate()
-        pytest.fail(f"two processes hang: {err}")
-    assert started.returncode == 0, err
-    return out
-
 
 # The loop
 
@@ -239,7 +195,7 @@ class Fitted:
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     root = tmp_path_factory.mktemp("fitted")
     batch = "editor.training.batch_size"
-    printed = launch("-m", "mmedit", *FIT, "--set", f"{batch}=4", "--out", root / "two")
+    printed, _ = launch("-m", "mmedit", *FIT, "--set", f"{batch}=4", "--out", root / "two")
     cli.app([*FIT, "--set", f"{batch}=8", "--out", str(root / "one")], standalone_mode=False)
     return Fitted(printed, root / "two", root / "one")
 

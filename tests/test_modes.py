@@ -23,7 +23,7 @@ from mmedit.deltas import Dense
 from mmedit.editors import FT, Editor
 from mmedit.editors.base import EditorConfig
 from mmedit.editors.ft import FTConfig
-from mmedit.errors import ConfigError
+from mmedit.errors import ConfigError, RunError
 from mmedit.vlm import VLM, NetworkVLM
 
 SITE = "language_model.model.decoder.layers.3.fc1"
@@ -239,6 +239,16 @@ def test_a_torn_snapshot_is_no_harm(vlm, cases, tmp_path, torn):
     assert len(of(records, "edit")) == 3
 
 
+def test_a_snapshot_that_cannot_be_written_is_one_error_and_loses_no_record(
+    vlm, cases, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("mmedit.bench.modes.SNAPSHOT_EVERY", 2)
+    (tmp_path / "state").write_text("a file where the folder should be")
+    with pytest.raises(RunError, match="the records written before are intact"):
+        measure(plan(Sequential(ability_every=0)), tmp_path, vlm, cases[:4])
+    assert len(of(read_records(tmp_path), "edit")) == 2
+
+
 def test_cost_per_edit_does_not_grow(vlm, cases):
     edited: VLM = vlm
     added = []
@@ -306,8 +316,6 @@ def test_usual_checkpoints(edits, stops):
 
 
 def test_the_run_of_another_mode_is_refused(vlm, cases, tmp_path):
-    from mmedit.errors import RunError
-
     measure(plan(Batch(k=2)), tmp_path, vlm, cases[:2])
     with pytest.raises(RunError, match="holds another run"):
         measure(plan(Batch(k=1)), tmp_path, vlm, cases[:2])

@@ -44,7 +44,7 @@ MAX_LENGTHS = 8
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
 _MARKERS = "osD^vPX*"
 _GREY = "#8a8a8a"
-_STYLE: Mapping[Any, object] = MappingProxyType(
+STYLE: Mapping[Any, object] = MappingProxyType(
     {
         "svg.hashsalt": "mmedit",
         "font.size": 10,
@@ -73,20 +73,21 @@ def write_plots(records: Sequence[Record], folder: Path) -> list[Path]:
     """Write tradeoff, splits and lengths, each as .svg and .png, and return their paths."""
     make_folder(folder)
     table = method_table(records)
-    looks = _looks(list(map(str, table.index)))
+    looks = looks_of(list(map(str, table.index)))
     written: list[Path] = []
-    with matplotlib.rc_context(dict(_STYLE)):
+    with matplotlib.rc_context(dict(STYLE)):
         for name, figure in (
             ("tradeoff", _tradeoff(table, looks)),
             ("splits", _splits(table, looks)),
             ("lengths", _lengths(by_editor(records), looks)),
         ):
             if figure is not None:
-                written += _saved(figure, folder / name)
+                written += saved(figure, folder / name)
     return written
 
 
-def _saved(figure: Figure, path: Path) -> list[Path]:
+def saved(figure: Figure, path: Path) -> list[Path]:
+    """Write an SVG and a PNG beside each other. Raises RunError."""
     svg, png = path.with_suffix(".svg"), path.with_suffix(".png")
     try:
         figure.savefig(svg, metadata={"Date": None}, bbox_inches="tight")
@@ -96,7 +97,7 @@ def _saved(figure: Figure, path: Path) -> list[Path]:
     return [svg, png]
 
 
-def _looks(editors: Sequence[str]) -> dict[str, Look]:
+def looks_of(editors: Sequence[str]) -> dict[str, Look]:
     """Markers shrink from method to method: where points lie on each other, all are seen."""
     methods = [editor for editor in editors if not is_base(editor)]
     looks = {editor: Look(_GREY, "x", 9) for editor in editors}
@@ -122,7 +123,7 @@ def _tradeoff(table: pandas.DataFrame, looks: Mapping[str, Look]) -> Figure | No
         axes.set(xlim=(-4, 104), ylim=(-4, 104), aspect="equal")
         axes.set_xlabel("reliability, exact match (%)")
         axes.set_ylabel(f"{NAMES[probe].replace(chr(10), ' ')}, exact match (%)")
-    _legend(figure, looks)
+    legend(figure, looks)
     return figure
 
 
@@ -130,7 +131,7 @@ def _point(axes: Axes, look: Look, x: object, y: object) -> None:
     if not (isinstance(x, Summary) and isinstance(y, Summary)):
         return
     axes.errorbar(
-        x.mean, y.mean, xerr=_sides([x]), yerr=_sides([y]), fmt=look.marker, color=look.colour,
+        x.mean, y.mean, xerr=sides([x]), yerr=sides([y]), fmt=look.marker, color=look.colour,
         markersize=look.size, markerfacecolor="none", markeredgewidth=1.8, elinewidth=1.2,
         clip_on=False,
     )  # fmt: skip
@@ -154,13 +155,13 @@ def _splits(table: pandas.DataFrame, looks: Mapping[str, Look]) -> Figure:
             axes.bar(
                 [x + shift for x, _ in known], [cell.mean for _, cell in known], 0.9 * width,
                 color=look.colour, hatch=look.hatch, edgecolor="white", linewidth=0,
-                yerr=_sides([cell for _, cell in known]),
+                yerr=sides([cell for _, cell in known]),
                 error_kw={"elinewidth": 1, "ecolor": "#333333", "capsize": 1.5},
             )  # fmt: skip
         axes.set(ylabel=title, ylim=(0, 104), xticks=range(len(probes)))
         axes.set_xticklabels([NAMES[probe] for probe in probes])
         axes.grid(visible=False, axis="x")
-    _legend(figure, looks, bars=True)
+    legend(figure, looks, bars=True)
     return figure
 
 
@@ -196,7 +197,7 @@ def _line(axes: Axes, look: Look, line: str, cells: Sequence[Summary | None]) ->
     shift = -0.06 if line == "--" else 0.06
     axes.errorbar(
         [x + shift for x, _ in known], [cell.mean for _, cell in known],
-        yerr=_sides([cell for _, cell in known]), color=look.colour, linestyle=line, marker="o",
+        yerr=sides([cell for _, cell in known]), color=look.colour, linestyle=line, marker="o",
         markersize=5, markerfacecolor="white" if line == "--" else look.colour, elinewidth=1,
         clip_on=False,
     )  # fmt: skip
@@ -228,7 +229,8 @@ def _in_bin(records: Sequence[Record], limits: tuple[int, int], measure: Measure
     return scores and scores.summary()
 
 
-def _sides(cells: Sequence[Summary]) -> list[list[float]]:
+def sides(cells: Sequence[Summary]) -> list[list[float]]:
+    """Lengths of error bars, down and up."""
     down = [0.0 if isnan(cell.low) else cell.mean - cell.low for cell in cells]
     up = [0.0 if isnan(cell.high) else cell.high - cell.mean for cell in cells]
     return [[max(0.0, side) for side in sides] for sides in (down, up)]
@@ -239,7 +241,7 @@ def _wrapped(editor: str) -> str:
     return editor.replace(" (", "\n(", 1)
 
 
-def _legend(figure: Figure, looks: Mapping[str, Look], *, bars: bool = False) -> None:
+def legend(figure: Figure, looks: Mapping[str, Look], *, bars: bool = False) -> None:
     """Above the panels, in as many lines as the labels need."""
     handles = [
         Patch(facecolor=look.colour, hatch=look.hatch, edgecolor="white", linewidth=0)

@@ -71,11 +71,13 @@ def read_runs(paths: Iterable[Path], *, edits: int | None = None) -> Measured:
             if editor in manifest.training_seconds:
                 training_seconds[label] = manifest.training_seconds[editor]
         bases.add(made)
+    if edits is not None:
+        notes[f"Here after {edits:,} edits."] = None
     return Measured(records, training_seconds, origins, tuple(notes))
 
 
 def at_checkpoint(records: list[Record], edits: int | None, run: Path) -> list[Record]:
-    """The records without those of other checkpoints than that after so many edits; all, for None.
+    """The records of the first so many edits; all, for None.
 
     The unedited model keeps its answers to those edits. Raises DataError.
     """
@@ -85,8 +87,8 @@ def at_checkpoint(records: list[Record], edits: int | None, run: Path) -> list[R
     if edits not in stops:
         there = ", ".join(map(str, sorted(stops))) or "none, as it is no sequence"
         raise DataError(f"{run} was not tested after {edits} edits; its checkpoints: {there}")
-    kept = [r for r in records if r.test != "checkpoint" or r.edits == edits or is_base(r.editor)]
-    return [r for r in kept if r.place <= edits or not is_base(r.editor)]
+    base = [r for r in records if is_base(r.editor) and r.place <= edits]
+    return [*base, *(r for r in records if r.edits <= edits and not is_base(r.editor))]
 
 
 def read_methods(argument: str) -> list[Method]:

@@ -33,18 +33,22 @@ def table(
     published_dataset: Annotated[
         str | None, typer.Option(help="The paper's dataset; by default, named as --dataset.")
     ] = None,
+    edits: Annotated[
+        int | None, typer.Option(min=1, help="Of a sequence: its checkpoint after so many edits.")
+    ] = None,
 ) -> None:
     """Make the paper's table from the records of one or more runs: a row per run and editor."""
     from mmedit.bench.formats import FORMATS, render
     from mmedit.bench.published import compare_with_published, load_published
     from mmedit.bench.run_folders import read_runs
+    from mmedit.bench.sequence import sequence_notes
     from mmedit.bench.tables import method_table
     from mmedit.table_view import table_view
 
     if format is not None and format not in FORMATS:
         raise UnknownNameError("table format", format, FORMATS)
     paper = load_published(published) if published else None
-    runs_read = read_runs(runs)
+    runs_read = read_runs(runs, edits=edits)
     datasets = sorted({origin.dataset for origin in runs_read.origins.values()})
     if len(datasets) > 1:
         err.print(
@@ -55,7 +59,7 @@ def table(
         runs_read.records,
         columns=columns,
         training_seconds=runs_read.training_seconds or None,
-        notes=runs_read.notes,
+        notes=[*runs_read.notes, *sequence_notes(runs_read.records)],
     )
     beside = paper and compare_with_published(
         frame, paper, runs_read.origins, model=published_model, dataset=published_dataset
@@ -89,9 +93,14 @@ def plot(
     runs: RunsArgument,
     out_folder: Annotated[Path, typer.Option("--out", help="Where the SVG and PNG files go.")],
 ) -> None:
-    """Draw the trade-off, every split, and both metrics by answer length, as SVG and PNG."""
+    """Draw the trade-off, every split, and both metrics by answer length, as SVG and PNG; of edits
+    made one after another also every split by their number.
+    """
     from mmedit.bench.plots import write_plots
     from mmedit.bench.run_folders import read_runs
+    from mmedit.bench.sequence_plots import write_sequence_plots
 
-    for path in write_plots(read_runs(runs).records, out_folder):
+    records = read_runs(runs).records
+    paths = [*write_plots(records, out_folder), *write_sequence_plots(records, out_folder)]
+    for path in paths:
         out.print(f"written: {path}", soft_wrap=True)
