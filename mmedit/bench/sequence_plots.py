@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from mmedit.bench.measures import COLUMN_SETS, Measure
 from mmedit.bench.plots import NAMES, STYLE, Look, legend, looks_of, saved, sides
-from mmedit.bench.records import Record
+from mmedit.bench.records import Record, make_folder
 from mmedit.bench.scores import all_by_editor, is_base
 from mmedit.bench.sequence import COLLAPSED, abilities, curve, forgetting, is_sequence
 from mmedit.bench.statistics import Summary
@@ -36,6 +36,7 @@ def write_sequence_plots(records: Sequence[Record], folder: Path) -> list[Path]:
     }
     if not rows:
         return []
+    make_folder(folder)
     looks = looks_of(list(rows))
     written: list[Path] = []
     with matplotlib.rc_context(dict(STYLE)):
