@@ -60,9 +60,13 @@ class Example:
 
 
 class Probe(StrEnum):
-    """What a probe measures; the value is its name in records and tables."""
+    """What a probe measures; the value is its name in records and tables. Text and image
+    reliability are questions about what the edit says, without and with its image (MMKE-Bench).
+    """
 
     RELIABILITY = "reliability"
+    TEXT_RELIABILITY = "text_reliability"
+    IMAGE_RELIABILITY = "image_reliability"
     TEXT_GENERALITY = "text_generality"
     IMAGE_GENERALITY = "image_generality"
     TEXT_LOCALITY = "text_locality"

@@ -16,6 +16,8 @@ from mmedit.cases import Probe
 
 HEADINGS = {
     Probe.RELIABILITY: "Rel",
+    Probe.TEXT_RELIABILITY: "T-Rel",
+    Probe.IMAGE_RELIABILITY: "I-Rel",
     Probe.TEXT_GENERALITY: "T-Gen",
     Probe.IMAGE_GENERALITY: "I-Gen",
     Probe.TEXT_LOCALITY: "T-Loc",

@@ -33,6 +33,8 @@ from mmedit.errors import RunError
 NAMES = MappingProxyType(
     {
         Probe.RELIABILITY: "reliability",
+        Probe.TEXT_RELIABILITY: "text\nreliability",
+        Probe.IMAGE_RELIABILITY: "image\nreliability",
         Probe.TEXT_GENERALITY: "text\ngenerality",
         Probe.IMAGE_GENERALITY: "image\ngenerality",
         Probe.TEXT_LOCALITY: "text\nlocality",

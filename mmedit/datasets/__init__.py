@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 
 from mmedit.cases import EditCase
-from mmedit.datasets import easyvqa, grocery, sources
+from mmedit.datasets import easyvqa, grocery, releases
 
 DATASETS: dict[str, Callable[..., Sequence[EditCase]]] = {
     "easyvqa": easyvqa.load,
     "grocery": grocery.load,
-    **{name: sources.loader(name) for name in sources.SOURCES},
+    **{name: releases.loader(name) for name in releases.SOURCES},
 }
 """Loaders by name; each takes a split, keyword settings (see `configs/dataset`), `limit`, `seed`
 and `report`.

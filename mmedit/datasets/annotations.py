@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -69,12 +69,26 @@ class Annotation(_Strict):
     answers: tuple[str, ...] = Field(default=(), strict=False)
 
     @property
+    def images(self) -> dict[str, str | None]:
+        """The images that it names, by key."""
+        return {
+            "image": self.image,
+            "image_rephrase": self.image_rephrase,
+            "m_loc": self.m_loc,
+        }
+
+    @property
     def empty(self) -> list[str]:
         """The keys that are there and hold nothing."""
         return [key for key, value in self if isinstance(value, str) and not value.strip()]
 
 
-def read_annotations(file: Path, *, required: Sequence[str] = ()) -> list[Annotation]:
+Form = TypeVar("Form", bound=Annotation)
+
+
+def read_annotations(
+    file: Path, *, required: Sequence[str] = (), form: type[Form] = Annotation
+) -> list[Form]:
     """All records of a file; `required` are keys that each must have beside src, alt and image.
 
     Raises DataError: the file is missing, too large, no JSON list, or a record lacks a key.
@@ -82,7 +96,7 @@ def read_annotations(file: Path, *, required: Sequence[str] = ()) -> list[Annota
     annotations = []
     for row, record in enumerate(_read_list(file)):
         try:
-            annotation = Annotation.model_validate(record)
+            annotation = form.model_validate(record)
         except ValidationError as error:
             fault = error.errors()[0]
             key = ".".join(str(part) for part in fault["loc"]) or "the record"

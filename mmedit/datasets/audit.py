@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmedit.datasets.annotations import Annotation, read_annotations
-from mmedit.datasets.sources import PORTABILITY, SOURCES, Source, under
+from mmedit.datasets.download import hash_of
+from mmedit.datasets.mmke import KNOWLEDGE
+from mmedit.datasets.pictures import Split
+from mmedit.datasets.releases import PORTABILITY, SOURCES
+from mmedit.datasets.sources import Source, under
 from mmedit.errors import DataError, ImageError, UnknownNameError
 from mmedit.images import open_image
 
@@ -56,20 +59,24 @@ class Audit:
     """None: the images were not opened."""
 
 
-def audit(source: Source, *, decode: bool, report: Callable[[int, int], None]) -> Audit:
+Report = Callable[[str, int, int], None]
+"""Called with (whose images are opened, done, in all)."""
+
+
+def audit(source: Source, *, decode: bool, report: Report) -> Audit:
     """Read a source's annotations and look for its images; with `decode` open every one of them.
 
     Raises DataError where the annotations cannot be read.
     """
     if not source.file.is_file():
         raise DataError(f"{source.name}: there is no file {source.file}. {source.fetch}")
-    records = read_annotations(source.file, required=source.required)
+    records = read_annotations(source.file, required=source.required, form=source.form)
     names = dict.fromkeys(image for n, r in enumerate(records) for image in _named(source, r, n))
     missing = [path for path in names if not path.is_file()]
     return Audit(
         name=source.name,
         file=source.file,
-        sha256=_sha256(source.file),
+        sha256=hash_of(source.file),
         records=len(records),
         published=PUBLISHED.get(source.name) if source.file.name not in _PORTABILITY else None,
         duplicates=sum(
@@ -82,7 +89,11 @@ def audit(source: Source, *, decode: bool, report: Callable[[int, int], None]) -
         request_images=len({record.image for record in records}),
         images=len(names),
         missing=tuple(map(str, missing)),
-        corrupt=_corrupt([n for n in names if n not in set(missing)], report) if decode else None,
+        corrupt=(
+            corrupt_images(source.name, [n for n in names if n not in set(missing)], report)
+            if decode
+            else None
+        ),
     )
 
 
@@ -95,7 +106,15 @@ def sources_of(name: str, root: str, **settings: str) -> list[Source]:
     if name not in published:
         raise UnknownNameError("benchmark to check", name, published)
     make = SOURCES[name]
-    found = [make(split, root=root, **settings) for split in ("train", "test")]
+    splits: tuple[Split, ...] = ("train", "test")
+    if name == "mmke":
+        every = [
+            make(split, root=root, knowledge=knowledge, **settings)
+            for knowledge in KNOWLEDGE
+            for split in splits
+        ]
+        return [source for source in every if source.file.is_file()] or every[:1]
+    found = [make(split, root=root, **settings) for split in splits]
     if name == "vlkeb":
         further = [kind for kind in PORTABILITY if kind != "none"]
         more = [make("test", root=root, portability=kind, **settings) for kind in further]
@@ -139,28 +158,24 @@ def markdown(audits: Sequence[Audit], command: str) -> str:
 
 
 def _named(source: Source, record: Annotation, row: int) -> list[Path]:
-    places = (
-        (source.images, record.image),
-        (source.rephrase_images, record.image_rephrase),
-        (source.images, record.m_loc),
-    )
-    return [under(root, name, source.file, row) for root, name in places if name]
+    roots = {"image_rephrase": source.rephrase_images}
+    return [
+        under(roots.get(key, source.images), name, source.file, row)
+        for key, name in record.images.items()
+        if name
+    ]
 
 
-def _corrupt(paths: Sequence[Path], report: Callable[[int, int], None]) -> tuple[str, ...]:
+def corrupt_images(name: str, paths: Sequence[Path], report: Report) -> tuple[str, ...]:
+    """What is wrong with those that cannot be opened."""
     faults = []
     for number, path in enumerate(paths):
         try:
             open_image(path)
         except ImageError as error:
             faults.append(str(error))
-        report(number + 1, len(paths))
+        report(name, number + 1, len(paths))
     return tuple(faults)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _plain(answer: str) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.datasets.easyvqa import unrelated_fact
+from mmedit.datasets.origins import advice
 from mmedit.datasets.pictures import Split
 from mmedit.datasets.sources import under
 from mmedit.errors import DataError, UnknownNameError
@@ -28,10 +29,7 @@ from mmedit.errors import DataError, UnknownNameError
 Task = Literal["vqa", "caption"]
 Report = Callable[[int, int], None]
 
-FETCH = (
-    "Get it with: git clone https://github.com/marcusklasson/GroceryStoreDataset; its folder is "
-    "GroceryStoreDataset/dataset: --set dataset.root=DIR."
-)
+FETCH = advice("grocery")
 COLUMNS = (
     "Class Name (str)",
     "Coarse Class Name (str)",
@@ -132,7 +130,7 @@ def read_products(folder: Path) -> list[Product]:
 
 
 def read_photographs(
-    folder: Path, split: Split, products: Sequence[Product]
+    folder: Path, split: str, products: Sequence[Product]
 ) -> list[tuple[Path, int]]:
     """The photographs of a split, each with its product's number. Raises DataError."""
     file = folder / f"{split}.txt"

@@ -1,5 +1,4 @@
-"""E-VQA, E-IC (MMEdit, Cheng et al. 2023), VLKEB (Huang et al. 2024) and your own file in the same
-keys (docs/datasets.md): annotation files to edit cases, in the file's order.
+"""Annotation files in MMEdit's keys to edit cases, in the file's order.
 
 Images are paths until a VLM wants them; every path must stay under the image root. A record with an
 empty field is left out, as in the reference code. Prompts are verbatim but for the template.
@@ -11,25 +10,18 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.datasets.annotations import Annotation, read_annotations
-from mmedit.datasets.pictures import Split
 from mmedit.errors import DataError, UnknownNameError
 
 OnMissing = Literal["error", "skip"]
+CaseMaker = Callable[["Source", int, Annotation], EditCase]
 Report = Callable[[int, int], None]
 
-MMEDIT = "Question: {} Short answer:"
-"""MMEdit's template of visual questions."""
 PROBES = ("rephrase", "image_rephrase", "loc", "m_loc")
 """What a record of the published benchmarks has beside the request."""
-PORTABILITY = {
-    "none": "eval.json",
-    "onehop": "eval_edit_onehop.json",
-    "multihop": "eval_multihop.json",
-}
 
 
 class Cases(list[EditCase]):
@@ -57,149 +49,10 @@ class Source:
     required: Sequence[str] = PROBES
     fetch: str = ""
     """What to do where files are missing."""
-
-
-def evqa_source(
-    split: Split,
-    *,
-    root: str | None = None,
-    images: str | None = None,
-    rephrase_images: str | None = None,
-    template: str = MMEDIT,
-    locality_template: str | None = None,
-) -> Source:
-    """E-VQA: `root` is MMEdit's `editing-data`; images lie in `root`/images unless named.
-
-    Raises DataError.
-    """
-    folder = _root("evqa", root)
-    file = folder / "vqa" / ("vqa_train.json" if split == "train" else "vqa_eval.json")
-    return Source(
-        name=f"evqa-{split}",
-        file=file,
-        images=Path(images) if images else folder / "images",
-        rephrase_images=Path(rephrase_images or images or folder / "images"),
-        template=template,
-        locality_template=locality_template or template,
-        fetch=FETCH["evqa"],
-    )
-
-
-def eic_source(
-    split: Split,
-    *,
-    root: str | None = None,
-    images: str | None = None,
-    rephrase_images: str | None = None,
-    template: str = "{}",
-    locality_template: str = MMEDIT,
-) -> Source:
-    """E-IC: as E-VQA; the prompt is "a photo of", and image locality asks E-VQA's questions."""
-    folder = _root("eic", root)
-    name = "caption_train_edit.json" if split == "train" else "caption_eval_edit.json"
-    return Source(
-        name=f"eic-{split}",
-        file=folder / "caption" / name,
-        images=Path(images) if images else folder / "images",
-        rephrase_images=Path(rephrase_images or images or folder / "images"),
-        template=template,
-        locality_template=locality_template,
-        fetch=FETCH["eic"],
-    )
-
-
-def vlkeb_source(
-    split: Split,
-    *,
-    root: str | None = None,
-    images: str | None = None,
-    portability: Literal["none", "onehop", "multihop"] = "none",
-    template: str = "{}",
-    locality_template: str | None = None,
-) -> Source:
-    """VLKEB: `root` holds train.json and eval.json; `portability` chooses the test file."""
-    folder = _root("vlkeb", root)
-    if portability not in PORTABILITY:
-        raise UnknownNameError("portability of vlkeb", str(portability), PORTABILITY)
-    where = Path(images) if images else folder / "VLKEB_images"
-    return Source(
-        name=f"vlkeb-{split}",
-        file=folder / ("train.json" if split == "train" else PORTABILITY[portability]),
-        images=where,
-        rephrase_images=where,
-        template=template,
-        locality_template=locality_template or template,
-        fetch=FETCH["vlkeb"],
-    )
-
-
-def own_source(
-    split: Split,
-    *,
-    train: str | None = None,
-    test: str | None = None,
-    images: str | None = None,
-    template: str = "{}",
-    locality_template: str | None = None,
-) -> Source:
-    """Your own files in MMEdit's keys; only src, alt and image must be there."""
-    chosen = train if split == "train" else test
-    if chosen is None:
-        raise DataError(
-            f"the {split} file is not named: --set dataset.{split}=FILE.json (docs/datasets.md)"
-        )
-    where = Path(images) if images else Path(chosen).parent
-    return Source(
-        name=f"{Path(chosen).stem}-{split}",
-        file=Path(chosen),
-        images=where,
-        rephrase_images=where,
-        template=template,
-        locality_template=locality_template or template,
-        required=(),
-        fetch="Name the folder that the paths begin in: --set dataset.images=DIR.",
-    )
-
-
-FETCH = {
-    "evqa": (
-        "Annotations: the Google Drive folder named in EasyEdit's examples/MultimodalEdit.md; the "
-        "images of val2014: http://images.cocodataset.org/zips/val2014.zip; the rephrased images "
-        "(val2014_image_rephrase): the same Google Drive folder. Unpack all under ROOT/images, or "
-        "name the folders: --set dataset.images=DIR --set dataset.rephrase_images=DIR."
-    ),
-    "vlkeb": (
-        "Annotations and images: the links in the README of github.com/VLKEB/VLKEB. Unpack the "
-        "images as ROOT/VLKEB_images/<entity>/<file>, or name the folder: --set dataset.images=DIR."
-    ),
-}
-FETCH["eic"] = FETCH["evqa"]
-
-
-SOURCES: dict[str, Callable[..., Source]] = {
-    "evqa": evqa_source,
-    "eic": eic_source,
-    "vlkeb": vlkeb_source,
-    "json": own_source,
-}
-
-
-def loader(name: str) -> Callable[..., Cases]:
-    """The loader of a source: what it does not know of its settings goes to the source."""
-
-    def load_named(
-        split: Split,
-        *,
-        on_missing_image: OnMissing = "error",
-        limit: int | None = None,
-        seed: int = 0,
-        report: Report = lambda made, total: None,
-        **settings: Any,
-    ) -> Cases:
-        source = SOURCES[name](split, **settings)
-        return load(source, on_missing_image=on_missing_image, limit=limit, report=report)
-
-    return load_named
+    form: type[Annotation] = Annotation
+    """What a record holds."""
+    case: CaseMaker | None = None
+    """Of a record, where it is not the usual one."""
 
 
 def load(
@@ -223,14 +76,15 @@ def load(
             )
     if not source.file.is_file():
         raise DataError(f"{source.name}: there is no file {source.file}. {source.fetch}")
-    annotations = read_annotations(source.file, required=source.required)[:limit]
+    annotations = read_annotations(source.file, required=source.required, form=source.form)[:limit]
+    make = source.case or usual_case
     left_out: Counter[str] = Counter()
     cases, missing = [], []
     for row, annotation in enumerate(annotations):
         if annotation.empty:
             left_out["an empty field"] += 1
             continue
-        case = _case(source, row, annotation)
+        case = make(source, row, annotation)
         lost = [path for path in _images(case) if not path.is_file()]
         missing += lost
         if lost:
@@ -249,7 +103,8 @@ def load(
     return Cases(cases, left_out)
 
 
-def _case(source: Source, row: int, record: Annotation) -> EditCase:
+def usual_case(source: Source, row: int, record: Annotation) -> EditCase:
+    """The case of a record in MMEdit's keys."""
     image = under(source.images, record.image, source.file, row)
     prompt = source.template.replace("{}", record.src)
 
@@ -295,12 +150,3 @@ def under(root: Path, name: str, file: Path, row: int) -> Path:
 def _images(case: EditCase) -> list[Path]:
     examples = [example for asked in case.probes.values() for example in asked]
     return list(dict.fromkeys(e.image for e in examples if isinstance(e.image, Path)))
-
-
-def _root(name: str, root: str | None) -> Path:
-    if root is None:
-        raise DataError(f"{name} needs its folder: --set dataset.root=ROOT. {FETCH[name]}")
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
-        raise DataError(f"{name}: there is no folder {folder}. {FETCH[name]}")
-    return folder
