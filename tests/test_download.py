@@ -87,7 +87,11 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def get(server: Server, root: Path, **changed: Any) -> list[Path]:
-    wanted = {"url": server.url("file"), "path": "a/file.json", "sha256": SHA256} | changed
+    wanted: dict[str, Any] = {
+        "url": server.url("file"),
+        "path": "a/file.json",
+        "sha256": SHA256,
+    } | changed
     told: list[tuple[str, int, int]] = []
     release = Release(files=(Remote(**wanted),))
     new = fetch(release, root, images=False, report=lambda *how_far: told.append(how_far))
