@@ -5,6 +5,7 @@ Tables and reports are made from these records alone.
 
 from __future__ import annotations
 
+import lzma
 import os
 from io import FileIO
 from pathlib import Path
@@ -19,6 +20,10 @@ from mmedit.cases import Probe
 from mmedit.errors import DataError, RunError
 
 RECORDS = "records.jsonl"
+PACKED = "records.jsonl.xz"
+"""What a finished run may be kept as: a sequence of 1,000 edits is a thirtieth so."""
+MAX_UNPACKED = 8 << 30
+"""Bytes of records that are unpacked, at most."""
 MANIFEST = "manifest.json"
 
 
@@ -266,14 +271,17 @@ class RecordWriter:
 
 
 def read_records(path: Path) -> list[Record]:
-    """Read the records of a run directory, or of one `records.jsonl`; a torn last line is left out.
+    """Read the records of a run directory, or of one `records.jsonl`, which may be packed (.xz); a
+    torn last line is left out.
 
     Raises DataError where there is no such file or no record in it, and for a malformed line, with
     the number of its row.
     """
     file = path / RECORDS if path.is_dir() else path
+    if path.is_dir() and not file.exists() and (path / PACKED).exists():
+        file = path / PACKED
     try:
-        content = file.read_bytes()
+        content = _unpacked(file) if file.suffix == ".xz" else file.read_bytes()
     except OSError as error:
         raise DataError(
             f"cannot read {file}: {error.strerror}; "
@@ -283,6 +291,17 @@ def read_records(path: Path) -> list[Record]:
     if not records:
         raise DataError(f"{file} holds no record yet; run the benchmark into {file.parent} first")
     return records
+
+
+def _unpacked(file: Path) -> bytes:
+    with lzma.open(file) as opened:
+        try:
+            content = opened.read(MAX_UNPACKED + 1)
+        except (lzma.LZMAError, EOFError) as error:
+            raise DataError(f"{file} is no whole xz file: {error}") from error
+    if len(content) > MAX_UNPACKED:
+        raise DataError(f"{file} unpacks to more than {MAX_UNPACKED:,} bytes")
+    return content
 
 
 def write_manifest(directory: Path, manifest: RunManifest) -> None:

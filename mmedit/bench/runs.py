@@ -35,6 +35,7 @@ from mmedit.bench.records import (
     LEFT_OUT,
     MANIFEST,
     MODE,
+    PACKED,
     RECORDS,
     RUN,
     Key,
@@ -292,6 +293,11 @@ def check_directory(plan: Plan, directory: Path) -> dict[str, float]:
         if (directory / RECORDS).exists():
             raise RunError(f"{directory} holds records without a {MANIFEST}; choose another --out")
         return {}
+    if (directory / PACKED).exists() and not (directory / RECORDS).exists():
+        raise RunError(
+            f"{directory} holds packed records; to go on with that run, unpack them: "
+            f"xz -d {directory / PACKED}"
+        )
     earlier, now = read_manifest(directory), plan.manifest({})
     for name in ("vlm", "dataset", "limit", "seed", "editors", "config"):
         if getattr(earlier, name) != getattr(now, name):
