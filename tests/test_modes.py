@@ -285,7 +285,7 @@ def test_nan_is_counted_and_loses_nothing(vlm, cases, tmp_path):
     assert abilities(of(records, "ability"))[0].collapsed == 3
     table = method_table(records)
     assert float(table.loc["FT", ("Rel", "EM")]) == 0
-    assert sequence_notes(records)[0] == "FT: NaN after 4 edits, collapsed from edit 3 on."
+    assert sequence_notes(records)[0] == "FT: NaN on 4 of 6 edits, collapsed from edit 3 on."
 
 
 @pytest.mark.parametrize(

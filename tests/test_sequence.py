@@ -27,34 +27,32 @@ from mmedit.bench.sequence_plots import write_sequence_plots
 from mmedit.errors import DataError
 
 
-def tested(case: str, right: float, **where) -> Record:
+def made(case: str, right: float, **where) -> Record:
     probes = {REL: (asked(right, right),), LOC: (kept(right, right),)}
     return record(case, probes, editor=where.pop("editor", "FT")).model_copy(update=where)
 
 
 def able(case: str, edits: int, right: float, order: int = 0) -> Record:
     where = {"test": "ability", "edits": edits, "place": 0, "order": order}
-    made = record(case, {LOC: (kept(right, right),)}, editor="FT").model_copy(update=where)
-    one = made.probes[LOC][0]
+    one = kept(right, right)
     post = one.post.model_copy(update={"token_accuracy": right})
     pre = one.pre.model_copy(update={"token_accuracy": 1.0})
-    return made.model_copy(
-        update={"probes": {LOC: (one.model_copy(update={"pre": pre, "post": post}),)}}
-    )
+    one = one.model_copy(update={"pre": pre, "post": post})
+    return record(case, {LOC: (one,)}, editor="FT").model_copy(update=where)
 
 
 def sequence() -> list[Record]:
     """Four edits, each of which is forgotten two edits later."""
     cases = ["a", "b", "c", "d"]
-    edits = [tested(c, 1, edits=n, place=n) for n, c in enumerate(cases, 1)]
-    gaps = [tested(c, 1, edits=n + 1, place=n, test="gap") for n, c in enumerate(cases[:3], 1)]
-    gaps += [tested(c, 0, edits=n + 2, place=n, test="gap") for n, c in enumerate(cases[:2], 1)]
-    stops = [tested("a", 1, edits=1, place=1, test="checkpoint")]
+    edits = [made(c, 1, edits=n, place=n) for n, c in enumerate(cases, 1)]
+    gaps = [made(c, 1, edits=n + 1, place=n, test="gap") for n, c in enumerate(cases[:3], 1)]
+    gaps += [made(c, 0, edits=n + 2, place=n, test="gap") for n, c in enumerate(cases[:2], 1)]
+    stops = [made("a", 1, edits=1, place=1, test="checkpoint")]
     stops += [
-        tested(c, float(n > 2), edits=4, place=n, test="checkpoint") for n, c in enumerate(cases, 1)
+        made(c, float(n > 2), edits=4, place=n, test="checkpoint") for n, c in enumerate(cases, 1)
     ]
     base = [
-        tested(c, 0, edits=4, place=n, test="checkpoint", editor="base")
+        made(c, 0, edits=4, place=n, test="checkpoint", editor="base")
         for n, c in enumerate(cases, 1)
     ]
     return [*base, *edits, *gaps, *stops]
@@ -111,24 +109,17 @@ def test_ability_is_by_order_and_notes_tell_of_the_first_collapse():
 
 def test_nan_is_counted_by_edit():
     records = sequence()
-    broken = tested("d", 0, edits=4, place=4)
+    broken = made("d", 0, edits=4, place=4)
     one = broken.probes[REL][0]
     lost = one.model_copy(update={"post": one.post.model_copy(update={"log_prob": math.nan})})
     broken = broken.model_copy(update={"probes": {REL: (lost,)}})
     records = [r for r in records if r.key != broken.key] + [broken]
     assert not_finite([r for r in records if r.editor == "FT"]) == 1
-    assert (
-        sequence_notes(records)
-        == [
-            "FT: NaN after 1 edits.",
-            "Collapsed: less than half of the truthful answers to the fixed probes are left.",
-        ]
-        or sequence_notes(records)[0] == "FT: NaN after 1 edits."
-    )
+    assert sequence_notes(records) == ["FT: NaN on 1 of 4 edits."]
 
 
 def test_no_sequence_has_no_notes_and_no_curves(tmp_path: Path):
-    records = [tested("a", 1), tested("b", 0)]
+    records = [made("a", 1), made("b", 0)]
     assert sequence_notes(records) == []
     assert write_sequence_plots(records, tmp_path / "plots") == []
     assert not (tmp_path / "plots").exists()

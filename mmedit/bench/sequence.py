@@ -93,7 +93,7 @@ def _all(record: Record) -> list[ProbeRecord]:
 
 
 def not_finite(records: Sequence[Record]) -> int:
-    """After how many edits the VLM gave NaN or infinity on the edit itself."""
+    """On how many edits the VLM gave NaN or infinity right after them."""
     edits = [r for r in records if r.test == "edit"]
     return sum(not isfinite(r.probes[Probe.RELIABILITY][0].post.log_prob) for r in edits)
 
@@ -106,14 +106,14 @@ def sequence_notes(records: Sequence[Record]) -> list[str]:
             continue
         known = abilities(found)
         collapsed = [one.collapsed for one in known.values() if one.collapsed is not None]
-        nan = not_finite(found)
-        faults = [f"NaN after {nan:,} edits"] if nan else []
+        nan, edits = not_finite(found), sum(record.test == "edit" for record in found)
+        faults = [f"NaN on {nan:,} of {edits:,} edits"] if nan else []
         if collapsed:
             orders = f" ({len(collapsed)} of {len(known)} orders)" if len(known) > 1 else ""
             faults.append(f"collapsed from edit {min(collapsed):,} on{orders}")
         if faults:
             notes.append(f"{editor}: {', '.join(faults)}.")
-    if notes:
+    if any("collapsed" in note for note in notes):
         notes.append(
             "Collapsed: less than half of the truthful answers to the fixed probes are left."
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +43,8 @@ class States:
             save_deltas(partial, snapshot.vlm.deltas)
             partial.replace(file)
         except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
             raise RunError(
                 f"cannot write {file}: {error}; the records written before are intact, so the same "
                 "command resumes after them once there is room and permission"
