@@ -33,7 +33,7 @@ from mmedit.features import TensorCache
 from mmedit.folders import config_folder, is_hub_id
 from mmedit.vlm import DeviceMap, NetworkVLM, Quantization, resolve_vlm
 
-Kind = Literal["vlm", "editor", "dataset"]
+Kind = Literal["vlm", "editor", "dataset", "table"]
 PARTS = ("vlm", "editor", "dataset", "speech", *MODES)
 """What `--set PART.KEY=VALUE` may change, beside the editor of a name: `mend.lr=1e-5`."""
 Settings = dict[str, Any]
@@ -126,10 +126,9 @@ class TableFile(_Strict):
 
 def load_table(name: str) -> tuple[str, TableFile]:
     """A table by name, or by the path of its file: its name, and what it says."""
-    known = {file.stem: file for file in (config_folder() / "table").glob("*.yaml")}
-    path = known.get(name) or Path(name)
+    path = config_folder() / "table" / f"{name}.yaml" if name in names("table") else Path(name)
     if not path.is_file():
-        raise UnknownNameError("table (nor file)", name, known)
+        raise UnknownNameError("table (nor file)", name, names("table"))
     return path.stem, _validate(TableFile, _read_yaml(path), str(path))
 
 

@@ -27,7 +27,7 @@ INDEPENDENT = ("bench", *FT, "--editor", "ft-l", "--set", "ft-l.steps=2")
 SEQUENTIAL = (
     "bench", *FT, "--mode", "sequential", "--set", "sequential.gaps=[2]",
     "--set", "sequential.orders=2", "--set", "sequential.ability_every=3",
-    "--set", "sequential.ability_cases=4",
+    "--set", "sequential.ability_cases=4", "--set", "sequential.snapshot_every=3",
 )  # fmt: skip
 COMMANDS = {"independent": INDEPENDENT, "sequential": SEQUENTIAL}
 

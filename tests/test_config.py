@@ -43,7 +43,7 @@ def test_every_other_dataset_says_what_to_set(name):
         load_cases(name, "test", limit=2)
 
 
-@pytest.mark.parametrize("kind", ["vlm", "editor", "dataset"])
+@pytest.mark.parametrize("kind", ["vlm", "editor", "dataset", "table"])
 def test_every_file_says_what_it_is(kind):
     assert (config_folder() / kind).is_dir()
     assert all(text.endswith(".") or ")" in text for _, text in describe(kind))

@@ -184,11 +184,8 @@ def test_every_order_is_a_sequence_of_its_own(vlm, cases, tmp_path):
 
 
 @pytest.mark.parametrize("break_after", [1, 4, 9, 23, 31])
-def test_an_interrupted_sequence_ends_with_the_same_records(
-    vlm, cases, tmp_path, break_after, monkeypatch
-):
-    monkeypatch.setattr("mmedit.bench.modes.SNAPSHOT_EVERY", 3)
-    mode = Sequential(gaps=(2,), ability_every=4, ability_cases=2, orders=2)
+def test_an_interrupted_sequence_ends_with_the_same_records(vlm, cases, tmp_path, break_after):
+    mode = Sequential(gaps=(2,), ability_every=4, ability_cases=2, orders=2, snapshot_every=3)
     whole = measure(plan(mode), tmp_path / "whole", vlm, cases[:8])
     told = 0
 
@@ -207,8 +204,7 @@ def test_an_interrupted_sequence_ends_with_the_same_records(
     assert not (tmp_path / "broken" / "state").exists()
 
 
-def test_a_sequence_goes_on_from_its_snapshot(vlm, cases, tmp_path, monkeypatch):
-    monkeypatch.setattr("mmedit.bench.modes.SNAPSHOT_EVERY", 4)
+def test_a_sequence_goes_on_from_its_snapshot(vlm, cases, tmp_path):
     made: list[Example] = []
 
     class Counting(FT):
@@ -220,7 +216,7 @@ def test_a_sequence_goes_on_from_its_snapshot(vlm, cases, tmp_path, monkeypatch)
         if what == "measuring FT" and len(made) == 6:
             raise KeyboardInterrupt
 
-    counting = plan(Sequential(ability_every=0), Counting(ft().config))
+    counting = plan(Sequential(ability_every=0, snapshot_every=4), Counting(ft().config))
     with pytest.raises(KeyboardInterrupt):
         measure(counting, tmp_path, vlm, cases, interrupt)
     [file] = (tmp_path / "state").iterdir()
@@ -239,13 +235,10 @@ def test_a_torn_snapshot_is_no_harm(vlm, cases, tmp_path, torn):
     assert len(of(records, "edit")) == 3
 
 
-def test_a_snapshot_that_cannot_be_written_is_one_error_and_loses_no_record(
-    vlm, cases, tmp_path, monkeypatch
-):
-    monkeypatch.setattr("mmedit.bench.modes.SNAPSHOT_EVERY", 2)
+def test_a_snapshot_that_cannot_be_written_is_one_error_and_loses_no_record(vlm, cases, tmp_path):
     (tmp_path / "state").write_text("a file where the folder should be")
     with pytest.raises(RunError, match="the records written before are intact"):
-        measure(plan(Sequential(ability_every=0)), tmp_path, vlm, cases[:4])
+        measure(plan(Sequential(ability_every=0, snapshot_every=2)), tmp_path, vlm, cases[:4])
     assert len(of(read_records(tmp_path), "edit")) == 2
 
 

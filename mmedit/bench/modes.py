@@ -62,6 +62,8 @@ class Sequential(_Mode):
     """After so many edits what the VLM can do beside them is tested; 0: never."""
     ability_cases: int = Field(default=32, ge=1)
     """Of so many cases, evenly spread, the locality probes are that test."""
+    snapshot_every: int = Field(default=50, ge=1)
+    """After so many edits the deltas are written, for a run that is stopped to go on from."""
 
     def stops(self, edits: int) -> set[int]:
         """The checkpoints of a sequence of so many edits."""
@@ -96,9 +98,6 @@ class Snapshot(NamedTuple):
     order: int
     edits: int
     vlm: VLM
-
-
-SNAPSHOT_EVERY = 50
 
 
 @dataclass(frozen=True)
@@ -204,9 +203,9 @@ class _Sequence:
             forget_peak_memory(device)
             vlm = edited
             edited, seconds = timed(lambda vlm=vlm, r=request: editor.apply(vlm, [r]), device)
-            self.seconds.append(seconds)
+            self.seconds.append(self._seconds_before(past, edits) or seconds)
             yield from self.tests_at(edits, edited)
-            if edits % SNAPSHOT_EVERY == 0 and edits < len(self.cases):
+            if edits % self.mode.snapshot_every == 0 and edits < len(self.cases):
                 yield Snapshot(self.order, edits, edited)
 
     def tests_at(self, edits: int, edited: VLM, only: Test | None = None) -> Iterator[Job]:
@@ -280,10 +279,15 @@ class _Sequence:
         found = past.restore(self.order)
         if found is None or found.edits >= missing:
             return self.meter.vlm, 0
-        for place in range(found.edits):
-            [key] = self._keys(place + 1, _Test("edit", (place,)))
-            self.seconds.append(past.records[key].seconds)
+        for edits in range(1, found.edits + 1):
+            self.seconds.append(self._seconds_before(past, edits) or 0.0)
         return found.vlm, found.edits
+
+    def _seconds_before(self, past: Past, edits: int) -> float | None:
+        """How long the edit took when an earlier part of the run made it."""
+        [key] = self._keys(edits, _Test("edit", (edits - 1,)))
+        record = past.records.get(key)
+        return record.seconds if record else None
 
 
 def _chunks(test: Test, number: int, rows: int) -> list[_Test]:

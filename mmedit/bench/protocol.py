@@ -193,7 +193,7 @@ def _kept(predictions: Predictions, local: Sequence[bool]) -> list[dict[str, Ten
         ranks = torch.cat([best.best.unsqueeze(-1), best.top10], dim=-1).int()
         answers = best.answer.split(part.is_answer.sum(1).tolist())
         for row, length, rank, answer in zip(rows, text_lengths(part), ranks, answers, strict=True):
-            kept[row] |= {RANKS: rank[:length], ANSWER: answer}
+            kept[row] |= {RANKS: rank[:length].cpu(), ANSWER: answer.cpu()}  # a GPU has no room
     return kept
 
 
@@ -450,9 +450,9 @@ def _locality(
         if example.image is None and not example.context:
             comparable[row, 0] = False
     ranks = torch.zeros(*part.target.shape, kept[0][0].shape[-1], dtype=torch.long)
-    ranks = ranks.to(part.target.device)
     for row, (best, _) in enumerate(kept):
         ranks[row, : len(best)] = best
+    ranks = ranks.to(part.target.device)
     before = Ranked(
         best=ranks[..., 0],
         top10=ranks[..., 1:],

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from mmedit.bench.modes import Snapshot
 from mmedit.deltas import load_deltas, save_deltas
 from mmedit.errors import DataError, RunError
+from mmedit.training import from_main
 from mmedit.vlm import VLM, NetworkVLM
 
 STATE = "state"
@@ -54,13 +55,20 @@ class States:
                 old.unlink(missing_ok=True)
 
     def restore(self, order: int) -> Snapshot | None:
-        """The last one that is whole."""
+        """The last one that is whole; the same one in all processes."""
+        edits = from_main(lambda: self._last_whole(order))
+        if edits is None:
+            return None
+        deltas = load_deltas(self._files(order)[edits], self.vlm.device)
+        return Snapshot(order, edits, self.vlm.with_deltas(deltas))
+
+    def _last_whole(self, order: int) -> int | None:
         for edits, file in sorted(self._files(order).items(), reverse=True):
             try:
-                deltas = load_deltas(file, self.vlm.device)
+                load_deltas(file)
             except (OSError, SafetensorError, DataError):
                 continue
-            return Snapshot(order, edits, self.vlm.with_deltas(deltas))
+            return edits
         return None
 
     def discard(self) -> None:

@@ -18,11 +18,18 @@ if TYPE_CHECKING:
 
 
 @app.command("ls")
-def list_names(what: Annotated[str, typer.Argument(help="editors, vlms or datasets")]) -> None:
+def list_names(
+    what: Annotated[str, typer.Argument(help="editors, vlms, datasets or tables")],
+) -> None:
     """List what there is by name."""
     from mmedit.config import describe
 
-    kinds: dict[str, Kind] = {"editors": "editor", "vlms": "vlm", "datasets": "dataset"}
+    kinds: dict[str, Kind] = {
+        "editors": "editor",
+        "vlms": "vlm",
+        "datasets": "dataset",
+        "tables": "table",
+    }
     if what not in kinds:
         raise UnknownNameError("list", what, kinds)
     if what == "vlms":
