@@ -119,7 +119,7 @@ class TableFile(_Strict):
         for name, written in self.blocks.items():
             if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
                 raise ConfigError(f"block {name!r}: a name that can be a folder's was wanted")
-            settings = {"editors": self.editors, **written}
+            settings = {"editors": self.editors, "published": self.published, **written}
             made[name] = _validate(Block, settings, f"block {name}")
         return made
 

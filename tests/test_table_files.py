@@ -37,7 +37,7 @@ def test_every_table_names_what_there_is(name):
 def test_every_row_of_a_papers_table_has_its_published_value(name):
     _, file = load_table(name)
     for block in file.named_blocks().values():
-        paper = load_published(block.published or file.published or "")
+        paper = load_published(block.published or "")
         assert block.published_model is not None
         assert block.published_dataset is not None
         values = paper.values[block.published_model][block.published_dataset]
@@ -130,3 +130,14 @@ def test_a_faulty_table_says_what_is_wrong(tmp_path, written, message):
 def test_a_table_that_is_not_there_names_those_that_are():
     with pytest.raises(UnknownNameError, match="mmedit-blip2"):
         load_table("mmedit-blip")
+
+
+def test_several_datasets_in_one_call_are_blocks_of_one_table(mmedit_, tmp_path):
+    datasets = ("--dataset", "easyvqa", "--dataset", "easyvqa-caption")
+    few = ("--limit", "2", "--no-generate", "--set", "ft.steps=1")
+    shown = mmedit_("bench", "--editor", "ft", *datasets, *few, "--out", tmp_path / "t")
+    assert shown.code == 0, shown.err
+    written = (tmp_path / "t" / "table.md").read_text()
+    assert "## easyvqa\n" in written
+    assert "## easyvqa-caption\n" in written
+    assert (tmp_path / "t" / "easyvqa-caption" / "records.jsonl").is_file()

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from mmedit.bench.records import Record
     from mmedit.bench.runs import Plan
     from mmedit.cases import Example
+    from mmedit.config import Block
 
+Blocks = tuple[Path, "dict[str, Block]"]
+"""A run's folder, and what is run in it or, of several, in folders of their names."""
 DEMO_EDITORS = ("ft-l", "ft", "ike", "mend")
 DEMO_SHOWN = "MEND"
 REPORTED = 8
@@ -76,39 +79,19 @@ def bench(
     """
     from mmedit.bench.formats import render
     from mmedit.bench.records import write_atomically
-    from mmedit.config import Block, load_table, require_used
-    from mmedit.errors import ConfigError
+    from mmedit.config import require_used
     from mmedit.table_view import table_view
     from mmedit.training import is_main_process
 
     common = Common(limit, batch_size, generate, tuple(settings or ()), seed)
-    paper = None
     if table is not None:
-        if vlm or editor or dataset or mode:
-            raise ConfigError(
-                f"the table {table} says which VLM, editors, datasets and mode; leave out --vlm, "
-                "--editor, --dataset and --mode, or the table"
-            )
-        name, file = load_table(table)
-        folder, blocks = out_folder or Path("runs") / name, file.named_blocks()
-        paper = file.published
+        folder, blocks = _table_blocks(table, out_folder, vlm, editor, dataset, mode)
     else:
-        if out_folder is None:
-            raise ConfigError("where shall the records go? Name a folder: --out runs/x")
-        names = list(dict.fromkeys(dataset or ["easyvqa"]))
-        folder = out_folder
-        blocks = {
-            name: Block(
-                vlm=vlm or "embedded",
-                editors=tuple(editor or ["mend"]),
-                dataset=name,
-                mode=mode or "independent",
-            )
-            for name in names
-        }
+        folder, blocks = _flag_blocks(out_folder, vlm, editor, dataset, mode)
     require_used(common.overrides, {block.mode for block in blocks.values()})
+    is_table = table is not None or len(blocks) > 1
     runs = [
-        prepared(name, block, folder / name if len(blocks) > 1 or table else folder, common)
+        prepared(name, block, folder / name if is_table else folder, common)
         for name, block in blocks.items()
     ]
     for one in runs:
@@ -116,17 +99,52 @@ def bench(
             err.print(note)
     sections = []
     for one in measured(runs):
-        frame, beside = one.frame(), None
-        if paper:
-            beside = one.beside(frame, paper)
-        if len(runs) > 1:
+        frame = one.frame()
+        beside = one.beside(frame)
+        if is_table:
             out.print(f"\n[bold]{escape(one.title)}[/]")
         out.print(table_view(frame, beside))
         one.write(frame)
         sections.append(f"## {one.title}\n\n{render(frame, 'md', beside)}")
-    if len(runs) > 1 and is_main_process():
+    if is_table and is_main_process():
         write_atomically(folder / "table.md", "\n".join(sections).encode())
     out.print(f"records and tables: {folder}/")
+
+
+def _table_blocks(table: str, out_folder: Path | None, *flags: object) -> Blocks:
+    """The blocks of a table's file, and the folder of their folders."""
+    from mmedit.config import load_table
+    from mmedit.errors import ConfigError
+
+    if any(flags):
+        raise ConfigError(
+            f"the table {table} says which VLM, editors, datasets and mode; leave out --vlm, "
+            "--editor, --dataset and --mode, or the table"
+        )
+    name, file = load_table(table)
+    return out_folder or Path("runs") / name, file.named_blocks()
+
+
+def _flag_blocks(
+    out_folder: Path | None,
+    vlm: str | None,
+    editors: Sequence[str] | None,
+    datasets: Sequence[str] | None,
+    mode: str | None,
+) -> Blocks:
+    """A block for every dataset, and their folder."""
+    from mmedit.config import Block
+    from mmedit.errors import ConfigError
+
+    if out_folder is None:
+        raise ConfigError("where shall the records go? Name a folder: --out runs/x")
+    common = {
+        "vlm": vlm or "embedded",
+        "editors": tuple(editors or ["mend"]),
+        "mode": mode or "independent",
+    }
+    names = dict.fromkeys(datasets or ["easyvqa"])
+    return out_folder, {name: Block.model_validate(common | {"dataset": name}) for name in names}
 
 
 @app.command()

@@ -118,16 +118,20 @@ class Done:
             notes=[*self.prepared.notes, *sequence_notes(self.records)],
         )
 
-    def beside(self, frame: pandas.DataFrame, paper: str) -> Comparison:
-        """The published values of the same methods. Raises DataError where there are none."""
+    def beside(self, frame: pandas.DataFrame) -> Comparison | None:
+        """The published values of the same methods, where the block names a paper. Raises DataError
+        where that has none.
+        """
         from mmedit.bench.published import compare_with_published, load_published
         from mmedit.bench.run_folders import Origin
 
         block = self.prepared.block
+        if block.published is None:
+            return None
         origins = {str(label): Origin(block.vlm, block.dataset) for label in frame.index}
         return compare_with_published(
             frame,
-            load_published(block.published or paper),
+            load_published(block.published),
             origins,
             model=block.published_model,
             dataset=block.published_dataset,
