@@ -48,6 +48,10 @@ class DataError(MmeditError, ValueError):
     """A dataset or record file that does not say what it should; names file, row and key."""
 
 
+class DownloadError(MmeditError, RuntimeError):
+    """A file that cannot be fetched, kept, or is not the one that was wanted."""
+
+
 class ModelError(MmeditError, ValueError):
     """A model folder that cannot be loaded, or a request that the loaded VLM cannot serve."""
 

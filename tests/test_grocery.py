@@ -131,7 +131,7 @@ def test_cases_run_through_the_protocol(root: Path, vlm):
 
 
 def test_missing_and_broken_files_are_named(root: Path):
-    with pytest.raises(DataError, match="mmedit data get grocery --root ROOT"):
+    with pytest.raises(DataError, match="mmedit data get grocery --root DIR"):
         grocery.load("test")
     with pytest.raises(UnknownNameError, match="task of grocery"):
         grocery.load("test", root=str(root), task="cation")  # pyright: ignore[reportArgumentType]

@@ -168,7 +168,7 @@ def test_a_fault_is_named_with_file_row_and_key(root, knowledge, record, message
 
 
 def test_what_is_missing_says_how_to_get_it(root):
-    with pytest.raises(DataError, match="mmedit data get mmke --root ROOT"):
+    with pytest.raises(DataError, match="mmedit data get mmke --root DIR"):
         load(root, "entity")
 
 

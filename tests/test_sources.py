@@ -219,7 +219,7 @@ def test_missing_images_are_counted_before_anything_runs(root: Path):
     (root / "images" / "val2014" / "2.jpg").unlink()
     with pytest.raises(DataError, match=r"1 images are missing, for instance .*2\.jpg") as raised:
         evqa(root)
-    assert "mmedit data get evqa --root ROOT --images" in str(raised.value)
+    assert "mmedit data get evqa --root DIR" in str(raised.value)
     assert "on_missing_image=skip" in str(raised.value)
 
 

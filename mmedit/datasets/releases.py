@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmedit.datasets.mmke import KNOWLEDGE, MMKERecord, mmke_case
-from mmedit.datasets.origins import advice
+from mmedit.datasets.origins import how_to_get
 from mmedit.datasets.pictures import Split
 from mmedit.datasets.sources import Cases, OnMissing, Report, Source, load
 from mmedit.errors import DataError, UnknownNameError
 
 MMEDIT = "Question: {} Short answer:"
 """MMEdit's template of visual questions."""
+ELSEWHERE = "Images elsewhere: --set dataset.images=DIR --set dataset.rephrase_images=DIR."
 PORTABILITY = {
     "none": "eval.json",
     "onehop": "eval_edit_onehop.json",
@@ -46,7 +47,7 @@ def evqa_source(
         rephrase_images=Path(rephrase_images or images or folder / "images"),
         template=template,
         locality_template=locality_template or template,
-        fetch=advice("evqa"),
+        fetch=f"{how_to_get('evqa')} {ELSEWHERE}",
     )
 
 
@@ -69,7 +70,7 @@ def eic_source(
         rephrase_images=Path(rephrase_images or images or folder / "images"),
         template=template,
         locality_template=locality_template,
-        fetch=advice("eic"),
+        fetch=f"{how_to_get('eic')} {ELSEWHERE}",
     )
 
 
@@ -94,7 +95,7 @@ def vlkeb_source(
         rephrase_images=where,
         template=template,
         locality_template=locality_template or template,
-        fetch=advice("vlkeb"),
+        fetch=how_to_get("vlkeb"),
     )
 
 
@@ -150,7 +151,7 @@ def mmke_source(
         rephrase_images=where,
         template=template,
         locality_template=locality_template or template,
-        fetch=advice("mmke"),
+        fetch=how_to_get("mmke"),
         form=MMKERecord,
         case=mmke_case,
     )
@@ -185,8 +186,8 @@ def loader(name: str) -> Callable[..., Cases]:
 
 def _root(name: str, root: str | None) -> Path:
     if root is None:
-        raise DataError(f"{name} needs its folder: --set dataset.root=ROOT. {advice(name)}")
+        raise DataError(f"{name} needs its folder: --set dataset.root=ROOT. {how_to_get(name)}")
     folder = Path(root).expanduser()
     if not folder.is_dir():
-        raise DataError(f"{name}: there is no folder {folder}. {advice(name)}")
+        raise DataError(f"{name}: there is no folder {folder}. {how_to_get(name)}")
     return folder
