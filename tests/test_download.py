@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import hashlib
 import io
 import re
@@ -43,6 +44,8 @@ class Server:
     statuses: list[int] = field(default_factory=list)
     """Of the next answers, before files are served."""
     tag: str = '"v1"'
+    compresses: str = ""
+    """Nothing, "where accepted" or "always"."""
     asked: list[tuple[str, str | None]] = field(default_factory=list)
     """Path and Range of every request."""
 
@@ -66,6 +69,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
                 self.send_error(404 if content is None else status)
                 return
             first = self._first(len(content))
+            accepted = "gzip" in (self.headers["Accept-Encoding"] or "")
+            if served.compresses == "always" or (served.compresses and accepted):
+                self._send_compressed(content)
+                return
             if first is None:
                 self.send_response(416)
                 self.send_header("Content-Range", f"bytes */{len(content)}")
@@ -82,6 +89,14 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             if served.drops > 0:
                 served.drops -= 1
                 body = body[: len(body) // 2]
+            self.wfile.write(body)
+
+        def _send_compressed(self, content: bytes) -> None:
+            body = gzip.compress(content)
+            self.send_response(200)
+            self.send_header("Content-Encoding", "gzip")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
             self.wfile.write(body)
 
         def _first(self, length: int) -> int | None:
@@ -126,6 +141,16 @@ def test_a_file_is_fetched_checked_and_not_fetched_again(server: Server, tmp_pat
     assert not download(url, target, sha256_wanted=SHA256)
     assert len(server.asked) == 1
     assert alone(target.parent) == ["a.json"]
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_the_file_itself_is_kept_where_the_server_compresses(
+    server: Server, tmp_path: Path, always: bool
+):
+    server.compresses = "always" if always else "where accepted"
+    assert download(f"{server.url}/a.json", tmp_path / "a", sha256_wanted=SHA256)
+    assert (tmp_path / "a").read_bytes() == CONTENT
+    assert len(server.asked) == 1
 
 
 def test_redirects_are_followed(server: Server, tmp_path: Path):

@@ -15,7 +15,7 @@ from shared_data import shared_data
 from mmedit.bench.protocol import evaluate
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.config import load_cases, load_editor
-from mmedit.datasets import grocery, grocery_pypi
+from mmedit.datasets import grocery, grocery_audit, grocery_pypi
 from mmedit.errors import DataError, UnknownNameError
 
 CLASSES = (
@@ -41,7 +41,7 @@ def root(tmp_path: Path) -> Path:
         text = f"{name} is good. And cheap.\n\nPå svenska."
         (tmp_path / f"{place}.txt").write_text(text, encoding="utf-8")
     (tmp_path / "classes.csv").write_text("\n".join(lines), encoding="utf-8")
-    for split in ("train", "test"):
+    for split in ("train", "val", "test"):
         listed = []
         for number, (name, _) in enumerate(CLASSES):
             for copy in range(3):
@@ -152,6 +152,48 @@ def test_missing_and_broken_files_are_named(root: Path):
         grocery.load("train", root=str(root))
 
 
+# Audit
+
+
+def test_the_audit_counts_what_is_listed_missing_broken_and_shared(root: Path):
+    (root / "train" / "Banana_0.jpg").unlink()
+    (root / "train" / "Banana_1.jpg").write_bytes(b"no image")
+    shared = (root / "train" / "Arla-Milk_0.jpg").read_bytes()
+    (root / "test" / "Arla-Milk_2.jpg").write_bytes(shared)
+    with (root / "val.txt").open("a", encoding="utf-8") as opened:
+        opened.write("train/Arla-Milk_1.jpg, 3, 0\nval/Banana_0.jpg, 2, 0\n")
+    (root / "iconic" / "Granny-Smith.jpg").unlink()
+    (root / "iconic" / "Banana.txt").write_text("", encoding="utf-8")
+    found = grocery_audit.audit(str(root), decode=True, report=lambda name, done, total: None)
+    train, val, test = found.lists
+    assert (train.photographs, val.photographs, test.photographs) == (12, 14, 12)
+    assert sorted(val.per_product.values()) == [3, 3, 4, 4]
+    assert (found.products, found.coarse, train.coarse) == (4, 3, 3)
+    assert [Path(path).name for path in train.missing] == ["Banana_0.jpg"]
+    assert train.corrupt is not None
+    assert "Banana_1.jpg is not an image" in train.corrupt[0]
+    assert (train.twice, val.twice, test.twice) == (0, 1, 0)
+    assert [Path(path).name for path in val.shared_paths(train)] == ["Arla-Milk_1.jpg"]
+    assert test.shared_paths(train) == []
+    assert [Path(path).name for path in test.shared_contents(train)] == ["Arla-Milk_2.jpg"]
+    assert [Path(path).name for path in found.iconic_missing] == ["Granny-Smith.jpg"]
+    assert [Path(path).name for path in found.descriptions_missing] == ["Banana.txt"]
+
+
+def test_the_audit_is_printed_as_markdown(root: Path, mmedit_):
+    done = mmedit_("data", "check", "grocery", "--root", root)
+    assert done.code == 0, done.err
+    assert "| photographs | 12 | 12 | 12 | | published | 2,640 | 296 | 2,485 |" in done.out
+    assert "| photographs corrupt | not opened | not opened | not opened |" in done.out
+    assert "| content also in train.txt | – | 0 | 0 |" in done.out
+    assert done.out.count("SHA-256") == 4
+    done = mmedit_("data", "check", "grocery", "--root", root, "--images", root)
+    assert (done.code, "no --images" in done.err) == (2, True)
+
+
+# The real files
+
+
 @pytest.mark.parametrize(("split", "number"), [("train", 2640), ("test", 2485)])
 def test_the_real_photographs_become_sound_cases(split, number: int):
     folder = shared_data("grocery")
@@ -189,6 +231,7 @@ def test_the_copy_of_the_package_registry_is_read(tmp_path: Path, mmedit_):
         grocery.load("test", root=str(tmp_path), task="caption")
     shown = mmedit_("data", "check", "grocery", "--root", tmp_path)
     assert "| photographs | 6 | 6 |" in shown.out
+    assert "iconic pictures: 0, 0 missing" in shown.out
 
 
 def jpeg(number: int) -> bytes:

