@@ -16,7 +16,7 @@ from statistics import median
 import torch
 
 from mmedit import evaluate, load_cases, load_editor, load_vlm
-from mmedit.bench.protocol import BaseOutputs
+from mmedit.bench.base_outputs import BaseOutputs
 from mmedit.editors import Editor
 
 CASES, BATCH, ROUNDS = 50, 25, 3

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import CORPUS, IMAGES
 
-from mmedit.bench.protocol import BaseOutputs, measure
+from mmedit.bench.base_outputs import BaseOutputs
+from mmedit.bench.protocol import measure
 from mmedit.bench.records import ProbeRecord
 from mmedit.bench.speech import SpeechScorer
 from mmedit.cases import Example, Probe

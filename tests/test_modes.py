@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from mmedit.bench.base_outputs import BaseOutputs
 from mmedit.bench.modes import Batch, Mode, Sequential, ordered, require_sound
-from mmedit.bench.protocol import BaseOutputs, NoEdit
+from mmedit.bench.protocol import NoEdit
 from mmedit.bench.records import Record, read_records
 from mmedit.bench.runs import Plan, run
 from mmedit.bench.scores import by_editor

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from mmedit.bench.protocol import BaseOutputs, Meter, NoEdit, evaluate
+from mmedit.bench.base_outputs import BaseOutputs
+from mmedit.bench.protocol import Meter, NoEdit, evaluate
 from mmedit.bench.records import Record
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.datasets import easyvqa

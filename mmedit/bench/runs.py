@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+from mmedit.bench.base_outputs import BaseOutputs
 from mmedit.bench.modes import (
     Independent,
     Job,
@@ -30,7 +31,7 @@ from mmedit.bench.modes import (
     records_in,
     require_sound,
 )
-from mmedit.bench.protocol import BaseOutputs, Meter, NoEdit, image_name
+from mmedit.bench.protocol import Meter, NoEdit, image_name
 from mmedit.bench.records import (
     LEFT_OUT,
     MANIFEST,
