@@ -1,12 +1,22 @@
 """A run in a folder: what it keeps, and that it continues."""
 
+import lzma
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mmedit.bench.records import MANIFEST, RECORDS, Record, read_manifest, read_records
+from mmedit.bench.modes import Sequential
+from mmedit.bench.records import (
+    MANIFEST,
+    PACKED,
+    RECORDS,
+    Record,
+    read_manifest,
+    read_records,
+    write_manifest,
+)
 from mmedit.bench.runs import Plan, run, save_images
 from mmedit.cases import EditCase, Probe
 from mmedit.datasets import easyvqa
@@ -115,3 +125,43 @@ def test_images_made_in_memory_get_a_file_under_their_name_in_the_records(vlm, c
         name = record.probes[probe][0].image
         assert name is not None
         assert files[name].is_file()
+
+
+def test_the_manifest_says_which_source_weights_cases_and_editors_were_measured(
+    vlm, cases, tmp_path
+):
+    run(plan(), tmp_path, vlm, cases, training, report=silent)
+    manifest = read_manifest(tmp_path)
+    assert manifest.hashes.keys() == {"vlm", "dataset", "IKE"}
+    assert manifest.hashes["vlm"] == vlm.identity.weights
+    assert manifest.commit is None or len(manifest.commit.rstrip("+")) == 40
+
+
+@pytest.mark.parametrize("name", ["vlm", "dataset", "IKE"])
+def test_a_run_is_not_continued_with_what_only_has_the_same_name(vlm, cases, tmp_path, name):
+    run(plan(), tmp_path, vlm, cases[:1], training, report=silent)
+    manifest = read_manifest(tmp_path)
+    other = manifest.model_copy(update={"hashes": manifest.hashes | {name: "0" * 32}})
+    write_manifest(tmp_path, other)
+    before = (tmp_path / RECORDS).read_bytes()
+    with pytest.raises(RunError, match=f"a run of another {name}, though of the same name"):
+        run(plan(), tmp_path, vlm, cases[:1], training, report=silent)
+    assert (tmp_path / RECORDS).read_bytes() == before
+
+
+def test_a_setting_that_a_later_version_added_is_as_by_default(vlm, cases, tmp_path):
+    sequence = replace(plan(), mode=Sequential(ability_every=0), editors={})
+    run(sequence, tmp_path, vlm, cases[:2], training, report=silent)
+    manifest = read_manifest(tmp_path)
+    described = manifest.model_dump(mode="json")["config"]
+    del described["run"]["mode"]["snapshot_every"]
+    write_manifest(tmp_path, manifest.model_copy(update={"config": described}))
+    run(sequence, tmp_path, vlm, cases[:2], training, report=silent)
+
+
+def test_packed_records_are_not_continued_by_accident(vlm, cases, tmp_path):
+    run(plan(), tmp_path, vlm, cases[:1], training, report=silent)
+    (tmp_path / PACKED).write_bytes(lzma.compress((tmp_path / RECORDS).read_bytes()))
+    (tmp_path / RECORDS).unlink()
+    with pytest.raises(RunError, match="unpack them: xz -d"):
+        run(plan(), tmp_path, vlm, cases[:1], training, report=silent)

@@ -162,6 +162,12 @@ class RunManifest(_Frozen):
     editors: tuple[str, ...]
     config: dict[str, object]
     training_seconds: dict[str, float]
+    commit: str | None = None
+    """Of the source that mmedit was run from, where that is a git checkout."""
+    hashes: dict[str, str] = {}
+    """Of what was measured: "vlm" (its weights), "dataset" (what its cases say), and every editor
+    that holds something learnt.
+    """
 
     @field_validator("config")
     @classmethod

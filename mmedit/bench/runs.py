@@ -10,18 +10,23 @@ runs/x/state/            the deltas of a sequence under way
 
 from __future__ import annotations
 
+import hashlib
 import platform
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from mmedit.bench.base_outputs import BaseOutputs
 from mmedit.bench.modes import (
+    READ_MODE,
     Independent,
     Job,
     Mode,
@@ -52,6 +57,7 @@ from mmedit.bench.states import STATE, States
 from mmedit.bench.tables import BASE
 from mmedit.cases import EditCase
 from mmedit.editors import Editor
+from mmedit.editors.base import dataset_hash
 from mmedit.errors import ConfigError, RunError
 from mmedit.training import (
     attempted,
@@ -116,7 +122,10 @@ class Plan:
             for label, seconds in training_seconds.items()
         }
 
-    def manifest(self, training_seconds: Mapping[str, float]) -> RunManifest:
+    def manifest(
+        self, training_seconds: Mapping[str, float], hashes: Mapping[str, str] | None = None
+    ) -> RunManifest:
+        """What is noted of the run."""
         config: dict[str, object] = {
             RUN: {
                 "batch_size": self.batch_size,
@@ -143,6 +152,8 @@ class Plan:
             editors=tuple(self.editors),
             config=config,
             training_seconds=dict(training_seconds),
+            commit=_commit(),
+            hashes=dict(hashes or {}),
         )
 
 
@@ -164,6 +175,8 @@ def run(
     """
     require_sound(plan.mode, len(cases))
     training_seconds = from_main(lambda: check_directory(plan, directory))
+    hashes = {"vlm": vlm.identity.weights, "dataset": dataset_hash(cases)}
+    from_main(lambda: _require_same(directory, hashes))
     speech = plan.speech.scorer()
     with ExitStack() as opened:
         writer = RecordWriter(directory / RECORDS)
@@ -175,12 +188,14 @@ def run(
                 lambda done, total: report("reading training cases", done, total, "")
             )
         )
-        from_main(lambda: write_manifest(directory, plan.manifest(training_seconds)))
+        from_main(lambda: write_manifest(directory, plan.manifest(training_seconds, hashes)))
         for label, editor in plan.editors.items():
-            editors[label] = _fitted(
+            editors[label] = fitted = _fitted(
                 editor, label, directory, vlm, read, plan, training_seconds, report
             )
-            from_main(lambda: write_manifest(directory, plan.manifest(training_seconds)))
+            hashes.update(_learnt_hash(label, fitted))
+            from_main(lambda: _require_same(directory, hashes))
+            from_main(lambda: write_manifest(directory, plan.manifest(training_seconds, hashes)))
         base = BaseOutputs.of(vlm, cases=cases, rows=plan.batch_size)
         for label, editor in editors.items():
             meter = Meter(
@@ -301,12 +316,61 @@ def check_directory(plan: Plan, directory: Path) -> dict[str, float]:
         )
     earlier, now = read_manifest(directory), plan.manifest({})
     for name in ("vlm", "dataset", "limit", "seed", "editors", "config"):
-        if getattr(earlier, name) != getattr(now, name):
+        if _comparable(getattr(earlier, name)) != _comparable(getattr(now, name)):
             raise RunError(
                 f"{directory} holds another run: its {name} is {getattr(earlier, name)!r}, here "
                 f"{getattr(now, name)!r}. Choose another --out, or delete that folder."
             )
     return earlier.training_seconds
+
+
+def _comparable(value: object) -> object:
+    """A config with all settings of its mode: one that a later version added is as by default."""
+    run = value.get(RUN) if isinstance(value, dict) else None
+    if not isinstance(value, dict) or not isinstance(run, dict) or MODE not in run:
+        return value
+    mode = READ_MODE.validate_python(run[MODE]).model_dump(mode="json")
+    return value | {RUN: run | {MODE: mode}}
+
+
+def _require_same(directory: Path, hashes: Mapping[str, str]) -> None:
+    """Raise RunError where the records in the directory are of other weights, cases or editors."""
+    if not (directory / MANIFEST).exists():
+        return
+    earlier = read_manifest(directory).hashes
+    for name, found in hashes.items():
+        if earlier.get(name, found) != found:
+            raise RunError(
+                f"{directory} holds a run of another {name}, though of the same name: its hash is "
+                f"{earlier[name]}, here {found}. Choose another --out, or delete that folder."
+            )
+
+
+def _learnt_hash(label: str, editor: Editor) -> dict[str, str]:
+    """A hash of everything that an editor has learnt; nothing where it has learnt nothing."""
+    tensors = editor.state()
+    if not tensors:
+        return {}
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        content = tensors[name].detach().cpu().contiguous().reshape(-1)
+        digest.update(f"{name} {content.dtype} {tuple(tensors[name].shape)}".encode())
+        digest.update(content.view(torch.uint8).numpy().tobytes())
+    return {label: digest.hexdigest()}
+
+
+@cache
+def _commit() -> str | None:
+    """Of the checkout that mmedit lies in, with "+" where it was changed since."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        run = partial(subprocess.run, check=True, capture_output=True, text=True, timeout=10)
+        if not run([*git, "ls-files", __file__]).stdout:
+            return None  # installed into another project's checkout
+        changed = run([*git, "status", "--porcelain", "--untracked-files=no"]).stdout
+        return run([*git, "rev-parse", "HEAD"]).stdout.strip() + ("+" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def save_images(cases: Sequence[EditCase], folder: Path) -> dict[str, Path]:
