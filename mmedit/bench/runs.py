@@ -175,8 +175,8 @@ def run(
     """
     require_sound(plan.mode, len(cases))
     training_seconds = from_main(lambda: check_directory(plan, directory))
-    hashes = {"vlm": vlm.identity.weights, "dataset": dataset_hash(cases)}
-    from_main(lambda: _require_same(directory, hashes))
+    hashes = from_main(lambda: _earlier_hashes(directory))
+    _note(directory, hashes, {"vlm": vlm.identity.weights, "dataset": dataset_hash(cases)})
     speech = plan.speech.scorer()
     with ExitStack() as opened:
         writer = RecordWriter(directory / RECORDS)
@@ -193,8 +193,7 @@ def run(
             editors[label] = fitted = _fitted(
                 editor, label, directory, vlm, read, plan, training_seconds, report
             )
-            hashes.update(_learnt_hash(label, fitted))
-            from_main(lambda: _require_same(directory, hashes))
+            _note(directory, hashes, _learnt_hash(label, fitted))
             from_main(lambda: write_manifest(directory, plan.manifest(training_seconds, hashes)))
         base = BaseOutputs.of(vlm, cases=cases, rows=plan.batch_size)
         for label, editor in editors.items():
@@ -333,16 +332,19 @@ def _comparable(value: object) -> object:
     return value | {RUN: run | {MODE: mode}}
 
 
-def _require_same(directory: Path, hashes: Mapping[str, str]) -> None:
-    """Raise RunError where the records in the directory are of other weights, cases or editors."""
-    if not (directory / MANIFEST).exists():
-        return
-    earlier = read_manifest(directory).hashes
-    for name, found in hashes.items():
-        if earlier.get(name, found) != found:
+def _earlier_hashes(directory: Path) -> dict[str, str]:
+    return dict(read_manifest(directory).hashes) if (directory / MANIFEST).exists() else {}
+
+
+def _note(directory: Path, hashes: dict[str, str], found: Mapping[str, str]) -> None:
+    """Add to the hashes. Raises RunError where there is another one of the name: the records in the
+    directory are of other weights, cases or editors.
+    """
+    for name, value in found.items():
+        if hashes.setdefault(name, value) != value:
             raise RunError(
                 f"{directory} holds a run of another {name}, though of the same name: its hash is "
-                f"{earlier[name]}, here {found}. Choose another --out, or delete that folder."
+                f"{hashes[name]}, here {value}. Choose another --out, or delete that folder."
             )
 
 
