@@ -59,6 +59,7 @@ from mmedit.cases import EditCase
 from mmedit.editors import Editor
 from mmedit.editors.base import dataset_hash
 from mmedit.errors import ConfigError, RunError
+from mmedit.folders import config_folder
 from mmedit.training import (
     attempted,
     discard,
@@ -369,7 +370,8 @@ def _commit() -> str | None:
         run = partial(subprocess.run, check=True, capture_output=True, text=True, timeout=10)
         if not run([*git, "ls-files", __file__]).stdout:
             return None  # installed into another project's checkout
-        changed = run([*git, "status", "--porcelain", "--untracked-files=no"]).stdout
+        source = [".", str(config_folder())]
+        changed = run([*git, "status", "--porcelain", "--untracked-files=no", *source]).stdout
         return run([*git, "rev-parse", "HEAD"]).stdout.strip() + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
