@@ -311,11 +311,12 @@ class _Local:
 def require_sound(mode: Mode, edits: int) -> None:
     """Raise ConfigError where a mode asks for more edits than there are."""
     if isinstance(mode, Sequential):
-        late = [stop for stop in (*mode.checkpoints, *mode.gaps) if stop > edits]
-        if late:
-            raise ConfigError(
-                f"there are {edits} edits, and sequential.checkpoints or .gaps wants {late[0]}; "
-                "choose fewer, or a larger --limit"
-            )
+        # One that comes too late among others is left out: a table may be run in small.
+        for name, wanted in (("checkpoints", mode.checkpoints), ("gaps", mode.gaps)):
+            if wanted and min(wanted) >= edits + (name == "checkpoints"):
+                raise ConfigError(
+                    f"there are {edits} edits, and sequential.{name} wants {min(wanted)} at least; "
+                    "choose fewer, or a larger --limit"
+                )
     if isinstance(mode, Batch) and mode.k > edits:
         raise ConfigError(f"there are {edits} edits, and batch.k is {mode.k}; choose fewer")

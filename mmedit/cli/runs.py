@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +100,6 @@ class Done:
     prepared: Prepared
     records: Sequence[Record]
     training_seconds: Mapping[str, float]
-    notes: Sequence[str] = field(default=())
 
     @property
     def title(self) -> str:
