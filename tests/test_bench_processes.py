@@ -22,7 +22,7 @@ from mmedit.bench.tables import method_table
 
 pytestmark = pytest.mark.xdist_group("processes")  # one launch at a time
 
-FT = ("--editor", "ft", "--set", "ft.steps=2", "--limit", "10", "--batch-size", "3")
+FT = ("--editor", "ft", "--set", "ft.steps=2", "--limit", "8", "--batch-size", "3")
 INDEPENDENT = ("bench", *FT, "--editor", "ft-l", "--set", "ft-l.steps=2")
 SEQUENTIAL = (
     "bench", *FT, "--mode", "sequential", "--set", "sequential.gaps=[2]",

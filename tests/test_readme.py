@@ -30,10 +30,10 @@ def test_the_python_example_runs_and_the_edit_shows(capsys: pytest.CaptureFixtur
 
 
 def test_every_command_of_the_readme_takes_the_options_that_it_shows():
-    commands = re.findall(r"^mmedit (\w+) (.*)$", README, flags=re.MULTILINE)
-    assert {name for name, _ in commands} >= {"edit", "fit", "bench", "table", "ls"}
+    commands = re.findall(r"^mmedit (data \w+|\w+) (.*)$", README, flags=re.MULTILINE)
+    assert {name for name, _ in commands} >= {"edit", "fit", "bench", "table", "ls", "data get"}
     for name, arguments in commands:
-        shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200"}).output
+        shown = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "200"}).output
         for option in re.findall(r"--[\w-]+", arguments):
             assert option in shown, f"mmedit {name} has no {option}"
 
