@@ -18,17 +18,30 @@ def main() -> None:
     """Run the command line: errors raised on purpose are one message and exit code 2."""
     if int(os.environ.get("RANK", "0")):  # of `accelerate launch`: one process speaks for all
         out.quiet = err.quiet = True
+    code = _run()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from mmedit.training import leave
+
+        leave(code)
+    sys.exit(code)
+
+
+def _run() -> int:
+    """The exit code."""
     try:
         app()
     except MmeditError as error:
         err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-        sys.exit(2)
+        return 2
     except KeyboardInterrupt:
         err.print(
             "stopped; what was finished is kept, and the same command (of fit: with --resume) "
             "continues from there"
         )
-        sys.exit(130)
+        return 130
+    except SystemExit as ended:  # typer ends every command so
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    return 0
 
 
 __all__ = ["app", "bench", "data", "edit", "err", "main", "models", "out", "tables"]

@@ -14,6 +14,7 @@ from mmedit.training.processes import (
     from_main,
     gathered,
     is_main_process,
+    leave,
     number_of_processes,
     process_number,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "from_main",
     "gathered",
     "is_main_process",
+    "leave",
     "number_of_processes",
     "process_number",
     "seconds_spent",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
+import os
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import NoReturn, TypeVar, cast
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -19,6 +20,7 @@ from mmedit.errors import ConfigError, MmeditError, RunError
 from mmedit.training.settings import TrainingConfig
 
 Value = TypeVar("Value")
+SPEAKING_SECONDS = 5.0
 
 
 def accelerator_for(
@@ -109,16 +111,18 @@ class Failure:
 
 def _processes() -> PartialState:
     # Unless it is told that they are on CPUs, each of them takes itself to be alone.
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-    if state.num_processes > 1:
-        _leave_together()
-    return state
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
-@cache
-def _leave_together() -> None:
-    """Once: gloo's threads abort a process that ends while they run."""
-    atexit.register(lambda: PartialState().destroy_process_group())
+def leave(code: int) -> NoReturn:
+    """End this process of several at once, when all is written: taking gloo's threads down as an
+    interpreter does at its end aborts now and then, and would end the others as failed.
+    """
+    if code and not is_main_process():
+        time.sleep(SPEAKING_SECONDS)  # the first that fails ends all, and the main one is to speak
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def cuda_devices() -> list[int]:
