@@ -5,8 +5,9 @@
         >> benchmarks/adapters.md
 
 Models have random values: speed does not depend on them. Every family as the tests' tiny model, or,
-with `--full`, a network of a released checkpoint's size (tests/full_size.py), on `--device`. Per
-family, with a batch of `--rows` questions about one image each:
+with `--full`, a network of a released checkpoint's size (tests/support/full_size.py), on
+`--device`.
+Per family, with a batch of `--rows` questions about one image each:
 
 - overhead, warm: `VLM.predict` with features looked up, over transformers' forward of the language
   model with the same features given (`mm_encoder_outputs`) and the tokens ready;
@@ -34,7 +35,7 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 
 import full_size
 import tiny
@@ -43,7 +44,7 @@ import tiny_families
 from mmedit import Example
 from mmedit.adapters import adapter_for
 from mmedit.images import open_image
-from mmedit.vlm import NetworkVLM
+from mmedit.vlm.network import NetworkVLM
 
 ROUNDS = 7
 PROMPT, TARGET = "what is in the image, and where does it stand?", "a small teal triangle"

@@ -17,7 +17,7 @@ import torch
 
 from mmedit import evaluate, load_cases, load_editor, load_vlm
 from mmedit.bench.base_outputs import BaseOutputs
-from mmedit.editors import Editor
+from mmedit.editors.base import Editor
 
 CASES, BATCH, ROUNDS = 50, 25, 3
 

@@ -34,7 +34,7 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 
 import full_size
 import tiny
@@ -43,14 +43,13 @@ from mmedit import EditCase, Example, load_cases, load_editor, load_vlm
 from mmedit.adapters import adapter_for
 from mmedit.bench.protocol import peak_memory_bytes
 from mmedit.cases import Probe
-from mmedit.editors import EDITORS
-from mmedit.editors.base import LearnedEditor
+from mmedit.editors.learned import LearnedEditor
 from mmedit.editors.objective import groups
-from mmedit.editors.serac.counterfactual import told
-from mmedit.metrics import answer_nll
-from mmedit.training import Learner
-from mmedit.vlm import NetworkVLM
-from mmedit.vlm.network import aligned
+from mmedit.methods import EDITORS
+from mmedit.methods.serac.counterfactual import told
+from mmedit.metrics.multiclass_log_probs import answer_nll
+from mmedit.training.loop import Learner
+from mmedit.vlm.network import NetworkVLM, aligned
 
 GIGABYTE = 1e9
 

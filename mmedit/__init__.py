@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from mmedit.bench.protocol import evaluate
     from mmedit.cases import EditCase, Example, Probe
     from mmedit.config import load_cases, load_editor, load_vlm
-    from mmedit.metrics import multiclass_log_probs
-    from mmedit.vlm import VLM
+    from mmedit.metrics.multiclass_log_probs import multiclass_log_probs
+    from mmedit.vlm.interface import VLM
 
 _HOMES = {
     "EditCase": "mmedit.cases",

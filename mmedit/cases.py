@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
 
 from PIL import Image
 
 from mmedit.errors import DataError, EmptyAnswerError, ImageError
+from mmedit.images import image_key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,3 +97,37 @@ class EditCase:
         probes = {Probe.RELIABILITY: (self.request,), **self.probes}
         ordered = {probe: tuple(probes[probe]) for probe in Probe if probes.get(probe)}
         object.__setattr__(self, "probes", MappingProxyType(ordered))
+
+
+def image_name(example: Example) -> str | None:
+    """What records call an image: the last three parts of its path, the same on every machine, or
+    the content hash of an image made in memory.
+    """
+    if example.image is None:
+        return None
+    if isinstance(example.image, Path):
+        return "/".join(example.image.parts[-3:])
+    return image_key(example.image)
+
+
+Split = Literal["train", "test"]
+
+
+def dataset_hash(cases: Iterable[EditCase]) -> str:
+    """A hash of everything that cases say, in their order; of images, their names (a file's last
+    three parts), or their size where they were made in memory.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for case in cases:
+        texts = [case.id]
+        for probe, examples in case.probes.items():
+            for example in examples:
+                texts += [probe, example.prompt, example.target, _image_name(example)]
+        digest.update(json.dumps(texts).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _image_name(example: Example) -> str:
+    if isinstance(example.image, Path):
+        return "/".join(example.image.parts[-3:])
+    return "" if example.image is None else f"in memory, {example.image.size}"

@@ -9,7 +9,7 @@ overrides any value last.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import product, takewhile
 from pathlib import Path
@@ -19,19 +19,21 @@ import torch
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from mmedit import vlm
-from mmedit.adapters import Adapter, Stage
+from mmedit.adapters.base import Adapter, Stage
+from mmedit.bench.generation import SpeechSettings
 from mmedit.bench.modes import MODES, Mode
-from mmedit.bench.speech import SpeechSettings
-from mmedit.cases import EditCase
+from mmedit.cache import TensorCache
+from mmedit.cases import EditCase, Split
 from mmedit.datasets import DATASETS
-from mmedit.datasets.pictures import Split
-from mmedit.editors import EDITORS, Editor
-from mmedit.editors.files import pull, read_description
+from mmedit.editors.base import Editor
+from mmedit.editors.saved import pull, read_description
 from mmedit.errors import ConfigError, UnknownNameError
-from mmedit.features import TensorCache
-from mmedit.folders import config_folder, is_hub_id
-from mmedit.vlm import DeviceMap, NetworkVLM, Quantization, resolve_vlm
+from mmedit.methods import EDITORS
+from mmedit.progress import Progress, silent
+from mmedit.storage import config_folder, is_hub_id
+from mmedit.vlm import loading
+from mmedit.vlm.loading import DeviceMap, Quantization, resolve_vlm
+from mmedit.vlm.network import NetworkVLM
 
 Kind = Literal["vlm", "editor", "dataset", "table"]
 PARTS = ("vlm", "editor", "dataset", "speech", *MODES)
@@ -183,7 +185,7 @@ def load_vlm(
 
     `dtype` ("bfloat16", torch.float16, ...), `device_map` and `adapter` come before what the file
     says; `overrides` are those of the command line, for instance "vlm.quantization=4bit". Defaults
-    and errors: `mmedit.vlm.load_vlm`.
+    and errors: `mmedit.vlm.loading.load_vlm`.
     """
     return load_vlm_of(
         load_vlm_file(str(name_or_path), overrides),
@@ -203,7 +205,7 @@ def load_vlm_of(
     features: TensorCache | None = None,
 ) -> NetworkVLM:
     """The VLM that a file of settings describes; what is given here comes before what it says."""
-    return vlm.load_vlm(
+    return loading.load_vlm(
         file.name_or_path,
         dtype=dtype or file.dtype,
         device_map=device_map or file.device_map,
@@ -256,15 +258,15 @@ def load_cases(
     limit: int | None = None,
     seed: int = 0,
     overrides: Sequence[str] = (),
-    report: Callable[[int, int], None] = lambda made, total: None,
+    progress: Progress = silent,
 ) -> Sequence[EditCase]:
-    """The edit cases of a named dataset; `report` is called with (cases made, cases in all)."""
+    """The edit cases of a named dataset; `progress` is called with (cases made, cases in all)."""
     file = _validate(DatasetFile, _read("dataset", name), f"configs/dataset/{name}.yaml")
     if file.loader not in DATASETS:
         raise UnknownNameError("dataset loader", file.loader, DATASETS)
     settings = _overridden(file.settings, "dataset", overrides)
     try:
-        return DATASETS[file.loader](split, limit=limit, seed=seed, report=report, **settings)
+        return DATASETS[file.loader](split, limit=limit, seed=seed, progress=progress, **settings)
     except TypeError as error:
         raise ConfigError(f"dataset {name}: {error}") from error
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mmedit.errors import ImageError
+from mmedit.progress import Progress
 
 MAX_PIXELS = 50_000_000
 """More than a 50-megapixel photograph is refused before it is decoded."""
@@ -84,3 +86,15 @@ def _check_size(image: Image.Image, name: str) -> None:
             f"{name} has {image.width} x {image.height} = {pixels:,} pixels; at most "
             f"{MAX_PIXELS:,}: scale it down."
         )
+
+
+def corrupt_images(name: str, paths: Sequence[Path], progress: Progress) -> tuple[str, ...]:
+    """What is wrong with those that cannot be opened."""
+    faults = []
+    for number, path in enumerate(paths):
+        try:
+            open_image(path)
+        except ImageError as error:
+            faults.append(str(error))
+        progress(f"opening images of {name}", number + 1, len(paths), "")
+    return tuple(faults)

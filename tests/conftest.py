@@ -10,12 +10,12 @@ import pytest
 from command_line import Mmedit, Result
 
 if TYPE_CHECKING:
-    from mmedit.vlm import NetworkVLM
+    from mmedit.vlm.network import NetworkVLM
 
 TYPES_CHECKED = tuple(
-    f"mmedit.{name}" for name in ("adapters", "deltas", "features", "images", "metrics", "vlm")
+    f"mmedit.{name}" for name in ("adapters", "cache", "deltas", "images", "metrics", "vlm")
 )
-"""Where tensors are. Not `editors`: beartype cannot check the `Self` of `Editor.load`."""
+"""Where tensors are. Not editors and methods: beartype cannot check the `Self` of `Editor.load`."""
 
 # Before torch is first imported: there is a test process for every core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -53,7 +53,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny_vlm(tiny_folder: Path) -> NetworkVLM:
     """That model with nothing cached yet."""
-    from mmedit.vlm import load_vlm
+    from mmedit.vlm.loading import load_vlm
 
     return load_vlm(tiny_folder)
 
@@ -61,6 +61,6 @@ def tiny_vlm(tiny_folder: Path) -> NetworkVLM:
 @pytest.fixture(scope="session")
 def vlm() -> NetworkVLM:
     """The embedded VLM; its cache of image features is shared by all tests."""
-    from mmedit.vlm import load_vlm
+    from mmedit.vlm.loading import load_vlm
 
     return load_vlm("embedded")

@@ -11,10 +11,10 @@ from mmedit.config import (
     named_vlms,
     names,
 )
-from mmedit.editors.ft import FTConfig
-from mmedit.editors.mend import MENDConfig
 from mmedit.errors import ConfigError, DataError, MmeditError, UnknownNameError
-from mmedit.folders import config_folder
+from mmedit.methods.ft import FTConfig
+from mmedit.methods.mend import MENDConfig
+from mmedit.storage import config_folder
 
 
 @pytest.mark.parametrize("vlm", names("vlm"))

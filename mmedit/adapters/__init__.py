@@ -5,16 +5,9 @@ from typing import Any
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from mmedit.adapters.auto import AutoAdapter
-from mmedit.adapters.base import (
-    STAGES,
-    Adapter,
-    Inputs,
-    PaddingSide,
-    SeenImage,
-    Segments,
-    Stage,
-)
+from mmedit.adapters.base import STAGES, Adapter, SeenImage, Segments, Stage
 from mmedit.adapters.blip2 import Blip2Adapter
+from mmedit.adapters.inputs import Inputs, PaddingSide
 from mmedit.adapters.instructblip import InstructBlipAdapter
 from mmedit.adapters.llava import LlavaAdapter, LlavaNextAdapter, LlavaOnevisionAdapter
 from mmedit.adapters.minigpt4 import MiniGPT4Adapter

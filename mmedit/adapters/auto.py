@@ -9,7 +9,7 @@ bridge, and the last feed-forward weight of vision. Vision and bridge depend on 
 both may be cached.
 
 Held to transformers' own forward on SmolVLM, InternVL and Gemma-3 (whose bridge has no Linear, and
-so no site) by `tests/test_families.py`.
+so no site) by `tests/adapters/test_families.py`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from mmedit.adapters.base import (
     GREEDY,
     Adapter,
-    Inputs,
     Layout,
     Pixels,
     SeenImage,
@@ -39,7 +38,7 @@ from mmedit.adapters.base import (
     linears,
     sites_in,
 )
-from mmedit.adapters.inputs import only_at
+from mmedit.adapters.inputs import Inputs, only_at
 from mmedit.adapters.prompts import PromptFormat, chat_formats
 from mmedit.errors import ModelError
 

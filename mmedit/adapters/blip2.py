@@ -22,17 +22,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from mmedit.adapters.base import (
-    GREEDY,
-    Adapter,
-    Inputs,
-    Layout,
-    Pixels,
-    SeenImage,
-    Stage,
-    sites_in,
-)
-from mmedit.adapters.inputs import only_at
+from mmedit.adapters.base import GREEDY, Adapter, Layout, Pixels, SeenImage, Stage, sites_in
+from mmedit.adapters.inputs import Inputs, only_at
 from mmedit.adapters.prompts import PROBE, PromptFormat, chat_formats, read_format
 
 FEED_FORWARD = re.compile(

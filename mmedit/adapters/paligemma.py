@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from mmedit.adapters.auto import AutoAdapter
-from mmedit.adapters.base import Inputs, Layout, Pixels, SeenImage
+from mmedit.adapters.base import Layout, Pixels, SeenImage
+from mmedit.adapters.inputs import Inputs
 from mmedit.adapters.prompts import PROBE, PromptFormat, read_format
 
 

@@ -11,12 +11,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mmedit.bench.records import Scores
+from mmedit.cache import GIGABYTE, TensorCache
 from mmedit.cases import EditCase, Example, Probe
-from mmedit.features import GIGABYTE, TensorCache
 from mmedit.images import image_key
-from mmedit.metrics import multiclass_log_probs, ranked
-from mmedit.vlm import VLM, Predictions
+from mmedit.metrics.locality import ranked
+from mmedit.metrics.multiclass_log_probs import multiclass_log_probs
+from mmedit.records.schema import Scores
+from mmedit.vlm.interface import VLM, Predictions
 
 
 class Probed(Protocol):

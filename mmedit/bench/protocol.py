@@ -11,20 +11,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from mmedit.bench.base_outputs import BaseOutputs, Probed, passes, scores_of
-from mmedit.bench.records import Locality, ProbeRecord, Record, Test
-from mmedit.bench.speech import SpeechScorer
-from mmedit.cases import EditCase, Example, Probe
-from mmedit.images import image_key
-from mmedit.metrics import Ranked, locality_to
+from mmedit.bench.generation import SpeechScorer
+from mmedit.cases import EditCase, Example, Probe, image_name
 from mmedit.metrics.generation import fluency, repeated, unchanged
-from mmedit.vlm import VLM, Predictions
+from mmedit.metrics.locality import Ranked, locality_to
+from mmedit.records.schema import Locality, ProbeRecord, Record, Test
+from mmedit.vlm.interface import VLM, Predictions
 
 
 class Applies(Protocol):
@@ -271,17 +269,6 @@ def _locality(
     names = tuple(Locality.model_fields)
     columns = [getattr(scores, name).tolist() for name in names]
     return [Locality(**dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
-
-
-def image_name(example: Example) -> str | None:
-    """What records call an image: the last three parts of its path, the same on every machine, or
-    the content hash of an image made in memory.
-    """
-    if example.image is None:
-        return None
-    if isinstance(example.image, Path):
-        return "/".join(example.image.parts[-3:])
-    return image_key(example.image)
 
 
 def forget_peak_memory(device: torch.device) -> None:

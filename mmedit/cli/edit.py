@@ -19,12 +19,23 @@ from mmedit.cli.console import (
     err,
     out,
 )
-from mmedit.terminal import answers_view, progress
+from mmedit.cli.progress import show_progress
+from mmedit.progress import named
 
 if TYPE_CHECKING:
-    from mmedit.bench.runs import TrainingCases
-    from mmedit.editors import Editor
-    from mmedit.vlm import VLM
+    from mmedit.bench.plan import TrainingCases
+    from mmedit.editors.base import Editor
+    from mmedit.vlm.interface import VLM
+from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from mmedit.cases import Example, Probe
+
+if TYPE_CHECKING:  # adapters import torch, and `mmedit table` does without
+    pass
 
 
 @app.command()
@@ -43,7 +54,7 @@ def edit(
     """Make one edit and print the answer before and after, and what it did to three unrelated
     questions.
     """
-    from mmedit.cases import Example, Probe
+    from mmedit.cases import Example
     from mmedit.config import load_cases, load_editor, load_vlm_file
     from mmedit.images import open_image
 
@@ -96,15 +107,11 @@ def fit(
     """Train an editor that learns, and save it: then `mmedit bench --editor DIR`. Also under
     `accelerate launch -m mmedit fit ...`.
     """
-    from mmedit.bench.records import make_folder
     from mmedit.config import check_cases, load_editor, load_vlm_file
     from mmedit.errors import ConfigError
-    from mmedit.training import (
-        is_main_process,
-        number_of_processes,
-        seconds_spent,
-        steps_done,
-    )
+    from mmedit.processes import is_main_process, number_of_processes
+    from mmedit.storage import make_folder
+    from mmedit.training.checkpoints import seconds_spent, steps_done
 
     overrides = settings or []
     vlm_file = load_vlm_file(vlm, overrides)
@@ -146,7 +153,7 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Only you can see it.")] = False,
 ) -> None:
     """Share a fitted editor on the Hugging Face hub; `--editor OWNER/NAME` then fetches it."""
-    from mmedit.editors.files import push as upload
+    from mmedit.editors.saved import push as upload
 
     out.print(f"pushed: {upload(editor, repository, private=private)}", soft_wrap=True)
 
@@ -168,8 +175,8 @@ def training_cases_of(
     """Reads the training cases when they are wanted."""
     from mmedit.config import load_cases
 
-    return lambda report: load_cases(
-        dataset, "train", limit=limit, seed=seed, overrides=overrides, report=report
+    return lambda progress: load_cases(
+        dataset, "train", limit=limit, seed=seed, overrides=overrides, progress=progress
     )
 
 
@@ -185,10 +192,8 @@ def _fit(
     """Number of cases, and seconds of fitting. The last `validation` cases are kept aside."""
     from mmedit.errors import ConfigError
 
-    with progress(err) as report:
-        cases = training_cases(
-            lambda done, total: report("reading training cases", done, total, "")
-        )
+    with show_progress(err) as progress:
+        cases = training_cases(named(progress, "reading training cases"))
         if validation >= len(cases):
             raise ConfigError(
                 f"--validation {validation} leaves none of the {len(cases)} cases for training"
@@ -200,7 +205,30 @@ def _fit(
             cases[:trained_on],
             validation=cases[trained_on:],
             seed=seed,
-            report=lambda done, total, figures: report(f"fitting {label}", done, total, figures),
+            progress=named(progress, f"fitting {label}"),
             folder=folder,
         )
     return trained_on, time.perf_counter() - begun
+
+
+def answers_view(
+    label: str, examples: Sequence[Example], before: Sequence[str], after: Sequence[str]
+) -> RenderableType:
+    """One edit: the request's answer before and after, then those of unrelated questions."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "question", "before", f"after {label}", ""):
+        table.add_column(heading)
+    for number, (example, old, new) in enumerate(zip(examples, before, after, strict=True)):
+        about = "" if example.image is None else " (image)" if number == 0 else " (another image)"
+        verdict = _edit_verdict(new, example.target) if number == 0 else _local_verdict(old, new)
+        sort = "edit" if number == 0 else "unrelated"
+        table.add_row(sort, escape(example.prompt + about), escape(old), escape(new), verdict)
+    return table
+
+
+def _edit_verdict(said: str, target: str) -> str:
+    return "[green]as wanted" if said == target else f"[red]wanted: {escape(target)}"
+
+
+def _local_verdict(before: str, after: str) -> str:
+    return "[green]unchanged" if before == after else "[red]changed"

@@ -11,10 +11,17 @@ from rich.table import Table
 
 from mmedit.cli.console import app, err, out
 from mmedit.errors import UnknownNameError
-from mmedit.terminal import vlms_view
 
 if TYPE_CHECKING:
     from mmedit.config import Kind
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+if TYPE_CHECKING:  # adapters import torch, and `mmedit table` does without
+    from mmedit.adapters.base import Adapter, Stage
 
 
 @app.command("ls")
@@ -78,7 +85,8 @@ def convert_files(
     """Make a model folder from the original files of BLIP-2 or MiniGPT-4 (docs/converting.md)."""
     import transformers
 
-    from mmedit.adapters.checkpoints import Options, Sources, convert
+    from mmedit.convert.conversion import Options, convert
+    from mmedit.convert.parts import Sources
 
     transformers.utils.logging.disable_progress_bar()
     with err.status("converting"):
@@ -105,3 +113,23 @@ def convert_files(
         f"{done.model_type} in {done.dtype}, {image_size} pixels -> {out_folder}/ (conversion.json)"
     )
     out.print(f"next: mmedit bench --vlm {out_folder} --editor ft --limit 10 --out runs/x")
+
+
+def vlms_view(
+    described: Sequence[tuple[str, str]],
+    sites: Mapping[str, Mapping[Stage, tuple[str, ...]]],
+    adapters: Mapping[str, type[Adapter]],
+) -> RenderableType:
+    """Every named VLM with its edit sites by stage, then the families that any folder may be of."""
+    named: list[RenderableType] = []
+    for name, text in described:
+        named.append(f"[bold]{name}[/]  {escape(text)}")
+        for stage, patterns in sites[name].items():
+            named += [Text(f"  {stage:8}  {pattern}", style="dim") for pattern in patterns]
+    families = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("adapter", "model type in config.json"):
+        families.add_column(heading)
+    for name, adapter in adapters.items():
+        types = ", ".join(adapter.model_types) or "any other that transformers knows, with a "
+        families.add_row(f"[bold]{name}", types + ("" if adapter.model_types else "chat template"))
+    return Group(*named, Text("\nAny folder or hub id of these families works too:\n"), families)

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from mmedit.cli.console import err
 from mmedit.cli.edit import load_vlm, training_cases_of
-from mmedit.terminal import progress
+from mmedit.cli.progress import show_progress
 
 if TYPE_CHECKING:
     import pandas
 
-    from mmedit.bench.published import Comparison
-    from mmedit.bench.records import Record
-    from mmedit.bench.runs import Fitted, Plan
+    from mmedit.bench.plan import Fitted, Plan
     from mmedit.cases import EditCase
     from mmedit.config import Block, VLMFile
+    from mmedit.records.schema import Record
+    from mmedit.report.published import Comparison
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Prepared:
     @property
     def notes(self) -> list[str]:
         """What must be said before it begins, and under its table."""
-        from mmedit.bench.records import notes_of
+        from mmedit.records.schema import notes_of
 
         return notes_of(self.plan.manifest({}))
 
@@ -64,9 +64,10 @@ class Prepared:
 def prepared(name: str, block: Block, folder: Path, common: Common) -> Prepared:
     """Read and check everything that a block names. Raises MmeditError."""
     from mmedit.bench.modes import require_sound
-    from mmedit.bench.runs import Plan, check_directory
+    from mmedit.bench.plan import Plan
+    from mmedit.bench.run import check_directory
     from mmedit.config import load_cases, load_editors, load_mode, load_speech, load_vlm_file
-    from mmedit.datasets.sources import Cases
+    from mmedit.datasets.annotated.cases import Cases
 
     overrides = (*block.settings, *common.overrides)
     vlm_file = load_vlm_file(block.vlm, overrides)
@@ -108,8 +109,8 @@ class Done:
 
     def frame(self) -> pandas.DataFrame:
         """The table."""
-        from mmedit.bench.sequence import sequence_notes
-        from mmedit.bench.tables import method_table
+        from mmedit.report.sequences import sequence_notes
+        from mmedit.report.table import method_table
 
         return method_table(
             self.records,
@@ -121,8 +122,8 @@ class Done:
         """The published values of the same methods, where the block names a paper. Raises DataError
         where that has none.
         """
-        from mmedit.bench.published import compare_with_published, load_published
-        from mmedit.bench.run_folders import Origin
+        from mmedit.report.published import compare_with_published, load_published
+        from mmedit.report.runs import Origin
 
         block = self.prepared.block
         if block.published is None:
@@ -138,9 +139,9 @@ class Done:
 
     def write(self, frame: pandas.DataFrame) -> None:
         """table.md and table.tex beside the records."""
-        from mmedit.bench.formats import render
-        from mmedit.bench.records import write_atomically
-        from mmedit.training import is_main_process
+        from mmedit.processes import is_main_process
+        from mmedit.report.render import render
+        from mmedit.storage import write_atomically
 
         if is_main_process():
             for name, format in (("table.md", "md"), ("table.tex", "latex")):
@@ -151,8 +152,8 @@ def measured(runs: Iterable[Prepared]) -> Iterator[Done]:
     """Run one block after another. A VLM that follows itself is loaded once, and an editor that
     learns is trained once on the same cases.
     """
-    from mmedit.bench.records import RECORDS
-    from mmedit.bench.runs import run
+    from mmedit.bench.run import run
+    from mmedit.records.store import RECORDS
 
     loaded: tuple[Any, Any] = (None, None)
     trained: dict[tuple[Any, ...], dict[str, Fitted]] = {}
@@ -167,7 +168,7 @@ def measured(runs: Iterable[Prepared]) -> Iterator[Done]:
         if loaded[0] != one.vlm_file:
             loaded = (one.vlm_file, load_vlm(one.vlm_file))
         cases = training_cases_of(one.block.dataset, None, plan.seed, one.overrides)
-        with progress(err) as report:
-            records, seconds = run(plan, one.folder, loaded[1], one.cases, cases, report=report)
+        with show_progress(err) as progress:
+            records, seconds = run(plan, one.folder, loaded[1], one.cases, cases, progress=progress)
         fitted |= plan.fitted_in(one.folder, seconds)
         yield Done(one, records, seconds)

@@ -38,12 +38,12 @@ def table(
     ] = None,
 ) -> None:
     """Make the paper's table from the records of one or more runs: a row per run and editor."""
-    from mmedit.bench.formats import FORMATS, render
-    from mmedit.bench.published import compare_with_published, load_published
-    from mmedit.bench.run_folders import read_runs
-    from mmedit.bench.sequence import sequence_notes
-    from mmedit.bench.tables import method_table
-    from mmedit.table_view import table_view
+    from mmedit.report.published import compare_with_published, load_published
+    from mmedit.report.render import FORMATS, render
+    from mmedit.report.render.terminal import table_view
+    from mmedit.report.runs import read_runs
+    from mmedit.report.sequences import sequence_notes
+    from mmedit.report.table import method_table
 
     if format is not None and format not in FORMATS:
         raise UnknownNameError("table format", format, FORMATS)
@@ -80,9 +80,9 @@ def compare_runs(
     ] = "default",
 ) -> None:
     """Compare two methods edit by edit: paired differences, and the edits where they disagree."""
-    from mmedit.bench.compare import compare
-    from mmedit.bench.run_folders import matched_methods
-    from mmedit.table_view import comparison_view
+    from mmedit.report.comparison import compare
+    from mmedit.report.render.terminal import comparison_view
+    from mmedit.report.runs import matched_methods
 
     for ours, theirs in matched_methods(first, second):
         out.print(comparison_view(compare(ours, theirs, columns=columns), show=show))
@@ -96,9 +96,9 @@ def plot(
     """Draw the trade-off, every split, and both metrics by answer length, as SVG and PNG; of edits
     made one after another also every split by their number.
     """
-    from mmedit.bench.plots import write_plots
-    from mmedit.bench.run_folders import read_runs
-    from mmedit.bench.sequence_plots import write_sequence_plots
+    from mmedit.report.render.plots import write_plots
+    from mmedit.report.render.sequence_plots import write_sequence_plots
+    from mmedit.report.runs import read_runs
 
     records = read_runs(runs).records
     paths = [*write_plots(records, out_folder), *write_sequence_plots(records, out_folder)]

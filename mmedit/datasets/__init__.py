@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 
 from mmedit.cases import EditCase
-from mmedit.datasets import easyvqa, grocery, releases
+from mmedit.datasets.annotated import releases
+from mmedit.datasets.easyvqa import cases as easyvqa
+from mmedit.datasets.grocery import cases as grocery
 
 DATASETS: dict[str, Callable[..., Sequence[EditCase]]] = {
     "easyvqa": easyvqa.load,
@@ -11,7 +13,7 @@ DATASETS: dict[str, Callable[..., Sequence[EditCase]]] = {
     **{name: releases.loader(name) for name in releases.SOURCES},
 }
 """Loaders by name; each takes a split, keyword settings (see `configs/dataset`), `limit`, `seed`
-and `report`.
+and `progress`.
 """
 
 __all__ = ["DATASETS"]

@@ -11,8 +11,27 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import TypeVar
 
-from mmedit.datasets.shapes import Phrasings
+import numpy as np
+
+from mmedit.cases import Example, Split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phrasings:
+    """Wordings of one kind of question. `{thing}` is "a red shape" or "a circle", `{bare}` the same
+    without "a".
+    """
+
+    original: tuple[str, ...]
+    further: tuple[str, ...]
+    held_out: tuple[str, ...]
+
+    @property
+    def train(self) -> tuple[str, ...]:
+        return self.original + self.further
+
 
 PHRASINGS: dict[str, Phrasings] = {
     "capital": Phrasings(
@@ -62,3 +81,28 @@ def load_facts() -> tuple[Fact, ...]:
     """All facts, in the order of the file."""
     text = resources.files("mmedit").joinpath("assets/facts.json").read_text(encoding="utf-8")
     return tuple(Fact(**fact) for fact in json.loads(text))
+
+
+Option = TypeVar("Option")
+
+TEST_COUNTRIES = 5
+"""Every fifth country (by name) is kept for the test split's text locality."""
+
+
+def unrelated_fact(rng: np.random.Generator, split: Split) -> Example:
+    """A fact that serves a split, in one of its training wordings."""
+    fact = choose(rng, split_facts(split))
+    wording = choose(rng, PHRASINGS[fact.relation].train)
+    return Example(prompt=fact.ask(wording), target=fact.answer)
+
+
+def split_facts(split: Split) -> list[Fact]:
+    """The facts that serve a split."""
+    countries = sorted({fact.subject for fact in load_facts()})
+    test = set(countries[::TEST_COUNTRIES])
+    return [fact for fact in load_facts() if (fact.subject in test) == (split == "test")]
+
+
+def choose(rng: np.random.Generator, options: list[Option] | tuple[Option, ...]) -> Option:
+    """One of the options, drawn."""
+    return options[int(rng.integers(len(options)))]

@@ -4,28 +4,23 @@ the one it was given.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmedit.adapters import Stage
+from mmedit.adapters.base import Stage
 from mmedit.cases import EditCase, Example
 from mmedit.deltas import LowRank, together
-from mmedit.editors import files
-from mmedit.editors.files import Origin
+from mmedit.editors import saved
+from mmedit.editors.saved import Origin
 from mmedit.errors import EditorError, SiteError
-from mmedit.training import Learner, Report, TrainingConfig, silent, train
-from mmedit.vlm import VLM
+from mmedit.progress import Progress, silent
+from mmedit.vlm.interface import VLM
 
 
 class EditorConfig(BaseModel):
@@ -76,7 +71,7 @@ class Editor(ABC, Generic[Config]):
         *,
         validation: Sequence[EditCase] = (),
         seed: int = 0,
-        report: Report = silent,
+        progress: Progress = silent,
         folder: Path | None = None,
     ) -> None:
         """Learn from (MEND, KE, SERAC) or index (IKE) training cases; FT has nothing to do. Leaves
@@ -126,13 +121,13 @@ class Editor(ABC, Generic[Config]):
                 f"{self.method.upper()} has not been fitted: call fit(vlm, cases), or load a "
                 "fitted editor"
             )
-        files.require_same_vlm(vlm, self.origin, self.method)
+        saved.require_same_vlm(vlm, self.origin, self.method)
 
     def save(self, path: Path) -> None:
         """Write a folder: `editor.json` (method, settings, what it was fitted on) and
         `editor.safetensors`. Raises EditorError where it cannot be written.
         """
-        files.write_editor(
+        saved.write_editor(
             path,
             self.state(),
             method=self.method,
@@ -144,16 +139,16 @@ class Editor(ABC, Generic[Config]):
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read what `save` wrote. Raises EditorError where the folder is none of this method's."""
-        described = files.read_description(path)
+        described = saved.read_description(path)
         if described.method != cls.method:
             raise EditorError(f"{path} holds a {described.method!r} editor, not {cls.method!r}")
-        tensors = files.read_tensors(path, described)
+        tensors = saved.read_tensors(path, described)
         try:
             editor = cls(cls.config_class(**described.config))  # pyright: ignore[reportArgumentType]
             editor.origin = described.origin
             editor.load_state(tensors, described.notes)
         except (ValidationError, KeyError, TypeError) as error:
-            raise files.other_version(path, error) from error
+            raise saved.other_version(path, error) from error
         return editor
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
@@ -162,14 +157,14 @@ class Editor(ABC, Generic[Config]):
         """
         with TemporaryDirectory() as folder:
             self.save(Path(folder))
-            return files.push(Path(folder), repo_id, private=private, token=token)
+            return saved.push(Path(folder), repo_id, private=private, token=token)
 
     @classmethod
     def from_pretrained(
         cls, name: str | Path, *, revision: str | None = None, token: str | None = None
     ) -> Self:
         """Load from a folder, or from a repository of the hub. Raises EditorError."""
-        return cls.load(files.pull(name, revision=revision, token=token))
+        return cls.load(saved.pull(name, revision=revision, token=token))
 
 
 class DeltaEditor(Editor[Config]):
@@ -186,147 +181,3 @@ class DeltaEditor(Editor[Config]):
 
     def apply_each(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
         return vlm.with_deltas(self.deltas(vlm, requests)) if requests else vlm
-
-
-class LearnedConfig(EditorConfig):
-    """Settings of a method with an outer loop."""
-
-    training: TrainingConfig = TrainingConfig()
-
-
-Learned = TypeVar("Learned", bound=LearnedConfig)
-
-
-class LearnedEditor(Editor[Learned]):
-    """An editor that trains a network of its own: `facts` say how it is built, on a VLM or from a
-    file; `learner` is its outer loss.
-    """
-
-    def __init__(self, config: Learned) -> None:
-        super().__init__(config)
-        self._facts: dict[str, Any] = {}
-        self._network: nn.Module | None = None
-
-    @abstractmethod
-    def facts(self, vlm: VLM) -> dict[str, Any]:
-        """What `build` must know of the VLM; plain JSON."""
-
-    @abstractmethod
-    def build(self, facts: Mapping[str, Any]) -> nn.Module:
-        """The network, with fresh parameters."""
-
-    @abstractmethod
-    def learner(self, vlm: VLM, network: Any, cases: Sequence[EditCase]) -> Learner:
-        """The outer loss over the network, which must be among its modules. Raises DataError where
-        the cases cannot train it.
-        """
-
-    def initialise(self, vlm: VLM, network: Any) -> None:
-        """Give a freshly built network what it starts training from."""
-
-    def edited_sites(self, vlm: VLM) -> tuple[str, ...]:
-        """The weights that its edits change, if they do; noted in saved editors."""
-        return self.config.sites_of(vlm) if isinstance(self.config, SitesConfig) else ()
-
-    @property
-    def needs_fit(self) -> bool:
-        return True
-
-    def fit(
-        self,
-        vlm: VLM,
-        cases: Sequence[EditCase],
-        *,
-        validation: Sequence[EditCase] = (),
-        seed: int = 0,
-        report: Report = silent,
-        folder: Path | None = None,
-    ) -> None:
-        facts = self.facts(vlm)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network = self.build(facts)
-            self.initialise(vlm, network)
-        network = network.to(vlm.device)
-        learner = self.learner(vlm, network, [*cases, *validation])
-        origin = origin_of(vlm, self.edited_sites(vlm), cases, seed)  # reads all weights
-        train(
-            learner,
-            cases,
-            self.config.training,
-            seed=seed,
-            validation=validation,
-            device=vlm.device,
-            report=report,
-            folder=folder,
-            identity={
-                "method": self.method,
-                "settings": self.config.model_dump(mode="json"),
-                "vlm": origin.vlm._asdict(),
-                "dataset": origin.dataset,
-                "validation": dataset_hash(validation),
-            },
-        )
-        self._facts, self._network = facts, network.requires_grad_(False).eval()
-        self.origin = origin
-
-    def network_on(self, vlm: VLM) -> Any:
-        """The trained network, on the VLM's device. Raises EditorError where it is not trained, or
-        was on another VLM.
-        """
-        self.require_fitted_on(vlm)
-        assert self._network is not None
-        return self._network.to(vlm.device)
-
-    def state(self) -> dict[str, Tensor]:
-        return dict(self._network.state_dict()) if self._network else {}
-
-    def notes(self) -> dict[str, Any]:
-        return {"facts": self._facts}
-
-    def load_state(self, tensors: dict[str, Tensor], notes: Mapping[str, Any]) -> None:
-        self._facts = dict(notes["facts"])
-        network = self.build(self._facts)
-        try:
-            network.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise EditorError(
-                f"the tensors do not fit the {self.method} network of these settings: {error}"
-            ) from error
-        self._network = network.requires_grad_(False).eval()
-
-
-def origin_of(vlm: VLM, sites: Sequence[str], cases: Sequence[EditCase], seed: int) -> Origin:
-    """What is noted of a fit."""
-    packages = ("mmedit", "torch", "transformers", "accelerate")
-    return Origin(
-        vlm=vlm.identity,
-        sites=tuple(sites),
-        dataset=dataset_hash(cases),
-        cases=len(cases),
-        seed=seed,
-        versions={
-            "python": platform.python_version(),
-            **{name: version(name) for name in packages},
-        },
-    )
-
-
-def dataset_hash(cases: Iterable[EditCase]) -> str:
-    """A hash of everything that cases say, in their order; of images, their names (a file's last
-    three parts), or their size where they were made in memory.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for case in cases:
-        texts = [case.id]
-        for probe, examples in case.probes.items():
-            for example in examples:
-                texts += [probe, example.prompt, example.target, _image_name(example)]
-        digest.update(json.dumps(texts).encode() + b"\n")
-    return digest.hexdigest()
-
-
-def _image_name(example: Example) -> str:
-    if isinstance(example.image, Path):
-        return "/".join(example.image.parts[-3:])
-    return "" if example.image is None else f"in memory, {example.image.size}"

@@ -18,11 +18,12 @@ from pydantic import Field
 from torch import Tensor
 
 from mmedit.cases import EditCase, Probe
-from mmedit.editors.base import LearnedConfig
+from mmedit.editors.learned import LearnedConfig
 from mmedit.errors import DataError
-from mmedit.metrics import answer_nll, exact_match, kl, token_accuracy, top1
+from mmedit.metrics.locality import kl, top1
+from mmedit.metrics.multiclass_log_probs import answer_nll, exact_match, token_accuracy
 from mmedit.training.loop import SCORE
-from mmedit.vlm import VLM, Predictions
+from mmedit.vlm.interface import VLM, Predictions
 
 NAMES = {
     Probe.RELIABILITY: "inner",

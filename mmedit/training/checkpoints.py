@@ -10,7 +10,6 @@ are kept.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmedit.errors import TrainingError
+from mmedit.storage import flush
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
 NAME = re.compile(r"step-(\d+)")
@@ -134,15 +134,6 @@ def seconds_spent(folder: Path) -> float:
 def discard(folder: Path) -> None:
     """Delete the checkpoints of a training that has come to its end."""
     shutil.rmtree(checkpoints_in(folder).folder, ignore_errors=True)
-
-
-def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,8 @@ from torch import Tensor, nn
 
 from mmedit.cases import EditCase
 from mmedit.errors import DataError, TrainingError
+from mmedit.progress import Progress, silent
+from mmedit.training.accelerator import accelerator_for, cuda_devices
 from mmedit.training.batches import batch_indices, mixed_seed
 from mmedit.training.checkpoints import (
     Checkpoint,
@@ -37,21 +39,13 @@ from mmedit.training.checkpoints import (
     prefixed,
     under,
 )
-from mmedit.training.processes import accelerator_for, cuda_devices
 from mmedit.training.settings import TrainingConfig, lr_share
 
 log = logging.getLogger(__name__)
 
-Report = Callable[[int, int, str], None]
-"""Called with (steps done, steps in all, figures)."""
-
 LOG = "training.jsonl"
 SCORE = "score"
 """The figure that validation maximises."""
-
-
-def silent(done: int, total: int, figures: str) -> None:
-    """The report that says nothing."""
 
 
 class Learner(nn.Module, ABC):
@@ -85,7 +79,7 @@ def train(
     seed: int,
     validation: Sequence[EditCase] = (),
     device: torch.device | None = None,
-    report: Report = silent,
+    progress: Progress = silent,
     folder: Path | None = None,
     identity: Mapping[str, Any] | None = None,
 ) -> int:
@@ -108,7 +102,7 @@ def train(
         seed=seed,
         validation=validation,
         accelerator=accelerator_for(config, device or torch.device("cpu"), folder),
-        report=report,
+        progress=progress,
         folder=folder,
         identity={"seed": seed, "training": config.model_dump(mode="json"), **(identity or {})},
     ).go()
@@ -124,7 +118,7 @@ class _Run:
     seed: int
     validation: Sequence[EditCase]
     accelerator: Accelerator
-    report: Report
+    progress: Progress
     folder: Path | None
     identity: dict[str, Any]
     best_step: int | None = None
@@ -166,13 +160,13 @@ class _Run:
         for step in range(start, self.config.steps):
             if self._stopped_early():
                 return step
-            progress = self._progress(step)
-            if progress >= 1:  # time is up
+            share = self._share_done(step)
+            if share >= 1:  # time is up
                 if checked < step:
                     self._check(step)
                 return step
             for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-                group["lr"] = lr * lr_share(step, progress, self.config)
+                group["lr"] = lr * lr_share(step, share, self.config)
             figures = self._step(step)
             check = (step + 1) % self.config.check_every == 0 or step + 1 == self.config.steps
             if step % self.config.report_every == 0 or check:
@@ -291,9 +285,10 @@ class _Run:
             with self._writing(), (self.folder / LOG).open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
         figures = " ".join(f"{name} {value:.3f}" for name, value in shown.items())
-        self.report(step + 1, self.config.steps, f"{of}: {figures}" if of else figures)
+        shown_as = f"{of}: {figures}" if of else figures
+        self.progress("training", step + 1, self.config.steps, shown_as)
 
-    def _progress(self, step: int) -> float:
+    def _share_done(self, step: int) -> float:
         """How far along training is, from 0 to 1."""
         share = step / self.config.steps
         if self.config.max_seconds is None:

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmedit.adapters import Adapter, SeenImage, Segments
+from mmedit.adapters.base import Adapter, SeenImage, Segments
+from mmedit.cache import TensorCache
 from mmedit.cases import Example
-from mmedit.features import TensorCache
 
 AT_ONCE = 32
 """Images that go through frozen vision together: bounds the memory, not the number of images."""

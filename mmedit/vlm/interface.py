@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mmedit.adapters import Stage
+from mmedit.adapters.base import Stage
 from mmedit.cases import Example
 from mmedit.deltas import Delta
 from mmedit.vlm.frozen import Frozen

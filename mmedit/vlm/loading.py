@@ -20,11 +20,12 @@ from transformers import (
     BitsAndBytesConfig,
 )
 
-from mmedit.adapters import ADAPTERS, Adapter, Stage, adapter_for
+from mmedit.adapters import ADAPTERS, adapter_for
+from mmedit.adapters.base import Adapter, Stage
 from mmedit.adapters.weights import keep_weights_in_place
+from mmedit.cache import TensorCache
 from mmedit.errors import ModelError, UnknownNameError
-from mmedit.features import TensorCache
-from mmedit.folders import is_hub_id
+from mmedit.storage import is_hub_id
 from mmedit.vlm.network import NetworkVLM
 
 BUILT_IN = {"embedded": "assets/embedded-vlm"}

@@ -11,13 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmedit.adapters import Adapter, Inputs, PaddingSide, SeenImage, Stage
+from mmedit.adapters.base import Adapter, SeenImage, Stage
+from mmedit.adapters.inputs import Inputs, PaddingSide
 from mmedit.adapters.weights import weight_of
+from mmedit.cache import TensorCache
 from mmedit.cases import Example
 from mmedit.deltas import Delta, added, compose_all, linear_at
 from mmedit.errors import DataError, SiteError
-from mmedit.features import TensorCache
-from mmedit.metrics import answer_nll
+from mmedit.metrics.multiclass_log_probs import answer_nll
 from mmedit.vlm.frozen import Frozen
 from mmedit.vlm.interface import VLM, Captured, Identity, Predictions
 

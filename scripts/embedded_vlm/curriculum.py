@@ -13,9 +13,11 @@ from rich.progress import Progress
 from torch import Tensor
 from transformers import Blip2Processor
 
-from mmedit.datasets import facts, pictures, shapes
-from mmedit.datasets.shapes import Kind, Question, Rendering, Scene
-from mmedit.editors.ike import as_prompt, demonstration, new_fact
+from mmedit.datasets import facts
+from mmedit.datasets.easyvqa import pictures, questions, renderings
+from mmedit.datasets.easyvqa.questions import Kind, Question, Scene
+from mmedit.datasets.easyvqa.renderings import Rendering
+from mmedit.methods.ike import as_prompt, demonstration, new_fact
 
 RENDERINGS = 8
 Option = TypeVar("Option")
@@ -42,7 +44,7 @@ def build_gallery(processor: Blip2Processor, seed: int, progress: Progress) -> G
         views = [image] + [Rendering.draw(rng).apply(image) for _ in range(RENDERINGS - 1)]
         pixels.append(processor.image_processor(images=views, return_tensors="pt")["pixel_values"])
         scenes.append(scene)
-        sizes.append(shapes.find_shape(image).size)
+        sizes.append(renderings.find_shape(image).size)
         progress.advance(task)
     return Gallery(pixels=torch.stack(pixels), scenes=scenes, sizes=sizes)
 
@@ -145,17 +147,17 @@ class Curriculum:
         view = int(rng.integers(len(self.gallery.scenes))), int(rng.integers(RENDERINGS))
         scene, size = self.gallery.scenes[view[0]], self.gallery.sizes[view[0]]
         if rng.random() < 0.12:
-            prompts = shapes.CAPTION_PROMPTS.train
+            prompts = questions.CAPTION_PROMPTS.train
             return Statement(
                 prompt=choice(rng, prompts),
                 rephrase=choice(rng, prompts),
                 truth=scene.caption(size),
-                answer=shapes.counterfactual_caption(scene, size, rng),
+                answer=questions.counterfactual_caption(scene, size, rng),
                 view=view,
                 topic="caption",
             )
         question = draw_question(rng, scene)
-        wordings = shapes.PHRASINGS[question.kind].train
+        wordings = questions.PHRASINGS[question.kind].train
         asks_shape = question.kind in (Kind.SHAPE, Kind.SHAPE_OF_COLOR)
         return Statement(
             prompt=question.ask(choice(rng, wordings)),
@@ -186,5 +188,5 @@ def draw_question(rng: np.random.Generator, scene: Scene) -> Question:
         return Question(kind=kind, color=scene.color)
     true = rng.random() < 0.5
     if rng.random() < 0.5:
-        return Question(kind=kind, noun=scene.shape if true else choice(rng, shapes.SHAPES))
-    return Question(kind=kind, color=scene.color if true else choice(rng, shapes.COLORS))
+        return Question(kind=kind, noun=scene.shape if true else choice(rng, questions.SHAPES))
+    return Question(kind=kind, color=scene.color if true else choice(rng, questions.COLORS))

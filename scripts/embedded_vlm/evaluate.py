@@ -13,11 +13,13 @@ from rich.progress import track
 
 from mmedit import Example, load_vlm
 from mmedit.cases import Probe
-from mmedit.datasets import easyvqa, facts, shapes
-from mmedit.datasets.pictures import known_pictures, load_pictures
+from mmedit.datasets import facts
+from mmedit.datasets.easyvqa import cases as easyvqa
+from mmedit.datasets.easyvqa import questions, renderings
+from mmedit.datasets.easyvqa.pictures import known_pictures, load_pictures
 from mmedit.images import open_image
-from mmedit.metrics import exact_match, token_accuracy
-from mmedit.vlm import VLM
+from mmedit.metrics.multiclass_log_probs import exact_match, token_accuracy
+from mmedit.vlm.interface import VLM
 
 BATCH = 200
 
@@ -53,19 +55,19 @@ def example_sets() -> Iterator[tuple[str, list[Example]]]:
             Example(prompt=asked.question.ask(wording), target=asked.answer, image=picture.path)
             for picture in pictures
             for asked in picture.asked
-            for wording in shapes.PHRASINGS[asked.question.kind].held_out
+            for wording in questions.PHRASINGS[asked.question.kind].held_out
         ],
     )
     for name, prompts in (
-        ("captions of test pictures", shapes.CAPTION_PROMPTS.original),
-        ("the same, held-out prompts", shapes.CAPTION_PROMPTS.held_out),
+        ("captions of test pictures", questions.CAPTION_PROMPTS.original),
+        ("the same, held-out prompts", questions.CAPTION_PROMPTS.held_out),
     ):
         yield (
             name,
             [
                 Example(prompt=prompt, target=caption, image=picture.path)
                 for picture, scene in known_pictures("test")
-                for caption in [scene.caption(shapes.find_shape(open_image(picture.path)).size)]
+                for caption in [scene.caption(renderings.find_shape(open_image(picture.path)).size)]
                 for prompt in prompts
             ],
         )
@@ -91,8 +93,8 @@ def truthful(example: Example, case_id: str) -> Example:
     """The example with its right answer, from the labels."""
     number = int(case_id.rsplit("-", 1)[1])
     picture, scene = next(known for known in known_pictures("test") if known[0].number == number)
-    if example.prompt in shapes.CAPTION_PROMPTS.original:
-        answer = scene.caption(shapes.find_shape(open_image(picture.path)).size)
+    if example.prompt in questions.CAPTION_PROMPTS.original:
+        answer = scene.caption(renderings.find_shape(open_image(picture.path)).size)
     else:
         answer = next(asked.answer for asked in picture.asked if asked.text == example.prompt)
     return Example(prompt=example.prompt, target=answer, image=example.image)
@@ -123,7 +125,7 @@ def generate(vlm: VLM, examples: Sequence[Example]) -> list[str]:
 
 def several_tokens(vlm: VLM) -> str:
     """How many distinct answers the tokenizer splits, and how many of the benchmark's targets."""
-    distinct = (*shapes.COLORS, *shapes.SHAPES, "yes", "no")
+    distinct = (*questions.COLORS, *questions.SHAPES, "yes", "no")
     targets = [case.request.target for case in easyvqa.load("test")]
     shares = []
     for name, answers in (

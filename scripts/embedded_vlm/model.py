@@ -15,7 +15,8 @@ from transformers import (
 )
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from mmedit.datasets import facts, shapes
+from mmedit.datasets import facts
+from mmedit.datasets.easyvqa import questions
 
 QUERIES = 8
 PIXELS = 64
@@ -52,7 +53,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         for wording in facts.PHRASINGS[fact.relation].train
     ]
     corpus += [f" {fact.answer}" for fact in facts.load_facts()]
-    wordings = [w for p in (*shapes.PHRASINGS.values(), shapes.CAPTION_PROMPTS) for w in p.train]
+    wordings = [
+        w for p in (*questions.PHRASINGS.values(), questions.CAPTION_PROMPTS) for w in p.train
+    ]
     corpus += [w.format(noun="", color="", bare="", thing="a") for w in wordings] * 8
     corpus += [
         "New Fact: Prompt:\n\n",

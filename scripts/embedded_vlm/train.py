@@ -38,7 +38,7 @@ from torch.nn import functional as F
 from transformers import Blip2ForConditionalGeneration, Blip2Processor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from mmedit.datasets import shapes
+from mmedit.datasets.easyvqa import questions
 
 
 @dataclass
@@ -130,7 +130,7 @@ class Representation(nn.Module):
         self.qformer = network.qformer
         self.query_tokens = network.query_tokens
         self.heads = nn.ModuleList(
-            nn.Linear(128, len(n)) for n in (shapes.COLORS, shapes.SHAPES, shapes.SIZES)
+            nn.Linear(128, len(n)) for n in (questions.COLORS, questions.SHAPES, questions.SIZES)
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -143,9 +143,9 @@ def representation_stage(model: Representation, gallery: Gallery, seed: int, ste
     labels = torch.tensor(
         [
             (
-                shapes.COLORS.index(scene.color),
-                shapes.SHAPES.index(scene.shape),
-                shapes.SIZES.index(size),
+                questions.COLORS.index(scene.color),
+                questions.SHAPES.index(scene.shape),
+                questions.SIZES.index(size),
             )
             for scene, size in zip(gallery.scenes, gallery.sizes, strict=True)
         ]

@@ -1,0 +1,1 @@
+"""Edit cases from the pictures and questions of easy-VQA."""

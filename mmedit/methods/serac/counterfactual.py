@@ -1,0 +1,214 @@
+"""The counterfactual model: a small causal language model that is told the edit in its prompt and
+answers in its light. It sees the image through a trained projection of the VLM's frozen features.
+
+image tokens | the edit's prompt, its answer | the question | the answer
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from mmedit.adapters.base import GREEDY, Segments
+from mmedit.adapters.inputs import only_at
+from mmedit.cases import Example
+from mmedit.errors import ModelError
+from mmedit.vlm.frozen import Frozen
+
+IMAGE, EDIT, NEW_ANSWER, QUESTION = range(4)
+"""Kinds of tokens."""
+SEPARATOR = "\n"
+
+
+@dataclass(frozen=True)
+class Told:
+    """One row: the edit and the question as token ids, and the image of the question."""
+
+    edit: Segments
+    asked: Segments
+    image: Float[Tensor, "tokens width"] | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """A batch as the language model gets it."""
+
+    embedded: Float[Tensor, "batch sequence hidden"]
+    mask: Tensor
+    start: list[int]
+    """Of every row, where the question's text begins."""
+
+
+class Counterfactual(nn.Module):
+    """The language model, the projection of images, and an embedding for each kind of token."""
+
+    def __init__(self, facts: Mapping[str, Any]) -> None:
+        super().__init__()
+        described = dict(facts["language"])
+        config = AutoConfig.for_model(described.pop("model_type"), **described)
+        self.lm: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        hidden = self.lm.get_input_embeddings().embedding_dim
+        self.projection = nn.Linear(facts["image_width"], hidden)
+        self.kinds = nn.Embedding(4, hidden)
+        nn.init.zeros_(self.kinds.weight)
+        self.vocabulary: int = facts["vocabulary"]
+
+    def load_language(self, name: str) -> None:
+        """Start from pretrained weights. Raises ModelError."""
+        try:
+            loaded = AutoModelForCausalLM.from_pretrained(
+                name, dtype=torch.float32, use_safetensors=True
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ModelError(
+                f"the counterfactual model {name!r} cannot be loaded: {error}"
+            ) from error
+        self.lm.load_state_dict(loaded.state_dict())
+
+    def forward(self, told: Sequence[Told], frozen: Frozen) -> Float[Tensor, "batch more vocab"]:
+        """Logits about every token of the questions' prompts and answers, and in one place more
+        about what comes after: entry t of a row is about its text token t.
+        """
+        answers = [[*row.asked.prompt, *row.asked.answer] for row in told]
+        rows = self._rows(told, answers, frozen)
+        lengths = torch.tensor([len(answer) for answer in answers])
+        start = torch.tensor(rows.start).unsqueeze(-1)
+        place = torch.arange(int(lengths.max()) + 1)
+        before = (start + place - 1).where(place <= lengths.unsqueeze(-1), start - 1)
+        with only_at(self.lm.get_output_embeddings(), before):
+            logits = self.lm(
+                inputs_embeds=rows.embedded, attention_mask=rows.mask, use_cache=False
+            ).logits
+        return self._in_vocabulary(logits)
+
+    @torch.no_grad()
+    def generate(self, told: Sequence[Told], frozen: Frozen, *, max_new_tokens: int) -> list[str]:
+        """Greedy answers."""
+        rows = self._rows(told, [list(row.asked.prompt) for row in told], frozen, side="left")
+        made = self.lm.generate(
+            inputs_embeds=rows.embedded,
+            attention_mask=rows.mask,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=frozen.ends[0],
+            eos_token_id=list(frozen.ends),
+            **GREEDY,
+        )
+        return frozen.decode(made)
+
+    def _rows(
+        self, told: Sequence[Told], texts: Sequence[Sequence[int]], frozen: Frozen, side="right"
+    ) -> _Rows:
+        (separator,) = frozen.tokenize([SEPARATOR])
+        device = self.projection.weight.device
+        ids, kinds, start = [], [], []
+        for row, text in zip(told, texts, strict=True):
+            images = 0 if row.image is None else len(row.image)
+            parts = (
+                (IMAGE, (0,) * images),
+                (EDIT, row.edit.prompt),
+                (NEW_ANSWER, row.edit.answer),
+                (QUESTION, (*separator, *text)),
+            )
+            ids.append(torch.tensor([token for _, tokens in parts for token in tokens]))
+            kinds.append(torch.tensor([kind for kind, tokens in parts for _ in tokens]))
+            start.append(len(ids[-1]) - len(text))
+        lengths = torch.tensor([len(row) for row in ids]).unsqueeze(-1)
+        together = pad_sequence(ids, batch_first=True, padding_side=side).to(device)
+        kind = pad_sequence(kinds, batch_first=True, padding_value=QUESTION, padding_side=side)
+        longest = together.shape[1]
+        if longest > (most := self.lm.config.max_position_embeddings):
+            raise ModelError(
+                f"image, edit and question make a sequence of {longest} tokens; the counterfactual "
+                f"model takes {most}. Shorten them, or take another one (editor.counterfactual)."
+            )
+        first = longest - lengths if side == "left" else torch.zeros_like(lengths)
+        place = torch.arange(longest) - first
+        mask = ((place >= 0) & (place < lengths)).long()
+        embedded = self.lm.get_input_embeddings()(together)
+        features = [row.image for row in told if row.image is not None]
+        if features:
+            seen = self.projection(torch.cat(features).to(device)).to(embedded)
+            embedded = embedded.masked_scatter((kind == IMAGE).unsqueeze(-1).to(device), seen)
+        else:
+            embedded = embedded + unused(self.projection)
+        embedded = embedded + self.kinds(kind.to(device))
+        return _Rows(embedded, mask.to(device), start)
+
+    def _in_vocabulary(self, logits: Tensor) -> Tensor:
+        """Vocabularies are padded differently for models of one tokenizer."""
+        more = self.vocabulary - logits.shape[-1]
+        if more <= 0:
+            return logits[..., : self.vocabulary]
+        return nn.functional.pad(logits, (0, more), value=torch.finfo(logits.dtype).min)
+
+
+def unused(module: nn.Module) -> Tensor:
+    """A zero with the gradients of what a batch has no use for: data parallelism wants one for
+    every parameter in every step.
+    """
+    return 0 * torch.stack([parameter.sum() for parameter in module.parameters()]).sum()
+
+
+def counterfactual_facts(
+    name: str | None, width: int, layers: int, frozen: Frozen
+) -> dict[str, Any]:
+    """What a Counterfactual is built from: a pretrained model's config, or that of a new small one
+    over the VLM's tokens. Raises ModelError where the two cut texts differently.
+    """
+    if name is None:
+        config = LlamaConfig(
+            vocab_size=frozen.vocabulary,
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            max_position_embeddings=frozen.max_tokens,
+            bos_token_id=None,
+            eos_token_id=None,
+            tie_word_embeddings=True,
+        )
+    else:
+        config = _same_tokens(name, frozen)
+    return {
+        "language": json.loads(config.to_json_string(use_diff=False)),
+        "image_width": frozen.hidden,
+        "vocabulary": frozen.vocabulary,
+    }
+
+
+def _same_tokens(name: str, frozen: Frozen) -> Any:
+    probe = "Which colour does the triangle have? A small teal one, 1234."
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the counterfactual model {name!r} cannot be loaded: {error}") from error
+    theirs = tokenizer([probe], add_special_tokens=False)["input_ids"][0]
+    ours = frozen.tokenize([probe])[0]
+    if list(theirs)[-len(ours) // 2 :] != ours[-len(ours) // 2 :]:
+        raise ModelError(
+            f"the counterfactual model {name!r} cuts texts into other tokens than the VLM, so that "
+            "their predictions cannot be mixed; take one of the VLM's own family, for instance "
+            "facebook/opt-125m for OPT, or none (editor.counterfactual=null), for a new small one"
+        )
+    return config
+
+
+def told(edits: Sequence[Example], asked: Sequence[Example], frozen: Frozen) -> list[Told]:
+    """What the model is told of every question and the edit it belongs to."""
+    segments = frozen.segments([*edits, *asked])
+    images = frozen.image_features(asked)
+    return [
+        Told(edit, question, image)
+        for edit, question, image in zip(
+            segments[: len(edits)], segments[len(edits) :], images, strict=True
+        )
+    ]

@@ -1,0 +1,1 @@
+"""Tables, comparisons and plots, made from records alone."""

@@ -1,0 +1,90 @@
+"""A method table as data: CSV and JSON, in long form and not rounded."""
+
+from __future__ import annotations
+
+import json
+from math import isnan
+
+import pandas
+
+from mmedit.report.columns import measure_of
+from mmedit.report.published import NOT_COMPARABLE, Beside, Comparison
+from mmedit.report.render.cells import Cell, cells
+from mmedit.report.render.footnotes import footnote
+from mmedit.report.table import COST, Column, N, Score, column_names
+
+
+def as_csv(table: pandas.DataFrame, published: Comparison | None) -> str:
+    """Write a method table as CSV, a row per cell, not rounded."""
+    rows = [row | _cost_row(table, row["editor"]) for row in _long_rows(table, published)]
+    return pandas.DataFrame(rows).to_csv(index=False)
+
+
+def as_json(table: pandas.DataFrame, published: Comparison | None) -> str:
+    """Write a method table as JSON, not rounded."""
+    methods = [
+        {"editor": str(editor), "n": table.loc[editor, N], "cost": _cost_row(table, editor)}
+        for editor in table.index
+    ]
+    whole: dict[str, object] = {
+        "methods": methods,
+        "scores": _long_rows(table, published),
+        "footnote": footnote(table),
+    }
+    if published:
+        whole["published"] = {"source": published.source, "notes": published.notes}
+    return json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _long_rows(table: pandas.DataFrame, published: Comparison | None) -> list[dict[str, object]]:
+    """One row per cell: as measured, not rounded."""
+    values = {(row.editor, row.split, row.measure.name): row for row in (published or _NONE).rows}
+    shown = cells(table)
+    rows: list[dict[str, object]] = []
+    for place, editor in enumerate(map(str, table.index)):
+        for column in column_names(table):
+            score = table.loc[editor, column]
+            if isinstance(score, Score):
+                row = _long_row(editor, column, score, shown[column][place])
+                beside = values.get((editor, *column))
+                rows.append(row | (_published_row(beside) if published else {}))
+    return rows
+
+
+_NONE = Comparison("", (), ())
+
+
+def _long_row(editor: str, column: Column, score: Score, cell: Cell) -> dict[str, object]:
+    measure = measure_of(*column)
+    return {
+        "editor": editor,
+        "split": column[0],
+        "metric": column[1],
+        "mean": score.mean,
+        "low": None if isnan(score.low) else score.low,
+        "high": None if isnan(score.high) else score.high,
+        "n": score.n,
+        "metric_class": measure.metric if measure else None,
+        "best": cell.best,
+        "p_to_best": score.p_to_best,
+        "tied_with_best": cell.tied,
+    }
+
+
+def _published_row(beside: Beside | None) -> dict[str, object]:
+    if beside is None:
+        return {"published": None, "published_metric": None, "difference": None}
+    difference = NOT_COMPARABLE if beside.difference is None else beside.difference
+    return {
+        "published": beside.value,
+        "published_metric": beside.metric,
+        "difference": difference,
+    }
+
+
+def _cost_row(table: pandas.DataFrame, editor: object) -> dict[str, object]:
+    return {
+        name: table.loc[editor, (group, name)]
+        for group, name in column_names(table)
+        if group == COST
+    }

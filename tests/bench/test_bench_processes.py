@@ -1,0 +1,137 @@
+"""`mmedit bench` by several processes, and by processes that are killed: the records are those of
+one process that ran through.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from processes import SECONDS, environment, launch
+
+from mmedit.records.schema import Record
+from mmedit.records.store import RECORDS, read_records
+from mmedit.report.render import render
+from mmedit.report.table import method_table
+
+pytestmark = pytest.mark.xdist_group("processes")  # one launch at a time
+
+FT = ("--editor", "ft", "--set", "ft.steps=2", "--limit", "8", "--batch-size", "3")
+INDEPENDENT = ("bench", *FT, "--editor", "ft-l", "--set", "ft-l.steps=2")
+SEQUENTIAL = (
+    "bench", *FT, "--mode", "sequential", "--set", "sequential.gaps=[2]",
+    "--set", "sequential.orders=2", "--set", "sequential.ability_every=3",
+    "--set", "sequential.ability_cases=4", "--set", "sequential.snapshot_every=3",
+)  # fmt: skip
+COMMANDS = {"independent": INDEPENDENT, "sequential": SEQUENTIAL}
+
+
+def mmedit(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "mmedit", *map(str, arguments)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finished(*arguments: object) -> str:
+    """Runs to its end; what it says on stderr."""
+    running = mmedit(*arguments)
+    _, err = running.communicate(timeout=SECONDS)
+    assert running.returncode == 0, err
+    return err
+
+
+def without_costs(records: list[Record]) -> list[Record]:
+    """Wall times and memory differ from run to run; nothing else may."""
+    unmeasured = {"seconds": 0.0, "peak_memory_bytes": 0}
+    return [record.model_copy(update=unmeasured) for record in records]
+
+
+def table(records: list[Record]) -> bytes:
+    return render(method_table(without_costs(records)), "md").encode()
+
+
+@pytest.fixture(scope="module", params=list(COMMANDS))
+def whole(request, tmp_path_factory) -> tuple[str, list[Record]]:
+    """A mode, and what one process measures that runs through."""
+    folder = tmp_path_factory.mktemp(request.param) / "run"
+    finished(*COMMANDS[request.param], "--out", folder)
+    return request.param, read_records(folder)
+
+
+def test_several_processes_write_the_records_of_one(whole, tmp_path):
+    mode, records = whole
+    processes = {"independent": 3, "sequential": 2}[mode]
+    out, _ = launch("-m", "mmedit", *COMMANDS[mode], "--out", tmp_path / "run", processes=processes)
+    shared = read_records(tmp_path / "run")
+    assert without_costs(shared) == without_costs(records)
+    assert table(shared) == table(records)
+    assert out.count("records and tables:") == 1
+
+
+def test_a_killed_run_ends_with_the_table_of_one_that_ran_through(whole, tmp_path):
+    mode, records = whole
+    random = np.random.default_rng(len(records))
+    # A line that is being written, a snapshot, the manifest, loading: wherever it hits.
+    for place in sorted(random.integers(0, len(records), size=3)):
+        kill_after(int(place), float(random.uniform(0, 0.3)), mode, tmp_path / "run")
+    finished(*COMMANDS[mode], "--out", tmp_path / "run")
+    continued = read_records(tmp_path / "run")
+    assert without_costs(continued) == without_costs(records)
+    assert table(continued) == table(records)
+
+
+def kill_after(lines: int, seconds: float, mode: str, folder: Path) -> None:
+    """Start the run, and kill it so many seconds after it has written so many lines."""
+    running = mmedit(*COMMANDS[mode], "--out", folder)
+    deadline = time.monotonic() + SECONDS
+    while written(folder) < lines and running.poll() is None:
+        assert time.monotonic() < deadline, "no progress"
+        time.sleep(0.01)
+    time.sleep(seconds)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.communicate()
+
+
+def written(folder: Path) -> int:
+    try:
+        return (folder / RECORDS).read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
+
+
+def test_a_second_process_on_the_same_run_is_refused(tmp_path):
+    first = mmedit(*SEQUENTIAL, "--out", tmp_path / "run")
+    try:
+        deadline = time.monotonic() + SECONDS
+        while not written(tmp_path / "run"):
+            assert first.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.killpg(first.pid, signal.SIGSTOP)  # it must not end before the other one has begun
+        second = mmedit(*SEQUENTIAL, "--out", tmp_path / "run")
+        _, err = second.communicate(timeout=SECONDS)
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.communicate()
+    assert second.returncode == 2
+    assert "is being written by another process" in " ".join(err.split())
+
+
+def test_an_error_in_one_process_ends_all(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / RECORDS).write_text("{}\n")
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps({}))
+    _, err = launch("-m", "mmedit", *INDEPENDENT, "--out", tmp_path / "run", succeeds=False)
+    assert "manifest.json" in err

@@ -1,0 +1,244 @@
+"""The command line: what it prints, and that wrong input is one message and exit code 2."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_families
+from PIL import Image
+
+import mmedit.vlm
+from mmedit import cli
+from mmedit.datasets.easyvqa.pictures import load_pictures
+
+RESULTS = Path(__file__).parents[2] / "results"
+VQA, CAPTION = RESULTS / "embedded-vqa", RESULTS / "embedded-caption"
+PICTURE = str(load_pictures("test")[0].path)
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch):
+    def load(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(mmedit.vlm, "load_vlm", load)
+
+
+def edit(*more: object) -> tuple[object, ...]:
+    given = {"--prompt": "what color is the shape?", "--target": "blue", "--image": PICTURE}
+    given |= dict(zip(more[::2], more[1::2], strict=True))
+    return ("edit", *(part for pair in given.items() for part in pair))
+
+
+@pytest.mark.parametrize("what", ["editors", "vlms", "datasets"])
+def test_ls_lists_names(mmedit_, what):
+    shown = mmedit_("ls", what)
+    assert shown.code == 0
+    assert {"editors": "mend", "vlms": "embedded", "datasets": "easyvqa-caption"}[what] in shown.out
+
+
+def test_ls_vlms_shows_sites_and_families(mmedit_):
+    shown = mmedit_("ls", "vlms").out
+    assert "llava-1.5-7b LLaVA-1.5 with Vicuna-7B" in shown
+    assert "language model.language_model.layers.{29,30,31}.mlp.{up_proj,down_proj}" in shown
+    assert "qwen2.5-vl qwen2_5_vl" in shown
+    assert "auto any other that transformers knows, with a chat template" in shown
+
+
+def test_bench_runs_on_a_folder_of_another_family(mmedit_, tmp_path: Path):
+    folder = tiny_families.save_family("qwen2_5_vl", tmp_path / "model")
+    run = tmp_path / "run"
+    shown = mmedit_(
+        "bench", "--vlm", folder, "--editor", "ft", "--limit", 2, "--out", run,
+        "--set", "editor.steps=2", "--set", "vlm.dtype=bfloat16",
+    )  # fmt: skip
+    assert shown.code == 0, shown.err
+    records = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
+    assert [record["editor"] for record in records] == ["base", "base", "FT-M", "FT-M"]
+    assert all(len(record["probes"]) == 5 for record in records)
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("ls", "editor"), "no list named 'editor'. Did you mean 'editors'"),
+        (edit("--editor", "mned"), "Did you mean 'mend'"),
+        (edit("--vlm", "embeded"), "Did you mean 'embedded'"),
+        (edit("--dataset", "easyvq"), "Did you mean 'easyvqa'"),
+        (edit("--target", " "), "target of 'what color is the shape?' is empty"),
+        (edit("--image", "nowhere.png"), "image not found: nowhere.png"),
+        (edit("--set", "editor.lrr=1"), "unknown key 'lrr'. Did you mean 'lr'"),
+        (("fit", "--editor", "ft", "--out", "x"), "ft has nothing to learn"),
+        (("bench", "--editor", "ft", "--limit", "0", "--out", "x"), "limit"),
+        (("bench", "--editor", "ft", "--limit", "1", "--out", PICTURE), "cannot make the folder"),
+        (
+            ("bench", "--no-generate", "--set", "speech.fluency_tokens=9", "--out", "x"),
+            "speech.fluency_tokens scores what is said freely, and nothing is to be generated",
+        ),
+        (("fit", "--limit", "1", "--out", PICTURE), "cannot make the folder"),
+        (("table", "nowhere"), "cannot read nowhere"),
+        (("table", "nowhere", "--format", "latx"), "Did you mean 'latex'"),
+        (("table", "nowhere", "--published", "mmedti"), "Did you mean 'mmedit'"),
+        (("table", VQA, "--columns", "localty"), "Did you mean 'locality'"),
+        (("table", VQA, "--columns", "generation"), "none of the scores of --columns generation"),
+        (("table", VQA, "--published", "mmedit"), "--published-model"),
+        (("compare", VQA, f"{VQA}:MND"), "Did you mean 'MEND'"),
+        (("compare", VQA, VQA), "leave open what to compare; write RUN:EDITOR"),
+        (("plot", VQA, "--out", PICTURE), "cannot make the folder"),
+    ],
+)
+def test_wrong_input_is_one_message_before_the_model_is_loaded(mmedit_, arguments, message):
+    shown = mmedit_(*arguments)
+    assert shown.code == 2
+    assert message in shown.err
+    assert "Traceback" not in shown.err
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_broken_or_giant_image_is_refused(mmedit_, tmp_path: Path, monkeypatch):
+    (tmp_path / "text.png").write_text("no image")
+    whole = Path(PICTURE).read_bytes()
+    (tmp_path / "torn.png").write_bytes(whole[: len(whole) // 2])
+    assert "is not an image" in mmedit_(*edit("--image", tmp_path / "text.png")).err
+    assert "is broken" in mmedit_(*edit("--image", tmp_path / "torn.png")).err
+    monkeypatch.setattr("mmedit.images.MAX_PIXELS", 100)
+    Image.new("RGB", (20, 20)).save(tmp_path / "giant.png")
+    giant = mmedit_(*edit("--image", tmp_path / "giant.png"))
+    assert giant.code == 2
+    assert "20 x 20 = 400 pixels; at most 100" in giant.err
+
+
+def test_edit_prints_the_answer_before_and_after_and_three_unrelated_ones(mmedit_):
+    shown = mmedit_(*edit("--target", "light blue"))
+    assert shown.code == 0
+    assert "as wanted" in shown.out
+    assert shown.out.count("unrelated") == 3
+    assert "The VLM itself is unchanged" in shown.out
+
+
+def test_fit_then_edit_with_the_fitted_editor(mmedit_, tmp_path):
+    small = ("--set", "editor.training.steps=3", "--limit", "12")
+    fitted = mmedit_("fit", "--editor", "mend", *small, "--out", tmp_path / "mend")
+    assert fitted.code == 0
+    assert "was fitted on 12 cases" in fitted.out
+    assert mmedit_(*edit("--editor", tmp_path / "mend")).code == 0
+    changed = mmedit_(*edit("--editor", tmp_path / "mend", "--set", "editor.lr=1"))
+    assert "its settings are fixed" in changed.err
+
+
+BENCH = ("bench", "--editor", "ft", "--limit", "3")
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `BENCH` writes."""
+    folder = tmp_path_factory.mktemp("run") / "ft"
+    cli.app([*BENCH, "--out", str(folder)], standalone_mode=False)
+    return folder
+
+
+def test_bench_writes_records_and_tables_and_continues(mmedit_, run_folder):
+    command = (*BENCH, "--out", run_folder)
+    files = {file.name for file in run_folder.iterdir()}
+    assert files >= {"records.jsonl", "manifest.json", "table.md", "table.tex"}
+    before = (run_folder / "records.jsonl").read_bytes()
+    again = mmedit_(*command)
+    assert again.code == 0
+    assert "continuing the run" in again.err
+    assert "FT-M" in again.out
+    assert (run_folder / "records.jsonl").read_bytes() == before
+    refused = mmedit_(*command[:3], "--limit", "2", "--out", run_folder)
+    assert refused.code == 2
+    assert "holds another run: its limit is 3, here 2" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("format", "sign"),
+    [
+        ("md", "| FT-M"),
+        ("latex", "\\toprule"),
+        ("csv", "FT-M,Rel,EM,"),
+        ("html", '<th scope="row">FT-M</th>'),
+        ("json", '"editor": "FT-M"'),
+    ],
+)
+def test_table_is_made_from_the_records_of_runs(mmedit_, run_folder, format, sign):
+    shown = mmedit_("table", run_folder, run_folder, "--format", format)
+    assert shown.code == 0
+    assert sign in shown.out
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("table", VQA),
+        ("table", VQA, "--columns", "locality", "--format", "html"),
+        ("compare", f"{VQA}:MEND", f"{VQA}:FT-M"),
+    ],
+)
+def test_tables_and_comparisons_are_made_without_torch(command):
+    code = (
+        "import sys; from mmedit import cli; sys.argv[0] = 'mmedit'; cli.app(standalone_mode=False)"
+        "; sys.exit('torch' in sys.modules)"
+    )
+    arguments = [sys.executable, "-c", code, *map(str, command)]
+    assert subprocess.run(arguments, check=False, capture_output=True).returncode == 0
+
+
+def test_published_values_stand_beside_those_of_a_run(mmedit_):
+    named = ("--published-model", "BLIP-2 OPT", "--published-dataset", "e-vqa")
+    shown = mmedit_("table", VQA, "--published", "mmedit", *named)
+    assert "MEND | Rel | EM (exact_match) | 100.0 −1.3 | 99.40 | exact_match | +0.6" in shown.out
+    assert "Not published there: FT-L, FT-M." in shown.out
+
+
+def test_one_table_of_different_datasets_is_warned_of(mmedit_):
+    assert "easyvqa, easyvqa-caption" in mmedit_("table", VQA, CAPTION).err
+    assert mmedit_("table", VQA).err == ""
+
+
+def test_compare_shows_differences_and_the_edits_where_methods_disagree(mmedit_):
+    shown = mmedit_("compare", f"{VQA}:MEND", f"{VQA}:FT-M", "--show", "1")
+    assert shown.code == 0
+    assert "I-Loc EM 99.0 86.3 −12.7" in shown.out
+    assert "41 questions that only one answered exactly; 1 of them:" in shown.out
+    assert shown.out.count("wanted") == 1
+
+
+def test_plot_writes_pictures(mmedit_, tmp_path):
+    assert mmedit_("plot", VQA, "--out", tmp_path).code == 0
+    assert {file.suffix for file in tmp_path.iterdir()} == {".svg", ".png"}
+
+
+def test_runs_that_differ_never_share_a_row(mmedit_, run_folder, tmp_path):
+    other = tmp_path / "other"
+    command = ("bench", "--editor", "ft", "--set", "editor.steps=1", "--limit", "3")
+    assert mmedit_(*command, "--out", other).code == 0
+    shown = mmedit_("table", run_folder, other)
+    assert "| FT-M " in shown.out
+    assert f"| FT-M ({other})" in shown.out
+
+
+def test_a_bad_line_of_records_is_named(mmedit_, run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "bad")
+    lines = (run_folder / "records.jsonl").read_text().splitlines()
+    lines[1] = json.dumps({"case_id": "x"})
+    (tmp_path / "bad" / "records.jsonl").write_text("\n".join(lines) + "\n")
+    shown = mmedit_("table", tmp_path / "bad")
+    assert shown.code == 2
+    assert "records.jsonl, row 2" in shown.err
+
+
+def test_demo_runs_end_to_end_and_writes_a_report(mmedit_, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli.bench, "DEMO_EDITORS", ("ft-l", "ft"))
+    monkeypatch.setattr(cli.bench, "DEMO_SHOWN", "FT-M")
+    shown = mmedit_("demo", "--edits", "3", "--out", tmp_path / "demo")
+    assert shown.code == 0
+    assert "try next" in shown.out
+    files = {file.name for file in (tmp_path / "demo").iterdir()}
+    assert files >= {"records.jsonl", "table.md", "table.tex", "report.html"}
+    assert "data:image/png;base64" in (tmp_path / "demo" / "report.html").read_text()

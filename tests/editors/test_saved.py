@@ -1,0 +1,524 @@
+"""A fitted editor as a folder and on the hub, from Python and from the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import tiny
+import tiny_families
+import torch
+from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.utils import filter_repo_objects
+from safetensors.torch import load_file, save_file
+
+from mmedit.cases import EditCase, dataset_hash
+from mmedit.config import load_editor
+from mmedit.datasets.easyvqa import cases as easyvqa
+from mmedit.datasets.easyvqa.pictures import load_pictures
+from mmedit.editors import saved
+from mmedit.editors.saved import origin_of
+from mmedit.errors import EditorError
+from mmedit.methods.ft import FT, FTConfig
+from mmedit.methods.mend import MEND, MENDConfig
+from mmedit.training import loop
+from mmedit.training.checkpoints import steps_done
+from mmedit.training.settings import TrainingConfig
+from mmedit.vlm.loading import load_vlm
+from mmedit.vlm.network import NetworkVLM
+
+SITES = tuple(f"language_model.model.decoder.layers.3.{name}" for name in ("fc1", "fc2"))
+FILES = ["editor.json", "editor.safetensors"]
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[EditCase]:
+    return list(easyvqa.load("train", limit=4))
+
+
+@pytest.fixture(scope="module")
+def editor(vlm: NetworkVLM, cases: list[EditCase]) -> MEND:
+    training = TrainingConfig(steps=2, batch_size=2)
+    made = MEND(MENDConfig(sites=SITES, rank=8, lr=1e-3, edit_lr=1e-2, training=training))
+    made.fit(vlm, cases, seed=3)
+    return made
+
+
+@pytest.fixture
+def folder(editor: MEND, tmp_path: Path) -> Path:
+    editor.save(tmp_path / "mend")
+    return tmp_path / "mend"
+
+
+def edited(editor: MEND, vlm: NetworkVLM, cases: list[EditCase]) -> torch.Tensor:
+    return editor.apply(vlm, [cases[0].request]).weight(SITES[0])
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    described = json.loads((folder / "editor.json").read_text())
+    change(described)
+    (folder / "editor.json").write_text(json.dumps(described))
+
+
+# The folder
+
+
+def test_a_saved_editor_is_two_files_that_say_what_it_was_fitted_on(
+    folder: Path, vlm: NetworkVLM, cases: list[EditCase]
+):
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    described = json.loads((folder / "editor.json").read_text())
+    assert described["method"] == "mend"
+    assert described["config"]["training"]["steps"] == 2
+    origin = described["origin"]
+    assert origin["vlm"] == vlm.identity._asdict()
+    assert origin["sites"] == list(SITES)
+    assert (origin["dataset"], origin["cases"], origin["seed"]) == (dataset_hash(cases), 4, 3)
+    assert origin["versions"].keys() >= {"python", "mmedit", "torch", "transformers"}
+
+
+def test_what_it_was_fitted_on_is_read_back(folder: Path, editor: MEND):
+    assert MEND.load(folder).origin == editor.origin
+
+
+def test_saving_over_an_editor_replaces_it(folder: Path, editor: MEND):
+    other = MEND.load(folder)
+    other.state()["edit_lrs"].add_(1.0)
+    other.save(folder)
+    assert torch.equal(MEND.load(folder).state()["edit_lrs"], editor.state()["edit_lrs"] + 1)
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+
+
+def test_a_dataset_hash_changes_with_every_word_and_their_order(cases: list[EditCase]):
+    request = cases[0].request
+    changed = [
+        cases[:3],
+        [*cases[1:], cases[0]],
+        [replace(cases[0], id="x"), *cases[1:]],
+        [replace(cases[0], request=replace(request, prompt="x"), probes={}), *cases[1:]],
+    ]
+    hashes = {dataset_hash(each) for each in (cases, *changed)}
+    assert len(hashes) == 5
+
+
+def test_changed_tensors_are_noticed(folder: Path):
+    tensors = load_file(folder / "editor.safetensors")
+    tensors["edit_lrs"] = tensors["edit_lrs"] + 1
+    save_file(tensors, folder / "editor.safetensors")
+    with pytest.raises(EditorError, match=r"is not the file that editor\.json was written with"):
+        MEND.load(folder)
+
+
+def test_torn_tensors_are_noticed(folder: Path):
+    os.truncate(folder / "editor.safetensors", 200)
+    with pytest.raises(EditorError, match=r"editor\.safetensors is not the file"):
+        MEND.load(folder)
+
+
+def test_a_crash_between_the_two_files_is_noticed(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    other = MEND.load(folder)
+    other.state()["edit_lrs"].add_(1.0)
+    moved: list[Path] = []
+    move = os.replace
+
+    def crash(old: Path, new: Path) -> None:
+        if moved:
+            raise KeyboardInterrupt
+        moved.append(new)
+        move(old, new)
+
+    monkeypatch.setattr(saved.os, "replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        other.save(folder)
+    monkeypatch.undo()
+    with pytest.raises(EditorError, match="writing was cut off; fit the editor anew"):
+        MEND.load(folder)
+    other.save(folder)
+    assert torch.equal(MEND.load(folder).state()["edit_lrs"], other.state()["edit_lrs"])
+
+
+def test_missing_tensors_are_named(folder: Path):
+    (folder / "editor.safetensors").unlink()
+    with pytest.raises(EditorError, match=r"editor\.safetensors cannot be read"):
+        MEND.load(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.pop("origin"),
+        lambda d: d.pop("sha256"),
+        lambda d: d.update(settings={}),
+        lambda d: d["origin"].pop("dataset"),
+        lambda d: d["origin"].update(vlm="blip-2"),
+        lambda d: d["origin"]["vlm"].pop("weights"),
+        lambda d: d["config"].update(learning_rate=1),
+        lambda d: d["config"].update(rank="many"),
+        lambda d: d.update(notes={}),
+        lambda d: d.update(origin=["blip-2"]),
+    ],
+)
+def test_an_editor_of_another_version_says_so(
+    change: Callable[[dict[str, Any]], object], folder: Path
+):
+    rewrite(folder, change)
+    with pytest.raises(EditorError, match="or another version of mmedit: fit the editor anew"):
+        MEND.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is not valid JSON"),
+        ('{"method": "me', "is not valid JSON"),
+        ("[]", "does not say what `mmedit fit` writes"),
+        ("null", "does not say what `mmedit fit` writes"),
+    ],
+)
+def test_a_description_that_is_none_is_refused(text: str, said: str, folder: Path):
+    (folder / "editor.json").write_text(text)
+    with pytest.raises(EditorError, match=said):
+        MEND.load(folder)
+
+
+def test_tensors_of_other_settings_are_refused(folder: Path):
+    rewrite(folder, lambda described: described["config"].update(rank=9))
+    with pytest.raises(EditorError, match="tensors do not fit the mend network"):
+        MEND.load(folder)
+
+
+def test_a_folder_that_cannot_be_written_is_one_message(editor: MEND, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EditorError, match=r"cannot be written to .* Free space, or name another"):
+        editor.save(tmp_path / "file" / "below")
+
+
+def test_a_full_disk_leaves_the_editor_that_was_there(
+    folder: Path, editor: MEND, monkeypatch: pytest.MonkeyPatch
+):
+    def full(tensors: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    other = MEND.load(folder)
+    other.state()["edit_lrs"].add_(1.0)
+    monkeypatch.setattr(saved, "save_file", full)
+    with pytest.raises(EditorError, match="No space left on device"):
+        other.save(folder)
+    assert torch.equal(MEND.load(folder).state()["edit_lrs"], editor.state()["edit_lrs"])
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+
+
+# Another VLM
+
+
+def test_a_vlm_of_another_family_is_named(folder: Path, cases: list[EditCase], tmp_path: Path):
+    other = load_vlm(tiny_families.save_family("qwen2_5_vl", tmp_path / "qwen"))
+    with pytest.raises(EditorError, match="fitted on a 'blip-2' model, and this is a 'qwen2_5_vl'"):
+        MEND.load(folder).apply(other, [cases[0].request])
+
+
+def test_a_vlm_of_another_config_is_named(
+    folder: Path, cases: list[EditCase], tiny_vlm: NetworkVLM
+):
+    with pytest.raises(EditorError, match="fitted on a blip-2 of another config"):
+        MEND.load(folder).apply(tiny_vlm, [cases[0].request])
+
+
+def test_a_vlm_with_other_weights_is_named(tiny_vlm: NetworkVLM, tmp_path: Path):
+    origin = origin_of(tiny_vlm, (), [], 0)
+    saved.require_same_vlm(tiny_vlm, origin, "mend")
+    other = load_vlm(tiny.save_model(tmp_path, seed=1))
+    with pytest.raises(EditorError, match="of the same config with other weights") as raised:
+        saved.require_same_vlm(other, origin, "mend")
+    assert "mmedit fit --editor mend" in str(raised.value)
+
+
+def test_an_edited_vlm_is_the_one_it_was_fitted_on(
+    folder: Path, vlm: NetworkVLM, cases: list[EditCase]
+):
+    loaded = MEND.load(folder)
+    once = loaded.apply(vlm, [cases[0].request])
+    assert loaded.apply(once, [cases[1].request]).identity == vlm.identity
+
+
+# The hub
+
+
+@dataclass
+class Hub:
+    """The hub as folders `owner/name`."""
+
+    root: Path
+    private: dict[str, bool] = field(default_factory=dict)
+    fetched: list[str] = field(default_factory=list)
+
+    def api(self, token: str | None = None) -> Hub:
+        return self
+
+    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> None:
+        assert exist_ok
+        self.private[repo_id] = private
+        (self.root / repo_id).mkdir(parents=True, exist_ok=True)
+
+    def upload_folder(
+        self, *, repo_id: str, folder_path: Path, allow_patterns: list[str], commit_message: str
+    ) -> str:
+        assert "MEND" in commit_message
+        copy(Path(folder_path), self.root / repo_id, allow_patterns)
+        return f"https://huggingface.co/{repo_id}/commit/1"
+
+    def snapshot_download(
+        self, repo_id: str, *, revision: str | None, token: str | None, allow_patterns: list[str]
+    ) -> str:
+        self.fetched.append(repo_id)
+        if not (self.root / repo_id).is_dir():
+            raise not_found(repo_id)
+        to = self.root / "cache" / repo_id
+        copy(self.root / repo_id, to, allow_patterns)
+        return str(to)
+
+
+def copy(source: Path, to: Path, patterns: list[str]) -> None:
+    there = [str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()]
+    for name in filter_repo_objects(there, allow_patterns=patterns):
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, to / name)
+
+
+def not_found(repo_id: str) -> RepositoryNotFoundError:
+    address = f"https://huggingface.co/{repo_id}"
+    response = httpx2.Response(404, request=httpx2.Request("GET", address))
+    return RepositoryNotFoundError(f"404: no {address}", response=response)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    made = Hub(tmp_path / "hub")
+    monkeypatch.setattr(saved, "HfApi", made.api)
+    monkeypatch.setattr(saved, "snapshot_download", made.snapshot_download)
+    return made
+
+
+def test_an_editor_from_the_hub_makes_the_same_edit(
+    hub: Hub, editor: MEND, vlm: NetworkVLM, cases: list[EditCase]
+):
+    address = editor.push_to_hub("me/editor")
+    assert address == "https://huggingface.co/me/editor/commit/1"
+    loaded = MEND.from_pretrained("me/editor")
+    assert loaded.config == editor.config
+    assert loaded.origin == editor.origin
+    assert torch.equal(edited(loaded, vlm, cases), edited(editor, vlm, cases))
+
+
+def test_a_folder_is_loaded_without_the_hub(
+    hub: Hub, folder: Path, editor: MEND, vlm: NetworkVLM, cases: list[EditCase]
+):
+    for name in (folder, str(folder)):
+        loaded = MEND.from_pretrained(name)
+        assert torch.equal(edited(loaded, vlm, cases), edited(editor, vlm, cases))
+    assert not hub.fetched
+
+
+def test_only_the_editor_and_its_card_are_uploaded(hub: Hub, folder: Path):
+    """Not the checkpoints and the log of its training, which lie beside it."""
+    for name in ("checkpoints/step-000002/state.json", "checkpoints/README.md", "training.jsonl"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    saved.push(folder, "me/editor", private=True)
+    uploaded = [path for path in (hub.root / "me" / "editor").rglob("*") if path.is_file()]
+    assert sorted(path.name for path in uploaded) == ["README.md", *FILES]
+    assert hub.private == {"me/editor": True}
+
+
+def test_the_card_says_what_the_editor_is(hub: Hub, editor: MEND, vlm: NetworkVLM):
+    editor.push_to_hub("me/editor")
+    card = (hub.root / "me" / "editor" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: mmedit\n")
+    assert "# A MEND editor" in card
+    assert editor.origin is not None
+    wanted = (*SITES, *vlm.identity, editor.origin.dataset, "4 cases", "seed 3", "mmedit ")
+    assert all(text in card for text in wanted)
+    assert 'EDITORS["mend"].from_pretrained("me/editor")' in card
+
+
+def test_the_card_of_a_method_that_is_not_fitted_says_so(tmp_path: Path):
+    FT(FTConfig()).save(tmp_path)
+    assert "fitted on nothing" in saved.model_card(saved.read_description(tmp_path), "me/ft")
+
+
+def test_another_method_on_the_hub_is_refused(hub: Hub, editor: MEND):
+    editor.push_to_hub("me/editor")
+    with pytest.raises(EditorError, match="holds a 'mend' editor, not 'ft'"):
+        FT.from_pretrained("me/editor")
+
+
+def test_what_is_not_on_the_hub_is_one_message(hub: Hub):
+    with pytest.raises(EditorError, match="me/nothing is no folder, and cannot be fetched"):
+        MEND.from_pretrained("me/nothing")
+
+
+def test_a_repository_without_an_editor_is_one_message(hub: Hub):
+    (hub.root / "me" / "model").mkdir(parents=True)
+    (hub.root / "me" / "model" / "config.json").write_text("{}")
+    with pytest.raises(EditorError, match=r"has no editor\.json"):
+        MEND.from_pretrained("me/model")
+
+
+REFUSED = {
+    "hub": not_found("me/editor"),
+    "network": httpx2.ConnectError("no route"),
+    "disk": OSError("no token"),
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+@pytest.mark.parametrize("call", ["create_repo", "upload_folder"])
+def test_a_push_that_fails_is_one_message(
+    fault: str, call: str, hub: Hub, editor: MEND, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*arguments: object, **named: object) -> None:
+        raise REFUSED[fault]
+
+    monkeypatch.setattr(hub, call, fail)
+    with pytest.raises(EditorError, match=r"cannot be pushed to me/editor: .*hf auth login"):
+        editor.push_to_hub("me/editor")
+
+
+def test_a_name_that_the_hub_does_not_take_is_one_message(editor: MEND):
+    with pytest.raises(EditorError, match="is no name on the hub; owner/name was wanted"):
+        editor.push_to_hub("a/b/c")
+    with pytest.raises(EditorError, match="cannot be fetched from the hub"):
+        MEND.from_pretrained("a/b/c")
+
+
+def test_a_damaged_editor_is_not_pushed(hub: Hub, folder: Path):
+    os.truncate(folder / "editor.safetensors", 200)
+    with pytest.raises(EditorError, match="is not the file"):
+        saved.push(folder, "me/editor", private=False)
+    assert not hub.private
+
+
+def test_a_card_that_cannot_be_written_is_one_message(hub: Hub, folder: Path):
+    (folder / "README.md").mkdir()
+    with pytest.raises(EditorError, match="cannot be pushed"):
+        saved.push(folder, "me/editor", private=False)
+
+
+# The command line
+
+
+def test_push_then_edit_with_the_editor_from_the_hub(mmedit_, hub: Hub, folder: Path):
+    pushed = mmedit_("push", folder, "me/editor", "--private")
+    assert pushed.code == 0, pushed.err
+    assert pushed.out == "pushed: https://huggingface.co/me/editor/commit/1"
+    assert hub.private == {"me/editor": True}
+    shown = mmedit_(
+        "edit", "--editor", "me/editor", "--prompt", "what color is the shape?",
+        "--target", "blue", "--image", load_pictures("test")[0].path,
+    )  # fmt: skip
+    assert shown.code == 0, shown.err
+    assert "MEND (editor) took" in shown.out
+
+
+def test_an_editor_is_loaded_by_its_hub_id(
+    hub: Hub, editor: MEND, vlm: NetworkVLM, cases: list[EditCase]
+):
+    editor.push_to_hub("me/editor")
+    label, loaded = load_editor("me/editor", "embedded")
+    assert label == "MEND (editor)"
+    assert isinstance(loaded, MEND)
+    assert torch.equal(edited(loaded, vlm, cases), edited(editor, vlm, cases))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("push", "nowhere", "me/editor"), "has no editor.json"),
+        (("edit", "--editor", "me/no", "--prompt", "a", "--target", "b"), "me/no is no folder"),
+        (("fit", "--editor", "me/no", "--out", "x"), "me/no is no folder"),
+    ],
+)
+def test_what_is_not_there_is_one_message(mmedit_, hub: Hub, arguments, message):
+    shown = mmedit_(*arguments)
+    assert shown.code == 2
+    assert message in shown.err
+    assert "Traceback" not in shown.err
+
+
+FIT = (
+    "fit", "--limit", "6", "--set", "editor.training.steps=4",
+    "--set", "editor.training.batch_size=2", "--set", "editor.training.check_every=2",
+)  # fmt: skip
+
+
+@pytest.fixture
+def stopped_fit(mmedit_, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of an `mmedit fit` that was interrupted in its last step."""
+    step_of = loop._Run._step
+
+    def interrupted(self: Any, step: int) -> Any:
+        if step == 3:
+            raise KeyboardInterrupt
+        return step_of(self, step)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop._Run, "_step", interrupted)
+        assert mmedit_(*FIT, "--out", tmp_path / "fit").code == 130
+    assert steps_done(tmp_path / "fit") == 2
+    return tmp_path / "fit"
+
+
+def test_fit_into_a_folder_with_checkpoints_wants_resume(mmedit_, stopped_fit: Path):
+    before = sorted(stopped_fit.rglob("*"))
+    shown = mmedit_(*FIT, "--out", stopped_fit)
+    assert shown.code == 2
+    assert "holds a training of 2 steps; go on from there with --resume" in shown.err
+    assert sorted(stopped_fit.rglob("*")) == before
+
+
+def test_fit_with_resume_ends_where_an_uninterrupted_one_does(
+    mmedit_, stopped_fit: Path, tmp_path: Path
+):
+    resumed = mmedit_(*FIT, "--resume", "--out", stopped_fit)
+    assert resumed.code == 0, resumed.err
+    assert "(from step 2)" in resumed.out
+    assert mmedit_(*FIT, "--out", tmp_path / "whole").code == 0
+    found, wanted = (MEND.load(each).state() for each in (stopped_fit, tmp_path / "whole"))
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+def test_fit_does_not_resume_with_other_settings(mmedit_, stopped_fit: Path):
+    shown = mmedit_(*FIT, "--set", "editor.lr=0.5", "--resume", "--out", stopped_fit)
+    assert shown.code == 2
+    assert "holds another training: its settings.lr is 0.0001, here 0.5" in shown.err
+
+
+def test_resume_without_checkpoints_begins_and_says_so(mmedit_, tmp_path: Path):
+    shown = mmedit_(*FIT, "--resume", "--out", tmp_path / "fit")
+    assert shown.code == 0, shown.err
+    assert "holds no checkpoint: training starts from the beginning" in shown.err
+    assert "(from step" not in shown.out
+
+
+@pytest.mark.parametrize("validation", ["6", "60"])
+def test_validation_that_leaves_no_case_is_refused(mmedit_, validation: str, tmp_path: Path):
+    shown = mmedit_(*FIT, "--validation", validation, "--out", tmp_path / "fit")
+    assert shown.code == 2
+    assert f"--validation {validation} leaves none of the 6 cases for training" in shown.err
+
+
+def test_validation_cases_are_kept_aside(mmedit_, tmp_path: Path):
+    shown = mmedit_(*FIT, "--validation", "2", "--out", tmp_path / "fit")
+    assert "was fitted on 4 cases" in shown.out
+    origin = MEND.load(tmp_path / "fit").origin
+    assert origin is not None
+    assert origin.cases == 4
+    assert "validation/score" in (tmp_path / "fit" / "training.jsonl").read_text()

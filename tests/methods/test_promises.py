@@ -1,0 +1,250 @@
+"""What every editor promises. A new editor adds one line to `EDITORS_UNDER_TEST`."""
+
+import gc
+from collections.abc import Callable
+from typing import Literal
+
+import pytest
+import torch
+
+from mmedit.adapters.weights import weights_hash
+from mmedit.cases import EditCase, Example, Probe
+from mmedit.datasets.easyvqa import cases as easyvqa
+from mmedit.editors.base import Editor
+from mmedit.errors import SiteError
+from mmedit.methods import EDITORS
+from mmedit.methods.ft import FT, FTConfig
+from mmedit.methods.ike import IKE, IKEConfig
+from mmedit.methods.ke import KE, KEConfig
+from mmedit.methods.mend import MEND, MENDConfig
+from mmedit.methods.serac import SERAC, SERACConfig
+from mmedit.metrics.multiclass_log_probs import answer_nll
+from mmedit.training.settings import TrainingConfig
+from mmedit.vlm.interface import VLM
+from mmedit.vlm.network import NetworkVLM
+
+LAST = tuple(f"language_model.model.decoder.layers.3.{name}" for name in ("fc1", "fc2"))
+
+EDITORS_UNDER_TEST: dict[str, Callable[[], Editor]] = {
+    "ft-m": lambda: FT(FTConfig(sites=LAST, lr=1e-3, steps=8)),
+    "ft-l": lambda: FT(FTConfig(sites=LAST, lr=1e-3, steps=8, objective="prompt_last")),
+    "ft-bridge": lambda: FT(FTConfig(where="bridge", lr=2e-3, steps=8)),
+    "ft-vision": lambda: FT(FTConfig(where="vision", lr=2e-3, steps=8)),
+    "ike": lambda: IKE(IKEConfig(k=2)),
+    "ike-no-demonstrations": lambda: IKE(IKEConfig(k=0)),
+    "mend": lambda: MEND(small_mend()),
+    "ke": lambda: KE(small_ke()),
+    "serac": lambda: SERAC(small_serac(scope="multimodal")),
+    "serac-text": lambda: SERAC(small_serac(scope="text")),
+}  # fmt: skip
+
+
+def small_mend() -> MENDConfig:
+    training = TrainingConfig(steps=25, batch_size=8, final_lr_share=0.1)
+    return MENDConfig(
+        sites=LAST, rank=32, lr=3e-4, edit_lr=1e-3, lr_lr=1e-3, c_base=0.1, training=training
+    )
+
+
+def small_ke() -> KEConfig:
+    training = TrainingConfig(steps=15, batch_size=8)
+    return KEConfig(sites=LAST, lstm_hidden=16, condition=32, hidden=32, training=training)
+
+
+def small_serac(*, scope: Literal["text", "multimodal"]) -> SERACConfig:
+    training = TrainingConfig(steps=20, batch_size=8)
+    return SERACConfig(
+        scope=scope,
+        scope_width=32,
+        counterfactual_width=32,
+        counterfactual_layers=2,
+        lr=3e-3,
+        training=training,
+    )
+
+
+@pytest.fixture(scope="session")
+def train_cases() -> list[EditCase]:
+    return easyvqa.load("train", limit=120)
+
+
+@pytest.fixture(scope="session")
+def cases() -> list[EditCase]:
+    return easyvqa.load("test", limit=6)
+
+
+@pytest.fixture(scope="session")
+def requests_(editor: Editor, cases: list[EditCase]) -> list[Example]:
+    """Requests of unequal length; where the language model is edited, one of them without image."""
+    about_images = [case.request for case in cases[:3]]
+    if getattr(editor.config, "where", "language") != "language":
+        return about_images
+    return [*about_images, Example(prompt="what is the capital of Italy?", target="Santo Domingo")]
+
+
+@pytest.fixture(scope="session")
+def probes(cases: list[EditCase]) -> list[Example]:
+    """Other questions, with and without image, of unequal length."""
+    kinds = (
+        Probe.TEXT_LOCALITY,
+        Probe.IMAGE_LOCALITY,
+        Probe.TEXT_GENERALITY,
+        Probe.IMAGE_GENERALITY,
+    )
+    return [case.probes[kind][0] for case, kind in zip(cases, kinds, strict=False)]
+
+
+@pytest.fixture(scope="session", params=EDITORS_UNDER_TEST)
+def editor(request: pytest.FixtureRequest, vlm: NetworkVLM, train_cases: list[EditCase]) -> Editor:
+    made = EDITORS_UNDER_TEST[request.param]()
+    made.fit(vlm, train_cases, seed=0)
+    return made
+
+
+def close(first: torch.Tensor, second: torch.Tensor) -> None:
+    torch.testing.assert_close(first, second, rtol=1e-4, atol=2e-4)
+
+
+def answers(vlm: VLM, examples: list[Example]) -> list[torch.Tensor]:
+    """The logits at the answer tokens of every example, asked one at a time."""
+    return [(p := vlm.predict([example])).logits[p.is_answer] for example in examples]
+
+
+def test_every_editor_in_the_table_is_under_test():
+    assert {make().method for make in EDITORS_UNDER_TEST.values()} == set(EDITORS)
+
+
+def test_original_model_answers_bit_for_bit_as_before(editor, vlm, requests_, probes):
+    before = vlm.predict(probes).logits
+    weights = weights_hash(vlm.adapter.network)
+    editor.apply(vlm, requests_[:1])
+    editor.apply_each(vlm, requests_)
+    assert torch.equal(vlm.predict(probes).logits, before)
+    assert weights_hash(vlm.adapter.network) == weights
+
+
+def test_nothing_is_left_behind_on_the_network(editor, vlm, requests_):
+    editor.apply(vlm, requests_[:1]).predict(requests_)
+    assert_clean(vlm)
+
+
+def test_nothing_is_left_behind_after_an_exception(editor, vlm, requests_, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("the forward broke off")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(vlm.adapter.network.language_model.lm_head), "forward", fail)
+        with pytest.raises(RuntimeError, match="broke off"):
+            editor.apply(vlm, requests_[:1]).predict(requests_)
+    assert_clean(vlm)
+
+
+def assert_clean(vlm: NetworkVLM) -> None:
+    for module in vlm.adapter.network.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+        assert not module._backward_hooks
+        assert not module.training
+    for parameter in vlm.adapter.network.parameters():
+        assert parameter.grad is None
+        assert not parameter.requires_grad
+    gc.collect()
+
+
+def test_same_seed_gives_the_same_edit(editor, request, vlm, requests_, probes, train_cases):
+    again = EDITORS_UNDER_TEST[request.node.callspec.params["editor"]]()
+    again.fit(vlm, train_cases, seed=0)
+    first = editor.apply(vlm, requests_[:1]).predict(probes).logits
+    assert torch.equal(again.apply(vlm, requests_[:1]).predict(probes).logits, first)
+
+
+def test_edits_compose(editor, vlm, requests_, probes):
+    asked = [*probes, *requests_[:2]]
+    once = editor.apply(vlm, requests_[:1])
+    before = once.predict(asked).logits
+    twice = editor.apply(once, requests_[1:2])
+    assert not torch.allclose(twice.predict(asked).logits, before)
+    assert torch.equal(once.predict(asked).logits, before)
+
+
+def test_an_edit_composes_with_a_fine_tuned_vlm(editor, vlm, requests_, probes):
+    tuned = FT(FTConfig(sites=LAST[:1], lr=1e-3, steps=3)).apply(vlm, requests_[1:2])
+    both = editor.apply(tuned, requests_[:1])
+    asked = [*probes, *requests_[:2]]
+    for one in (editor.apply(vlm, requests_[:1]), tuned):
+        assert not torch.allclose(both.predict(asked).logits, one.predict(asked).logits)
+
+
+def test_no_requests_no_change(editor, vlm, probes):
+    before = vlm.predict(probes).logits
+    assert torch.equal(editor.apply(vlm, []).predict(probes).logits, before)
+    assert torch.equal(editor.apply_each(vlm, []).predict(probes).logits, before)
+
+
+def test_apply_each_equals_the_loop_of_apply(editor, vlm, requests_):
+    each = editor.apply_each(vlm, requests_)
+    together = each.predict(requests_)
+    for row, request in enumerate(requests_):
+        alone = editor.apply(vlm, [request]).predict([request])
+        close(together.logits[row][together.is_answer[row]], alone.logits[alone.is_answer])
+
+
+def test_each_edit_answers_every_probe_as_if_it_were_alone(editor, vlm, requests_, probes):
+    each = editor.apply_each(vlm, requests_)
+    rows = [edit for edit in range(len(requests_)) for _ in probes]
+    crossed = each.select(rows).predict([*probes] * len(requests_))
+    for row, edit in enumerate(rows):
+        [alone] = answers(editor.apply(vlm, [requests_[edit]]), [probes[row % len(probes)]])
+        close(crossed.logits[row][crossed.is_answer[row]], alone)
+
+
+def test_separate_edits_refuse_a_batch_of_another_size(editor, vlm, requests_):
+    each = editor.apply_each(vlm, requests_[:3])
+    with pytest.raises((SiteError, ValueError), match="select"):
+        each.predict(requests_[:2])
+
+
+def test_result_does_not_depend_on_batch_size(editor, vlm, requests_, probes):
+    edited = editor.apply(vlm, requests_[:2])
+    batch = edited.predict(probes)
+    for row, alone in enumerate(answers(edited, probes)):
+        close(batch.logits[row][batch.is_answer[row]], alone)
+
+
+def test_result_does_not_depend_on_padding_side(editor, vlm, requests_, probes):
+    left = NetworkVLM(vlm.adapter, padding_side="left")
+    right_padded = editor.apply(vlm, requests_).predict(probes)
+    left_padded = editor.apply(left, requests_).predict(probes)
+    close(left_padded.logits[left_padded.is_text], right_padded.logits[right_padded.is_text])
+
+
+def test_save_and_load_give_the_same_edit(editor, vlm, requests_, probes, tmp_path):
+    editor.save(tmp_path / "editor")
+    loaded = type(editor).load(tmp_path / "editor")
+    first = editor.apply(vlm, requests_[:1]).predict(probes).logits
+    assert torch.equal(loaded.apply(vlm, requests_[:1]).predict(probes).logits, first)
+
+
+def test_generation_is_edited_as_prediction_is(editor, vlm, requests_):
+    each = editor.apply_each(vlm, requests_)
+    said = each.generate(requests_, max_new_tokens=6)
+    alone = [editor.apply(vlm, [r]).generate([r], max_new_tokens=6)[0] for r in requests_]
+    assert said == alone
+
+
+def test_an_edit_of_the_image_stages_refuses_a_request_without_image(vlm):
+    text_only = Example(prompt="what is the capital of Italy?", target="Santo Domingo")
+    with pytest.raises(SiteError, match=r"acts on images.*has none"):
+        EDITORS_UNDER_TEST["ft-bridge"]().apply(vlm, [text_only])
+
+
+def test_reliability_of_the_request_rises(editor, vlm, requests_):
+    images = requests_[:3]
+    edited = editor.apply_each(vlm, images)
+    before, after = (nll(asked, images) for asked in (vlm, edited))
+    assert after.mean() < before.mean()
+
+
+def nll(vlm: VLM, examples: list[Example]) -> torch.Tensor:
+    predictions = vlm.predict(examples)
+    return answer_nll(predictions.logits, predictions.target, predictions.is_answer)

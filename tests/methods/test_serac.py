@@ -1,0 +1,433 @@
+"""What SERAC does by itself; how it compares with the published code is in test_serac_golden.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import open_clip
+import pytest
+import tiny
+import torch
+from torch import Tensor
+from transformers import DistilBertConfig, DistilBertModel, OPTConfig, OPTForCausalLM
+
+from mmedit.cases import EditCase, Example, Probe
+from mmedit.config import load_editor
+from mmedit.datasets.easyvqa import cases as easyvqa
+from mmedit.errors import ConfigError, DataError, ModelError
+from mmedit.methods.serac import SERAC, SERACConfig, SERACNetwork, scope
+from mmedit.methods.serac.counterfactual import Told, told
+from mmedit.methods.serac.memory import SERACVLM, Memory, SoftSERACVLM
+from mmedit.training.settings import TrainingConfig
+from mmedit.vlm.interface import VLM
+from mmedit.vlm.network import NetworkVLM
+
+
+def config(**changes: object) -> SERACConfig:
+    settings: dict[str, object] = {
+        "scope_width": 16,
+        "scope_layers": 1,
+        "counterfactual_width": 16,
+        "counterfactual_layers": 1,
+        "lr": 1e-3,
+        "training": TrainingConfig(steps=2, batch_size=4),
+    }
+    return SERACConfig.model_validate(settings | changes)
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[EditCase]:
+    return easyvqa.load("train", limit=8)
+
+
+@pytest.fixture(scope="module")
+def requests_(cases: list[EditCase]) -> list[Example]:
+    return [case.request for case in cases[:4]]
+
+
+@pytest.fixture(scope="module")
+def editor(vlm: NetworkVLM, cases: list[EditCase]) -> SERAC:
+    made = SERAC(config())
+    made.fit(vlm, cases, seed=0)
+    return made
+
+
+def network_of(editor: SERAC, vlm: VLM) -> SERACNetwork:
+    return editor.network_on(vlm)
+
+
+def embed(editor: SERAC, vlm: VLM, examples: Sequence[Example]) -> Tensor:
+    with torch.no_grad():
+        return network_of(editor, vlm).scope(examples, vlm.frozen)
+
+
+def edited_by(editor: SERAC, vlm: VLM, requests: Sequence[Example]) -> SERACVLM:
+    edited = editor.apply(vlm, requests)
+    assert isinstance(edited, SERACVLM)
+    return edited
+
+
+# Scopes
+
+BOTH = pytest.mark.parametrize("kind", ["text", "multimodal"])
+
+
+def untrained(vlm: VLM, **changes: object) -> SERACNetwork:
+    editor = SERAC(config(**changes))
+    return editor.build(editor.facts(vlm))
+
+
+@BOTH
+def test_no_scope_sees_an_answer(vlm, requests_, kind: Literal["text", "multimodal"]):
+    network = untrained(vlm, scope=kind)
+    other = [replace(request, target="something else") for request in requests_]
+    embedded = network.scope(requests_, vlm.frozen)
+    assert torch.equal(network.scope(other, vlm.frozen), embedded)
+
+
+@BOTH
+def test_only_the_multimodal_scope_tells_images_apart(vlm, requests_, kind):
+    network = untrained(vlm, scope=kind)
+    prompt = requests_[0].prompt
+    asked = [
+        Example(prompt=prompt, target="a", image=image)
+        for image in (requests_[0].image, requests_[1].image, None)
+    ]
+    first, second, none = network.scope(asked, vlm.frozen)
+    told_apart = kind == "multimodal"
+    assert torch.allclose(first, second, atol=1e-6) != told_apart
+    assert torch.allclose(first, none, atol=1e-6) != told_apart
+
+
+@BOTH
+def test_scopes_tell_prompts_apart_in_any_batch(vlm, requests_, kind):
+    network = untrained(vlm, scope=kind)
+    together = network.scope(requests_, vlm.frozen)
+    for row, request in enumerate(requests_):
+        alone = network.scope([request], vlm.frozen)[0]
+        torch.testing.assert_close(together[row], alone, rtol=1e-4, atol=1e-5)
+        other = replace(request, prompt="what is the capital of Peru?")
+        assert not torch.allclose(network.scope([other], vlm.frozen)[0], alone, atol=1e-4)
+
+
+def test_supervised_scope_learns_which_probe_belongs_to_which_edit(vlm, cases):
+    learner = SERAC(config(lr=3e-3)).learner(vlm, untrained(vlm), cases)
+    optimizer = learner.optimizer()
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss, figures = learner(cases)
+        loss.backward()
+        optimizer.step()
+        losses.append(figures["loss/scope"].item())
+    assert losses[-1] < losses[0] / 3
+
+
+# The cache
+
+
+def test_of_equal_edits_the_newest_answers(editor, vlm, requests_):
+    first = requests_[0]
+    second = replace(first, target="triangle")
+    memory = edited_by(editor, vlm, [first, requests_[1], second]).memory
+    score, nearest = memory.nearest(embed(editor, vlm, [first]), {})
+    assert score.item() == pytest.approx(1)
+    assert nearest.item() == 2
+
+
+def test_a_sequence_of_edits_is_one_cache_over_the_same_vlm(editor, vlm, requests_):
+    edited: VLM = vlm
+    for request in requests_:
+        edited = editor.apply(edited, [request])
+    assert isinstance(edited, SERACVLM)
+    assert edited.inner is vlm
+    assert edited.memory.edits == tuple(requests_)
+    at_once = edited_by(editor, vlm, requests_)
+    torch.testing.assert_close(edited.memory.keys, at_once.memory.keys, rtol=1e-4, atol=1e-5)
+
+
+def test_every_edit_of_a_large_cache_is_found_again(editor, vlm):
+    many = [case.request for case in easyvqa.load("train", limit=300)]
+    edited = edited_by(editor, vlm, many)
+    score, nearest = edited.memory.nearest(embed(editor, vlm, many), {})
+    assert score.min() > 0.99
+    asked = {(edit.prompt, edit.image): number for number, edit in enumerate(many)}
+    newest = [asked[edit.prompt, edit.image] for edit in many]
+    assert nearest.tolist() == newest
+
+
+def test_separate_edits_join_those_that_all_rows_share(editor, vlm, requests_):
+    shared = editor.apply(vlm, requests_[:1])
+    each = editor.apply_each(shared, requests_[1:3])
+    assert isinstance(each, SERACVLM)
+    assert each.memory.visible is not None
+    assert each.memory.visible.tolist() == [[True, True, False], [True, False, True]]
+    more = editor.apply(each, requests_[3:])
+    assert more.memory.visible.tolist() == [[True, True, False, True], [True, False, True, True]]
+    with pytest.raises(DataError, match="2 separate edits cannot answer 3 rows"):
+        editor.apply_each(each, requests_[:3])
+
+
+def test_extra_parameters_are_the_network_and_the_keys(editor, vlm, requests_):
+    learnt = sum(p.numel() for p in network_of(editor, vlm).parameters())
+    width = 2 * editor.config.scope_width
+    assert editor.apply(vlm, requests_).extra_parameters == learnt + 4 * width
+    assert editor.apply_each(vlm, requests_).extra_parameters == learnt + width
+
+
+# Answers
+
+
+def with_threshold(editor: SERAC, vlm: VLM, requests: Sequence[Example], value: float) -> SERACVLM:
+    edited = edited_by(editor, vlm, requests)
+    return SERACVLM(edited.inner, edited.network, edited.memory, threshold=value)
+
+
+def test_out_of_scope_the_vlm_answers_bit_for_bit(editor, vlm, requests_):
+    edited = with_threshold(editor, vlm, requests_, 1.0)
+    assert torch.equal(edited.predict(requests_).logits, vlm.predict(requests_).logits)
+    said = edited.generate(requests_, max_new_tokens=4)
+    assert said == vlm.generate(requests_, max_new_tokens=4)
+
+
+def test_in_scope_the_counterfactual_model_answers(editor, vlm, requests_):
+    edited = with_threshold(editor, vlm, requests_, 0.0)
+    asked = [replace(request, target="yes it is") for request in requests_[:2]]
+    found = edited.predict(asked)
+    network = network_of(editor, vlm)
+    for row, example in enumerate(asked):
+        _, nearest = edited.memory.nearest(embed(editor, vlm, [example]), {})
+        edit = requests_[int(nearest)]
+        logits = network.counterfactual(told([edit], [example], vlm.frozen), vlm.frozen)
+        text = vlm.predict([example]).is_text[0].sum()
+        torch.testing.assert_close(found.logits[row, :text], logits[0, :text], rtol=1e-4, atol=1e-5)
+
+
+def test_generation_is_routed_row_by_row(editor, vlm, requests_):
+    """Greedy tokens of the model that the row's prediction comes from."""
+    edited = edited_by(editor, vlm, requests_[:2])
+    unrelated = Example(prompt="what is the capital of Italy?", target="Rome")
+    asked = [unrelated, requests_[0], replace(unrelated, prompt="what is the capital of Spain?")]
+    score, _ = edited.memory.nearest(embed(editor, vlm, asked), {})
+    assert (score > 0.5).tolist() == [False, True, False]
+    said = edited.generate(asked, max_new_tokens=5)
+    assert [said[0], said[2]] == vlm.generate([asked[0], asked[2]], max_new_tokens=5)
+    answers = told(requests_[:1], asked[1:2], vlm.frozen)
+    made = network_of(editor, vlm).counterfactual.generate(answers, vlm.frozen, max_new_tokens=5)
+    assert said[1] == made[0]
+
+
+def test_generated_tokens_are_the_likeliest_predicted_ones(editor, vlm, requests_):
+    frozen, model = vlm.frozen, network_of(editor, vlm).counterfactual
+    rows = told(requests_, requests_, frozen)
+    (end,) = frozen.ends
+    for row in rows:
+        ids: list[int] = []
+        while len(ids) < 4 and end not in ids:
+            asked = row.asked._replace(answer=tuple(ids))
+            logits = model([Told(row.edit, asked, row.image)], frozen)
+            ids.append(int(logits[0, -1].argmax()))
+        said = model.generate([row], frozen, max_new_tokens=4)
+        assert said == frozen.decode(torch.tensor([ids]))
+    together = model.generate(rows, frozen, max_new_tokens=4)
+    assert together == [model.generate([row], frozen, max_new_tokens=4)[0] for row in rows]
+
+
+def test_logits_are_those_of_the_whole_sequence(vlm, requests_):
+    """Against a plain forward over all positions of one row, without padding."""
+    model = untrained(vlm).counterfactual
+    frozen = vlm.frozen
+    rows = told(requests_[1:3], requests_[:2], frozen)
+    found = model(rows, frozen)
+    (separator,) = frozen.tokenize(["\n"])
+    for number, row in enumerate(rows):
+        assert row.image is not None
+        text = [*row.asked.prompt, *row.asked.answer]
+        ids = torch.tensor([*row.edit.prompt, *row.edit.answer, *separator, *text])
+        kinds = torch.tensor(
+            [0] * len(row.image) + [1] * len(row.edit.prompt) + [2] * len(row.edit.answer)
+            + [3] * (len(separator) + len(text))
+        )  # fmt: skip
+        embedded = torch.cat([model.projection(row.image), model.lm.get_input_embeddings()(ids)])
+        embedded = embedded + model.kinds(kinds)
+        logits = model.lm(inputs_embeds=embedded[None]).logits[0, -len(text) - 1 :]
+        torch.testing.assert_close(found[number, : len(text) + 1], logits, rtol=1e-4, atol=1e-5)
+
+
+def test_end_of_the_answer_is_learnt_from_the_token_behind_it(vlm, requests_):
+    network = untrained(vlm)
+    keys = network.scope(requests_, vlm.frozen)
+    told_of: list[Tensor] = []
+    own = torch.eye(len(requests_), dtype=torch.bool)
+    memory = Memory(edits=tuple(requests_), keys=keys, visible=own)
+    SoftSERACVLM(vlm, network, memory, threshold=0.5, on_end=told_of.append).predict(requests_)
+    for row, request in enumerate(requests_):
+        logits = network.counterfactual(told([request], [request], vlm.frozen), vlm.frozen)
+        wanted = -logits[0, -1].log_softmax(-1)[vlm.frozen.ends[0]]
+        torch.testing.assert_close(told_of[0][row], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_projection_of_the_image_is_trained_and_kept(vlm, cases, editor, tmp_path: Path):
+    """The published code draws it anew for every edit."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        start = untrained(vlm).counterfactual.projection.weight
+    trained = network_of(editor, vlm).counterfactual.projection.weight
+    assert not torch.allclose(trained, start)
+    editor.save(tmp_path)
+    loaded = SERAC.load(tmp_path)
+    assert torch.equal(network_of(loaded, vlm).counterfactual.projection.weight, trained)
+    asked = [case.probes[Probe.IMAGE_GENERALITY][0] for case in cases[:4]]
+    requests = [case.request for case in cases[:4]]
+    wanted = editor.apply(vlm, requests).predict(asked).logits
+    assert torch.equal(loaded.apply(vlm, requests).predict(asked).logits, wanted)
+
+
+def test_every_parameter_has_a_gradient_in_every_step(vlm, cases):
+    """As data parallelism wants it; also in a batch without an image."""
+    no_images = [
+        EditCase(
+            id=case.id,
+            request=replace(case.request, image=None),
+            probes={
+                probe: tuple(replace(example, image=None) for example in examples)
+                for probe, examples in case.probes.items()
+                if probe is not Probe.RELIABILITY
+            },
+        )
+        for case in cases[:3]
+    ]
+    for kind in ("text", "multimodal"):
+        learner = SERAC(config(scope=kind)).learner(vlm, untrained(vlm, scope=kind), cases)
+        for batch in (cases[:3], no_images):
+            learner.zero_grad()
+            learner(batch)[0].backward()
+            assert [n for n, p in learner.named_parameters() if p.grad is None] == []
+
+
+# Pretrained parts
+
+
+def test_text_scope_starts_from_a_pretrained_encoder(vlm, cases, requests_, tmp_path: Path):
+    tokenizer = tiny.build_processor().tokenizer
+    size = DistilBertConfig(vocab_size=len(tokenizer), dim=16, hidden_dim=32, n_layers=1, n_heads=2)
+    DistilBertModel(size).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    pretrained = DistilBertModel.from_pretrained(tmp_path)
+    editor = SERAC(config(scope="text", scope_encoder=str(tmp_path), lr=1e-12))
+    editor.fit(vlm, cases)
+    read = tokenizer(requests_[0].prompt, return_tensors="pt")
+    with torch.no_grad():
+        wanted = pretrained(
+            input_ids=read["input_ids"], attention_mask=read["attention_mask"]
+        ).last_hidden_state[:, 0]
+    torch.testing.assert_close(embed(editor, vlm, requests_[:1]), wanted, rtol=1e-4, atol=1e-5)
+    editor.save(tmp_path / "editor")
+    loaded = SERAC.load(tmp_path / "editor")
+    assert torch.equal(embed(loaded, vlm, requests_), embed(editor, vlm, requests_))
+
+
+def tiny_opt(folder: Path, vlm: NetworkVLM, vocabulary: int) -> OPTForCausalLM:
+    model = OPTForCausalLM(
+        OPTConfig(
+            dtype="float16",
+            vocab_size=vocabulary, hidden_size=16, ffn_dim=32, num_hidden_layers=1,
+            num_attention_heads=2, max_position_embeddings=512, word_embed_proj_dim=16,
+        )
+    )  # fmt: skip
+    model.save_pretrained(folder)
+    vlm.adapter.tokenizer.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("more", [0, 24, -8])
+def test_counterfactual_model_starts_from_a_pretrained_one(
+    vlm, cases, requests_, tmp_path: Path, more: int
+):
+    """Also where its vocabulary is padded to another size than the VLM's."""
+    vocabulary = vlm.frozen.vocabulary
+    pretrained = tiny_opt(tmp_path, vlm, vocabulary + more)
+    editor = SERAC(config(counterfactual=str(tmp_path), lr=1e-12))
+    editor.fit(vlm, cases)
+    lm = network_of(editor, vlm).counterfactual.lm
+    weight = pretrained.get_input_embeddings().weight
+    torch.testing.assert_close(lm.get_input_embeddings().weight, weight, rtol=0, atol=1e-6)
+    assert lm.dtype == torch.float32  # though its config says half precision, to train in
+    found = with_threshold(editor, vlm, requests_, 0.0).predict(requests_).logits
+    assert found.shape[-1] == vocabulary
+    assert found.isfinite().all()
+
+
+def test_a_question_that_the_counterfactual_model_cannot_take_is_refused(editor, vlm, requests_):
+    long = replace(requests_[0], prompt="what color is it? " * 60)
+    model = network_of(editor, vlm).counterfactual
+    with pytest.raises(ModelError, match=r"make a sequence of \d+ tokens; the .* model takes 512"):
+        model(told([long], [long], vlm.frozen), vlm.frozen)
+
+
+def test_counterfactual_model_with_other_tokens_is_refused(vlm, cases, tmp_path: Path):
+    tiny_opt(tmp_path, vlm, vlm.frozen.vocabulary)
+    tiny.build_processor().tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="cuts texts into other tokens than the VLM"):
+        SERAC(config(counterfactual=str(tmp_path))).fit(vlm, cases)
+
+
+@pytest.mark.parametrize("part", ["counterfactual", "scope_encoder"])
+def test_pretrained_part_that_is_nowhere_is_named(vlm, cases, tmp_path: Path, part: str):
+    with pytest.raises(ModelError, match=r"nowhere' cannot be loaded"):
+        SERAC(config(scope="text", **{part: str(tmp_path / "nowhere")})).fit(vlm, cases)
+
+
+def test_multimodal_scope_takes_openclips_embeddings_each_image_once(
+    vlm, cases, requests_, monkeypatch
+):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        clip = open_clip.CLIP(
+            embed_dim=12,
+            vision_cfg=cast(Any, {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16}),
+            text_cfg=cast(Any, {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1,
+                                "layers": 1}),
+        )  # fmt: skip
+    transform = open_clip.image_transform(32, is_train=False)
+    tokenizer = open_clip.get_tokenizer("RN50")
+    monkeypatch.setattr(scope, "load_clip", lambda *args, **settings: (clip, transform, tokenizer))
+    seen: list[int] = []
+    encode = clip.encode_image
+    monkeypatch.setattr(
+        clip, "encode_image", lambda image, **k: (seen.append(len(image)), encode(image, **k))[1]
+    )
+    editor = SERAC(config(clip="tiny/random"))
+    editor.fit(vlm, cases)
+    embedded = embed(editor, vlm, requests_)
+    before = sum(seen)
+    assert torch.equal(embed(editor, vlm, requests_), embedded)
+    assert sum(seen) == before
+    blank = [replace(request, image=None) for request in requests_]
+    assert not torch.allclose(embed(editor, vlm, blank), embedded)
+
+
+# Settings
+
+
+def test_settings_of_sites_are_refused():
+    with pytest.raises(ConfigError, match=r"unknown key 'sites'"):
+        load_editor("serac", "embedded", ["editor.sites=[a]"])
+
+
+def test_settings_that_exclude_each_other_are_one_sentence():
+    with pytest.raises(ConfigError, match=r"^editor serac: scope_width 128 cannot be cut into 3"):
+        load_editor("serac", "embedded", ["editor.heads=3"])
+
+
+def test_name_of_a_clip_must_name_its_weights():
+    with pytest.raises(ConfigError, match="clip: Value error, ARCHITECTURE/WEIGHTS was wanted"):
+        load_editor("serac", "embedded", ["editor.clip=ViT-B-32"])
+
+
+def test_heads_must_divide_the_embedding():
+    with pytest.raises(ValueError, match="cannot be cut into 3 equal heads"):
+        config(heads=3)

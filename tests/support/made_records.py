@@ -1,0 +1,55 @@
+"""Records as a run writes them, with given scores."""
+
+from __future__ import annotations
+
+from mmedit.cases import Probe
+from mmedit.records.schema import Generation, Locality, ProbeRecord, Record, Scores
+
+REL, GEN = Probe.RELIABILITY, Probe.TEXT_GENERALITY
+LOC, PORT = Probe.IMAGE_LOCALITY, Probe.PORTABILITY
+
+
+def generation(**scores):
+    return Generation(**{"contains": 0.0, "exact": 0.0, "rouge_l": 0.0} | scores)
+
+
+def asked(tok, em, *, image="a.png", locality=None, n_tokens=2, **more):
+    pre = Scores(token_accuracy=0.0, exact_match=0.0, log_prob=-9.0, n_tokens=2)
+    post = Scores(token_accuracy=tok, exact_match=em, log_prob=-1.0, n_tokens=n_tokens)
+    return ProbeRecord(
+        prompt="colour?", target="red", image=image, pre=pre, post=post, locality=locality, **more
+    )
+
+
+def kept(top1, exact, **more):
+    """A locality probe whose agreement is given, and whose accuracy is something else."""
+    locality = Locality(
+        top1_answer=top1,
+        exact_answer=exact,
+        top1_all=0.11,
+        top10_ordered_all=0.12,
+        top10_set_answer=0.13,
+        kl=0.14,
+    )
+    return asked(0.77, 0.0, locality=locality, **more)
+
+
+def record(case_id, probes, *, editor="ft", seconds=1.0, seed=0, memory=0, parameters=None):
+    return Record(
+        case_id=case_id,
+        editor=editor,
+        seconds=seconds,
+        batch=1,
+        peak_memory_bytes=memory,
+        extra_parameters=parameters,
+        seed=seed,
+        probes=probes,
+    )
+
+
+def reliability(editor, scores, **fields):
+    """One record per score, every one with an image of its own."""
+    return [
+        record(str(i), {REL: (asked(s, s, image=f"{i}.png"),)}, editor=editor, **fields)
+        for i, s in enumerate(scores)
+    ]

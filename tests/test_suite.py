@@ -1,0 +1,143 @@
+"""Whole tables from one file: every file fits what it names, and one is run in small."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mmedit.config import load_editors, load_mode, load_table, named_vlms, names
+from mmedit.errors import ConfigError, UnknownNameError
+from mmedit.report.published import load_published
+from mmedit.storage import config_folder
+
+TABLES = sorted(file.stem for file in (config_folder() / "table").glob("*.yaml"))
+SMALL = (
+    "--limit", "3", "--no-generate", "--set", "sequential.gaps=[1]", "--batch-size", "8",
+    *(o for name in ("mend", "ke", "serac", "serac-text")
+      for o in ("--set", f"{name}.training.steps=1")),
+    "--set", "ft.steps=1", "--set", "ft-l.steps=1",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_names_what_there_is(name):
+    found, file = load_table(name)
+    assert found == name
+    for block in file.named_blocks().values():
+        assert block.vlm in named_vlms()
+        assert block.dataset in names("dataset")
+        assert load_editors(block.editors, block.vlm)
+        assert load_mode(block.mode, block.settings)
+
+
+@pytest.mark.parametrize("name", [name for name in TABLES if name != "embedded"])
+def test_every_row_of_a_papers_table_has_its_published_value(name):
+    _, file = load_table(name)
+    for block in file.named_blocks().values():
+        paper = load_published(block.published or "")
+        assert block.published_model is not None
+        assert block.published_dataset is not None
+        values = paper.values[block.published_model][block.published_dataset]
+        for label in load_editors(block.editors, block.vlm):
+            known = {method: (method, *paper.methods.get(method, ())) for method in values}
+            assert any(label in others for others in known.values()), (label, block.title)
+
+
+def test_the_table_of_the_embedded_vlm_runs_in_small(mmedit_, tmp_path):
+    command = ("bench", "embedded", "--out", tmp_path / "t", *SMALL)
+    shown = mmedit_(*command)
+    assert shown.code == 0, shown.err
+    for title in ("Questions, each", "Captions, each", "Questions, 1,000", "Captions, 798"):
+        assert title in shown.out
+    blocks = [folder.name for folder in (tmp_path / "t").iterdir() if folder.is_dir()]
+    assert sorted(blocks) == ["caption", "caption-sequential", "vqa", "vqa-sequential"]
+    written = (tmp_path / "t" / "table.md").read_text()
+    assert written.count("\n## ") + written.startswith("## ") == 4
+    # trained once on the same cases
+    assert not (tmp_path / "t" / "vqa-sequential" / "editors").exists()
+    manifests = [json.loads((tmp_path / "t" / b / "manifest.json").read_text()) for b in blocks]
+    by_dataset = {m["dataset"]: m["training_seconds"]["MEND"] for m in manifests}
+    assert all(m["training_seconds"]["MEND"] == by_dataset[m["dataset"]] for m in manifests)
+    again = mmedit_(*command)
+    assert again.err.count("continuing the run") == 4
+    assert (tmp_path / "t" / "table.md").read_text() == written
+
+
+def write_table(folder: Path, **changed: object) -> Path:
+    block = {"dataset": "easyvqa", "limit": 2, "editors": ["ft"], "settings": ["ft.steps=1"]}
+    named = {"published_model": "BLIP-2 OPT", "published_dataset": "E-VQA"}
+    file = folder / "mine.yaml"
+    file.write_text(
+        yaml.safe_dump({"published": "liveedit", "blocks": {"a": block | named}} | changed)
+    )
+    return file
+
+
+def test_published_values_stand_beside_those_of_the_table(mmedit_, tmp_path):
+    file = write_table(tmp_path)
+    shown = mmedit_("bench", file, "--out", tmp_path / "t", "--no-generate")
+    assert shown.code == 0, shown.err
+    assert "LiveEdit, Table 2, one edit" in shown.out
+    assert "20.57" in shown.out  # of the unedited model
+    assert "Not published there: FT-M." in shown.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("bench", "embeded"), "Did you mean 'embedded'"),
+        (("bench", "embedded", "--editor", "ft"), "leave out --vlm, --editor, --dataset"),
+        (("bench", "--editor", "ft"), "Name a folder: --out runs/x"),
+        (("bench", "--mode", "sequntial", "--out", "x"), "Did you mean 'sequential'"),
+        (("bench", "--set", "batch.k=3", "--out", "x"), "batch.* is for --mode batch"),
+        (("bench", "--mode", "batch", "--set", "batch.kk=3", "--out", "x"), "Did you mean 'k'"),
+        (
+            ("bench", "--mode", "sequential", "--limit", "3", "--set", "sequential.gaps=[9]",
+             "--out", "x"),
+            "there are 3 edits",
+        ),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_one_message_before_anything_is_loaded(
+    mmedit_, monkeypatch, tmp_path, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    shown = mmedit_(*arguments)
+    assert shown.code == 2
+    assert message in shown.err
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ({"blocks": {}}, "blocks"),
+        ({"blocks": {"../x": {"dataset": "easyvqa"}}}, "a name that can be a folder's"),
+        ({"blocks": {"x": {"datasets": "easyvqa"}}}, "Did you mean 'dataset'"),
+        ({"blocks": {"x": {"dataset": "easyvqa"}}}, "editors"),
+    ],
+)
+def test_a_faulty_table_says_what_is_wrong(tmp_path, written, message):
+    file = tmp_path / "t.yaml"
+    file.write_text(yaml.safe_dump(written))
+    with pytest.raises(ConfigError, match=message):
+        load_table(str(file))[1].named_blocks()
+
+
+def test_a_table_that_is_not_there_names_those_that_are():
+    with pytest.raises(UnknownNameError, match="mmedit-blip2"):
+        load_table("mmedit-blip")
+
+
+def test_several_datasets_in_one_call_are_blocks_of_one_table(mmedit_, tmp_path):
+    datasets = ("--dataset", "easyvqa", "--dataset", "easyvqa-caption")
+    few = ("--limit", "2", "--no-generate", "--set", "ft.steps=1")
+    shown = mmedit_("bench", "--editor", "ft", *datasets, *few, "--out", tmp_path / "t")
+    assert shown.code == 0, shown.err
+    written = (tmp_path / "t" / "table.md").read_text()
+    assert "## easyvqa\n" in written
+    assert "## easyvqa-caption\n" in written
+    assert (tmp_path / "t" / "easyvqa-caption" / "records.jsonl").is_file()

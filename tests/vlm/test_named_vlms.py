@@ -1,0 +1,76 @@
+"""What `configs/vlm` says of the released checkpoints fits networks of their sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import full_size
+import pytest
+import tiny
+import tiny_families
+from torch import nn
+from transformers import PreTrainedModel
+
+from mmedit.adapters import adapter_for
+from mmedit.adapters.base import STAGES
+from mmedit.config import load_vlm, load_vlm_file, named_vlms
+from mmedit.errors import ConfigError
+
+NAMED = named_vlms()
+ELSEWHERE = {
+    "embedded": "is loaded, sites and all, by most other tests",
+    "minigpt4-llama2-7b": "the conversion registers its class (tests/convert/test_checkpoints.py)",
+}
+
+
+def test_every_named_vlm_is_tested_here_or_elsewhere():
+    assert set(NAMED) == set(full_size.CONFIGS) | set(ELSEWHERE)
+
+
+@pytest.mark.parametrize("name", full_size.CONFIGS)
+def test_sites_are_linear_weights_of_the_released_network_in_their_stages(name: str):
+    network = full_size.without_values(name)
+    linears = {n for n, module in network.named_modules() if isinstance(module, nn.Linear)}
+    adapter = adapter_for(network.config)(network, processor_of(network))
+    sites = NAMED[name].expanded_sites()
+    assert set(sites) == set(STAGES)
+    for stage in STAGES:
+        assert linears.issuperset(sites[stage])
+        assert set(adapter.sites(stage)) == set(sites[stage])
+        assert {adapter.stage(site) for site in sites[stage]} == {stage}
+
+
+def processor_of(network: PreTrainedModel) -> Any:
+    """Of a tiny model of the family; that of the released one differs in sizes and vocabulary."""
+    family = network.config.model_type
+    return tiny.build_processor() if family == "blip-2" else tiny_families.build_family(family)[1]
+
+
+def test_braces_expand_as_in_a_shell():
+    file = load_vlm_file("embedded", ['vlm.sites.language=["a.{1,2}.{x,y}", "b"]'])
+    assert file.expanded_sites()["language"] == ("a.1.x", "a.1.y", "a.2.x", "a.2.y", "b")
+
+
+def test_named_vlm_that_must_be_converted_first_tells_the_command(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as raised:
+        load_vlm("minigpt4-vicuna-7b")
+    text = str(raised.value)
+    assert text.startswith(
+        "vlm minigpt4-vicuna-7b: there is no folder models/minigpt4-vicuna-7b. Make it from the "
+        "original files (docs/converting.md): mmedit convert minigpt4 --vision eva_vit_g.pth "
+    )
+    assert text.endswith("or name yours: --set vlm.name_or_path=DIR")
+
+
+def test_memory_is_limited_by_a_gpus_number_or_a_name():
+    file = load_vlm_file("embedded", ["vlm.max_memory.0=20GiB", "vlm.max_memory.cpu=1GiB"])
+    assert file.max_memory == {0: "20GiB", "cpu": "1GiB"}
+
+
+def test_what_is_given_comes_before_what_the_file_says():
+    vlm = load_vlm("embedded", dtype="bfloat16", overrides=["vlm.sites.vision=[]"])
+    assert str(vlm.adapter.network.dtype) == "torch.bfloat16"
+    assert vlm.sites("bridge") == NAMED["embedded"].expanded_sites()["bridge"]
+    assert vlm.sites("vision") == vlm.adapter.sites("vision")
