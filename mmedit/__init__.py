@@ -17,12 +17,12 @@ _HOMES = {
     "EditCase": "mmedit.cases",
     "Example": "mmedit.cases",
     "Probe": "mmedit.cases",
-    "VLM": "mmedit.vlm",
+    "VLM": "mmedit.vlm.interface",
     "evaluate": "mmedit.bench.protocol",
     "load_cases": "mmedit.config",
     "load_editor": "mmedit.config",
     "load_vlm": "mmedit.config",
-    "multiclass_log_probs": "mmedit.metrics",
+    "multiclass_log_probs": "mmedit.metrics.multiclass_log_probs",
 }
 
 __all__ = [

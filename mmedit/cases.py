@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, overload
 
 from PIL import Image
 
@@ -97,6 +97,28 @@ class EditCase:
         probes = {Probe.RELIABILITY: (self.request,), **self.probes}
         ordered = {probe: tuple(probes[probe]) for probe in Probe if probes.get(probe)}
         object.__setattr__(self, "probes", MappingProxyType(ordered))
+
+
+@dataclass(frozen=True)
+class Cases(Sequence[EditCase]):
+    """Edit cases as a dataset gives them, and how many of its records were left out, by reason."""
+
+    cases: tuple[EditCase, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    @overload
+    def __getitem__(self, index: int) -> EditCase: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Cases: ...
+
+    def __getitem__(self, index: int | slice) -> EditCase | Cases:
+        if isinstance(index, slice):
+            return Cases(self.cases[index], self.left_out)
+        return self.cases[index]
 
 
 def image_name(example: Example) -> str | None:

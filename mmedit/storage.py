@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import resources
 from io import FileIO
 from pathlib import Path
@@ -43,16 +45,34 @@ def make_folder(directory: Path) -> None:
         ) from error
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`, whole or not at all; RunError when it cannot be written."""
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Give a file beside `path` to write; it replaces `path`, on disk, when the block ends.
+
+    Where the block or the replacing fails, the file is deleted and `path` stays as it was. Raises
+    what the block raises, and OSError.
+
+    >>> with replaced(Path("table.md")) as partial:  # doctest: +SKIP
+    ...     partial.write_text("| editor |")
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb", buffering=0) as file:
-            write_durably(file, content)
+        yield partial
+        flush(partial)
         partial.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`, whole or not at all; RunError when it cannot be written."""
+    try:
+        with replaced(path) as partial, partial.open("wb", buffering=0) as file:
+            write_durably(file, content)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise RunError(
             f"cannot write {path}: {error.strerror}; what was there before is unchanged"
         ) from error

@@ -236,7 +236,7 @@ def model_card(described: Described, repo_id: str) -> str:
     return (
         "---\nlibrary_name: mmedit\ntags:\n- knowledge-editing\n- mmedit\n---\n\n"
         f"# A {described.method.upper()} editor\n\n{fitted}\n"
-        f"```python\nfrom mmedit.editors import EDITORS\n\n"
+        f"```python\nfrom mmedit.methods import EDITORS\n\n"
         f'editor = EDITORS["{described.method}"].from_pretrained("{repo_id}")\n```\n\n'
         f"```json\n{json.dumps(dict(described.config), indent=1)}\n```\n"
     )

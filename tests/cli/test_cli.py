@@ -10,7 +10,7 @@ import pytest
 import tiny_families
 from PIL import Image
 
-import mmedit.vlm
+import mmedit.vlm.loading
 from mmedit import cli
 from mmedit.datasets.easyvqa.pictures import load_pictures
 
@@ -24,7 +24,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch):
     def load(*args: object, **kwargs: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(mmedit.vlm, "load_vlm", load)
+    monkeypatch.setattr(mmedit.vlm.loading, "load_vlm", load)
 
 
 def edit(*more: object) -> tuple[object, ...]:

@@ -115,7 +115,8 @@ def test_a_resumed_writer_tells_which_records_were_already_there(tmp_path):
 KILLED_WHILE_WRITING = """
 import os, signal, sys
 from pathlib import Path
-from mmedit.bench.records import Record, RecordWriter
+from mmedit.records.schema import Record
+from mmedit.records.store import RecordWriter
 line = sys.stdin.read()
 with RecordWriter(Path(sys.argv[1])) as writer:
     writer.append(Record.model_validate_json(line))
@@ -136,7 +137,7 @@ def test_a_killed_run_loses_no_record_and_leaves_no_lock(tmp_path):
 OPENED_BY_ANOTHER_PROCESS = """
 import sys
 from pathlib import Path
-from mmedit.bench.records import RecordWriter
+from mmedit.records.store import RecordWriter
 from mmedit.errors import RunError
 try:
     with RecordWriter(Path(sys.argv[1])):

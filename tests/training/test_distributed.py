@@ -26,7 +26,8 @@ import errno, json, os, sys
 from pathlib import Path
 from safetensors.torch import save_file
 from mmedit.errors import TrainingError
-from mmedit.training import checkpoints, is_main_process, leave, number_of_processes
+from mmedit.processes import is_main_process, leave, number_of_processes
+from mmedit.training import checkpoints
 from toy_learner import VALIDATION, Toy, train_toy
 
 root, rank = Path(sys.argv[1]), int(os.environ["RANK"])

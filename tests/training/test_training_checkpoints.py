@@ -355,7 +355,7 @@ KILLED = """
 import os, signal, sys, time
 from pathlib import Path
 import torch
-from mmedit.training import steps_done
+from mmedit.training.checkpoints import steps_done
 from mmedit.training.checkpoints import checkpoints_in
 from toy_learner import VALIDATION, Toy, log_lines, train_toy
 
