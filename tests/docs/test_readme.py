@@ -17,6 +17,15 @@ from mmedit.vlm.network import NetworkVLM
 
 README_FILE = Path(__file__).parents[2] / "README.md"
 README = README_FILE.read_text(encoding="utf-8")
+ROOT = README_FILE.parent
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("results/*.md"),
+        *ROOT.glob("data/*.md"),
+    ]
+)
 
 
 def test_the_python_example_runs_and_the_edit_shows(capsys: pytest.CaptureFixture[str]):
@@ -30,21 +39,50 @@ def test_the_python_example_runs_and_the_edit_shows(capsys: pytest.CaptureFixtur
     assert "'reliability': 1.0" in scores
 
 
-def test_every_command_of_the_readme_takes_the_options_that_it_shows():
-    commands = re.findall(r"^mmedit (data \w+|\w+) (.*)$", README, flags=re.MULTILINE)
-    assert {name for name, _ in commands} >= {"edit", "fit", "bench", "table", "ls", "data get"}
-    for name, arguments in commands:
-        shown = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "200"}).output
-        for option in re.findall(r"--[\w-]+", arguments):
-            assert option in shown, f"mmedit {name} has no {option}"
+def shown_commands(page: Path) -> list[tuple[str, str]]:
+    """The mmedit commands of a page, in blocks and in sentences, each with its arguments."""
+    text = page.read_text(encoding="utf-8")
+    lines = re.findall(r"^mmedit ((?:data )?[a-z]+)\b(.*)$", text, flags=re.MULTILINE)
+    return lines + re.findall(r"`mmedit ((?:data )?[a-z]+)\b([^`]*)`", text)
 
 
-def test_files_that_the_readme_points_to_exist():
-    root = Path(__file__).parents[2]
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
-    assert links
-    for link in links:
-        assert (root / link).exists(), link
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_takes_the_options_that_it_shows(page: Path):
+    for name, arguments in shown_commands(page):
+        shown = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "200"})
+        assert shown.exit_code == 0, f"there is no command mmedit {name}"
+        for option in re.findall(r"(?<!\S)--[a-z][\w-]*", arguments):
+            assert option in shown.output, f"mmedit {name} has no {option}"
+
+
+def test_the_readme_shows_the_main_commands():
+    names = {name for name, _ in shown_commands(README_FILE)}
+    assert names >= {"fit", "bench", "table", "ls", "show", "report", "data get"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_points_to_exist(page: Path):
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#\s]+)(?:#[\w-]*)?\)", text):
+        assert "://" in link or (page.parent / link).exists(), link
+
+
+def blocks_and_numbers(text: str) -> tuple[list[str], list[str], list[str]]:
+    """The code blocks, the inline commands and the table rows of numbers of a README."""
+    code = re.findall(r"```.*?```", text, flags=re.DOTALL)
+    commands = re.findall(r"`((?:mmedit|make|pip) [^`]+)`", text)
+    numbers = [line for line in text.splitlines() if line.startswith("|") and "–" in line + "–"]
+    return code, commands, [line for line in numbers if re.search(r"\d / \d|--:", line)]
+
+
+def test_the_chinese_readme_says_the_same():
+    chinese = README_FILE.with_name("README.zh-CN.md").read_text(encoding="utf-8")
+    assert blocks_and_numbers(chinese) == blocks_and_numbers(README)
+    assert len(re.findall(r"^## ", chinese, re.M)) == len(re.findall(r"^## ", README, re.M))
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 130
 
 
 def test_the_adapter_of_the_page_on_adding_a_model_asks_in_its_format(tmp_path: Path):
