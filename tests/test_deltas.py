@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from closeness import assert_close, assert_linear, moved
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import OPTForCausalLM
@@ -93,11 +94,12 @@ def test_forward_equals_that_of_one_edited_weight_per_row(language, ids, make, e
     deltas = deltas_for(language, make, edits)
     with added(language, deltas, rows=3):
         logits = language(ids).logits
-    wanted = torch.cat(
+    expected = torch.cat(
         [really_changed(language, deltas, n)(ids[n : n + 1]).logits for n in (0, 1, 2)]
     )
-    torch.testing.assert_close(logits, wanted, atol=1e-5, rtol=0)
-    assert (logits - language(ids).logits).abs().amax((1, 2)).min() > 0.1
+    assert_close(logits, expected)
+    for row, before in zip(logits, language(ids).logits, strict=True):
+        assert moved(row, before)
 
 
 @torch.no_grad()
@@ -148,7 +150,7 @@ def test_network_is_never_written_to():
 @one_or_many
 def test_delta_of_x_is_its_weight_times_x(make, edits):
     delta, x = make(edits), normal(3, 4, IN, seed=9)
-    torch.testing.assert_close(delta(x), x @ delta.weight().mT, atol=1e-6, rtol=0)
+    assert_linear(delta(x), x @ delta.weight().mT)
     assert delta.shape == (OUT, IN)
     assert delta.edits == edits
 
@@ -159,7 +161,7 @@ def test_delta_of_x_is_its_weight_times_x(make, edits):
 def test_composing_adds_the_weights(first, second, edits):
     one, two = first(edits[0]), second(edits[1], seed=7)
     both = compose(one, two)
-    torch.testing.assert_close(both.weight(), one.weight() + two.weight(), atol=1e-6, rtol=0)
+    assert_linear(both.weight(), one.weight() + two.weight())
     assert both.edits == (3 if 3 in edits else None)
 
 
@@ -276,7 +278,7 @@ def test_site_that_is_no_linear_is_an_error():
 @one_or_many
 def test_folded_weight_is_the_sum(make, edits):
     weight, delta = normal(OUT, IN, seed=3), make(edits)
-    torch.testing.assert_close(fold(weight, delta), weight + delta.weight(), atol=1e-6, rtol=0)
+    assert_linear(fold(weight, delta), weight + delta.weight())
 
 
 def test_folding_keeps_the_dtype_of_the_weight():

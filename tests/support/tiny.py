@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from closeness import assert_close
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
@@ -158,10 +159,21 @@ def of_text(predictions: Predictions, row: int) -> Tensor:
     return predictions.logits[row][predictions.is_text[row]]
 
 
-def assert_same(found: Predictions, wanted: Predictions, atol: float = 1e-5) -> None:
-    """Row by row, where something is predicted."""
-    for row in range(len(wanted.target)):
-        torch.testing.assert_close(of_text(found, row), of_text(wanted, row), atol=atol, rtol=0)
-        for mask in ("is_text", "is_answer"):
-            tokens = [p.target[row][getattr(p, mask)[row]] for p in (found, wanted)]
-            assert torch.equal(*tokens)
+def assert_same(found: Predictions, expected: Predictions) -> None:
+    """Assert that both say the same, up to rounding, row by row, where something is predicted."""
+    for row in range(len(expected.target)):
+        assert_close(of_text(found, row), of_text(expected, row))
+        _assert_same_tokens(found, expected, row)
+
+
+def assert_identical(found: Predictions, expected: Predictions) -> None:
+    """Assert that both say the same to the last bit, row by row, where something is predicted."""
+    for row in range(len(expected.target)):
+        assert torch.equal(of_text(found, row), of_text(expected, row))
+        _assert_same_tokens(found, expected, row)
+
+
+def _assert_same_tokens(found: Predictions, expected: Predictions, row: int) -> None:
+    for mask in ("is_text", "is_answer"):
+        tokens = [p.target[row][getattr(p, mask)[row]] for p in (found, expected)]
+        assert torch.equal(*tokens)

@@ -13,7 +13,18 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from tiny import IMAGES, MIXED, SEEN, TEXT_ONLY, adapter_of, assert_same, random_image
+from closeness import assert_close, moved
+from tiny import (
+    IMAGES,
+    MIXED,
+    SEEN,
+    TEXT_ONLY,
+    adapter_of,
+    assert_identical,
+    assert_same,
+    of_text,
+    random_image,
+)
 from torch import Tensor, nn
 
 from mmedit.adapters.base import Stage
@@ -48,9 +59,9 @@ def low_rank(vlm: VLM, sites: Sequence[str], *, edits: int | None = None, seed: 
 def test_deltas_anywhere_change_the_answers_to_images(tiny_vlm: NetworkVLM, where: Stage):
     before = tiny_vlm.predict(SEEN)
     after = tiny_vlm.with_deltas(low_rank(tiny_vlm, tiny_vlm.sites(where))).predict(SEEN)
-    moved = (after.logits - before.logits).abs().amax((1, 2))
-    assert moved.min() > 0.01
-    assert_same(tiny_vlm.predict(SEEN), before, atol=0)
+    for row in range(len(SEEN)):
+        assert moved(of_text(after, row), of_text(before, row))
+    assert_identical(tiny_vlm.predict(SEEN), before)
 
 
 @pytest.mark.parametrize("where", ["bridge", "vision"])
@@ -58,7 +69,7 @@ def test_deltas_before_the_language_model_leave_texts_without_image_alone(
     tiny_vlm: NetworkVLM, where: Stage
 ):
     edited = tiny_vlm.with_deltas(low_rank(tiny_vlm, tiny_vlm.sites(where)))
-    assert_same(edited.predict([TEXT_ONLY]), tiny_vlm.predict([TEXT_ONLY]), atol=0)
+    assert_identical(edited.predict([TEXT_ONLY]), tiny_vlm.predict([TEXT_ONLY]))
 
 
 @every_stage
@@ -142,11 +153,10 @@ def test_captured_x_and_delta_are_those_of_the_real_weight_gradient(
     sites = tiny_vlm.sites(where)
     captured = tiny_vlm.capture(SEEN, sites)
     gradients, nll = plain_gradients(tiny_vlm, SEEN, sites)
-    torch.testing.assert_close(captured.nll, nll, atol=1e-5, rtol=0)
+    assert_close(captured.nll, nll)
     for site in sites:
         outer = torch.einsum("bto,bti->oi", captured.delta[site], captured.x[site])
-        scale = gradients[site].abs().max()
-        torch.testing.assert_close(outer / scale, gradients[site] / scale, atol=1e-5, rtol=0)
+        assert_close(outer, gradients[site], passes=2)
 
 
 @every_stage
@@ -160,13 +170,10 @@ def test_captured_gradient_of_an_edited_vlm_is_that_of_its_edited_weights(
     for site, delta in deltas.items():
         linear_at(network, site).weight.data += delta.weight()
     changed = NetworkVLM(Blip2Adapter(network, adapter_of(tiny_vlm).processor))
-    wanted = changed.capture(SEEN, sites)
+    expected = changed.capture(SEEN, sites)
     for site in sites:
-        scale = wanted.delta[site].abs().max()
-        torch.testing.assert_close(captured.x[site], wanted.x[site], atol=1e-5, rtol=0)
-        torch.testing.assert_close(
-            captured.delta[site] / scale, wanted.delta[site] / scale, atol=1e-5, rtol=0
-        )
+        assert_close(captured.x[site], expected.x[site])
+        assert_close(captured.delta[site], expected.delta[site], passes=2)
 
 
 def reached(captured: Captured, site: str, row: int) -> tuple[Tensor, Tensor]:
@@ -183,10 +190,11 @@ def test_captured_rows_do_not_depend_on_the_rest_of_the_batch(tiny_vlm, where: S
     together = NetworkVLM(tiny_vlm.adapter, padding_side=side).capture(rows, sites)
     for row, example in enumerate(rows):
         alone = tiny_vlm.capture([example], sites)
-        torch.testing.assert_close(together.nll[row], alone.nll[0], atol=1e-5, rtol=0)
+        assert_close(together.nll[row], alone.nll[0])
         for site in sites:
-            found, wanted = reached(together, site, row), reached(alone, site, 0)
-            torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+            found, expected = reached(together, site, row), reached(alone, site, 0)
+            for one, other, passes in zip(found, expected, (1, 2), strict=True):
+                assert_close(one, other, passes=passes)
 
 
 def test_captured_answer_to_a_text_at_an_image_site_is_an_error(tiny_vlm: NetworkVLM):
@@ -248,7 +256,7 @@ def test_under_an_edit_of_vision_nothing_about_images_is_cached(tiny_vlm: Networ
         edited.predict(SEEN)
         edited.predict(SEEN)
     assert sum(seen) == 2 * len(SEEN)
-    assert_same(edited.predict(SEEN), edited.predict(SEEN), atol=0)
+    assert_identical(edited.predict(SEEN), edited.predict(SEEN))
 
 
 def test_cached_features_give_the_same_answer_bit_for_bit(tiny_vlm: NetworkVLM):
