@@ -49,7 +49,8 @@ from mmedit.methods import EDITORS
 from mmedit.methods.serac.counterfactual import told
 from mmedit.metrics.multiclass_log_probs import answer_nll
 from mmedit.training.loop import Learner
-from mmedit.vlm.network import NetworkVLM, aligned
+from mmedit.vlm.network import NetworkVLM
+from mmedit.vlm.passes import aligned
 
 GIGABYTE = 1e9
 

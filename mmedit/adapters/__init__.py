@@ -5,9 +5,8 @@ from typing import Any
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from mmedit.adapters.auto import AutoAdapter
-from mmedit.adapters.base import STAGES, Adapter, SeenImage, Segments, Stage
+from mmedit.adapters.base import Adapter
 from mmedit.adapters.blip2 import Blip2Adapter
-from mmedit.adapters.inputs import Inputs, PaddingSide
 from mmedit.adapters.instructblip import InstructBlipAdapter
 from mmedit.adapters.llava import LlavaAdapter, LlavaNextAdapter, LlavaOnevisionAdapter
 from mmedit.adapters.minigpt4 import MiniGPT4Adapter
@@ -28,11 +27,11 @@ ADAPTERS: dict[str, type[Adapter]] = {
     "paligemma": PaliGemmaAdapter,
     "auto": AutoAdapter,
 }
-"""By family; `auto` is for every other one that transformers knows."""
+"""Adapters by family. `auto` is for every other family of transformers."""
 
 
 def adapter_for(config: Any) -> type[Adapter]:
-    """The adapter of a transformers config, by its model type. Raises ModelError."""
+    """Return the adapter of a transformers config, by its model type. Raises ModelError."""
     for adapter in ADAPTERS.values():
         if config.model_type in adapter.model_types:
             return adapter
@@ -40,22 +39,7 @@ def adapter_for(config: Any) -> type[Adapter]:
         return AutoAdapter
     known = sorted(name for adapter in ADAPTERS.values() for name in adapter.model_types)
     raise ModelError(
-        f"its model type {config.model_type!r} is no image-text-to-text model of transformers; "
-        f"there are adapters for {', '.join(known)}, and for every other one that "
+        f"its model type {config.model_type!r} is not an image-text-to-text model of transformers; "
+        f"there are adapters for {', '.join(known)}, and for every other model that "
         "AutoModelForImageTextToText loads"
     )
-
-
-__all__ = [
-    "ADAPTERS",
-    "STAGES",
-    "Adapter",
-    "AutoAdapter",
-    "Blip2Adapter",
-    "Inputs",
-    "PaddingSide",
-    "SeenImage",
-    "Segments",
-    "Stage",
-    "adapter_for",
-]

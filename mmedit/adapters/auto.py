@@ -1,15 +1,16 @@
-"""Any `AutoModelForImageTextToText` of transformers with a chat template, asked in that template.
+"""Any `AutoModelForImageTextToText` of transformers with a chat template, and the base of the
+families that transformers serves through the same functions.
 
-What differs between families is asked of transformers: `processor(text, images)` says which tokens
-stand for an image, `get_image_features` what takes their place, and `forward` and `generate` take
-those features (`mm_encoder_outputs`). Vision is the module that `get_encoder(modality="image")`
-names, language the one that `get_decoder()` names and the head, the bridge all that lies between.
-Default sites are the feed-forward weights of the last three language layers, every Linear of the
-bridge, and the last feed-forward weight of vision. Vision and bridge depend on the image alone, so
-both may be cached.
+The differences between families come from transformers: `processor(text, images)` tells which
+tokens stand for an image, `get_image_features` gives the features that replace them, and `forward`
+and `generate` take those features (`mm_encoder_outputs`). Vision is the module of
+`get_encoder(modality="image")`, language that of `get_decoder()` and the head, and the bridge is
+everything between them. Default sites are the feed-forward weights of the last three language
+layers, every Linear of the bridge, and the last feed-forward weight of vision. Vision and bridge
+depend on the image alone, so both may be cached.
 
-Held to transformers' own forward on SmolVLM, InternVL and Gemma-3 (whose bridge has no Linear, and
-so no site) by `tests/adapters/test_families.py`.
+`tests/adapters/test_families.py` compares it with transformers' own forward on SmolVLM, InternVL
+and Gemma-3 (whose bridge has no Linear, and so no site).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import inspect
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, final
 
 import torch
 from accelerate.utils import align_module_device
@@ -28,32 +29,25 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from mmedit.adapters.base import (
-    GREEDY,
-    Adapter,
-    Layout,
-    Pixels,
-    SeenImage,
-    Stage,
-    linears,
-    sites_in,
-)
+from mmedit.adapters.base import GREEDY, Adapter, Stage
 from mmedit.adapters.inputs import Inputs, only_at
 from mmedit.adapters.prompts import PromptFormat, chat_formats
+from mmedit.adapters.seen import Layout, Pixels, SeenImage
+from mmedit.adapters.sites import linears, sites_in
 from mmedit.errors import ModelError
 
 SIZES = ("image_grid_thw", "image_sizes")
 """Outputs of processors that the language model's positions, or the bridge, depend on."""
 TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")
-"""1 at image tokens; the first in families with positions in two dimensions, the second in those
-that let an image attend to all of itself.
+"""1 at image tokens. Families with positions in two dimensions take the first, families whose image
+tokens attend to each other in both directions take the second.
 """
 FEED_FORWARD = r"layers\.(\d+)\.(?:.*\.)?(?:fc1|fc2|up_proj|down_proj)$"
 VISION_OUTPUT = r"(?:layers?|blocks)\.(\d+)\.mlp\.(?:fc2|down_proj|linear_fc2)$"
 
 
-class AutoAdapter(Adapter):
-    """A vision-language model behind transformers' common interface."""
+class TransformersAdapter(Adapter):
+    """A vision-language model behind transformers' common interface; a family gives `formats`."""
 
     def __init__(self, network: Any, processor: Any) -> None:
         names = {id(module): name for name, module in network.named_modules()}
@@ -63,16 +57,15 @@ class AutoAdapter(Adapter):
         self._forward_inputs = set(inspect.signature(network.forward).parameters)
         if not (self._vision_name and self._language_name):
             raise ModelError(
-                f"no vision tower and language model can be told apart in this "
-                f"{type(network).__name__}; it needs an adapter of its own "
-                "(docs/adding-a-model.md)"
+                f"in this {type(network).__name__} the vision tower and the language model cannot "
+                "be told apart; it needs an adapter of its own (docs/adding-a-model.md)"
             )
         super().__init__(network, processor)
 
     @classmethod
     def unsupported(cls, config: Any) -> str | None:
         if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-            return f"its model type {config.model_type!r} is no image-text-to-text model"
+            return f"its model type {config.model_type!r} is not an image-text-to-text model"
         network: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
         missing = [] if hasattr(network, "get_image_features") else ["get_image_features"]
         if "mm_encoder_outputs" not in inspect.signature(network.forward).parameters:
@@ -80,8 +73,8 @@ class AutoAdapter(Adapter):
         if not missing:
             return None
         return (
-            f"transformers' {network.__name__} has no {' and no '.join(missing)}, through which "
-            "image features are taken and given; this family needs an adapter of its own "
+            f"transformers' {network.__name__} lacks {' and '.join(missing)}, which mmedit needs "
+            "to read and to pass image features; this family needs an adapter of its own "
             "(docs/adding-a-model.md)"
         )
 
@@ -89,11 +82,12 @@ class AutoAdapter(Adapter):
     def image_token(self) -> int:
         return self.network.config.image_token_id
 
-    def formats(self) -> tuple[PromptFormat, PromptFormat]:
+    def chat_formats(self) -> tuple[PromptFormat, PromptFormat]:
+        """Return the formats of the processor's chat template. Raises ModelError without one."""
         if not (self.processor.chat_template or self.tokenizer.chat_template):
             raise ModelError(
-                "the processor of this model has no chat template, so nobody says how it is asked; "
-                "add chat_template.jinja to its folder, or write an adapter "
+                "the processor of this model has no chat template, so its prompt format is not "
+                "known; add chat_template.jinja to its folder, or write an adapter "
                 "(docs/adding-a-model.md)"
             )
         return chat_formats(self.processor, self.processor.image_token)
@@ -130,8 +124,10 @@ class AutoAdapter(Adapter):
         return layout, {name: made[name] for name in made if name in self._encode_inputs}
 
     def vision(self, images: Sequence[SeenImage]) -> list[Tensor]:
-        """For every image [tiles, patches, width], with one more axis of length 1 in front where
-        the family wants a list of features: nothing else tells a later process that reads them.
+        """Return [tiles, patches, width] for every image.
+
+        Families that take a list of features have one more axis of length 1 in front, so that a
+        later process that reads them from the cache can tell.
         """
         module, _ = self._only_bridge()
         with input_of(module) as entered:
@@ -195,7 +191,7 @@ class AutoAdapter(Adapter):
         return asked
 
     def _encoder_output(self, features: Sequence[Tensor]) -> BaseModelOutputWithPooling:
-        """The features as `get_image_features` returns them for these images together."""
+        """Return the features as `get_image_features` does for these images together."""
         pooled = list(features) if features[0].ndim == 2 else torch.cat(list(features))
         return BaseModelOutputWithPooling(pooler_output=pooled)  # pyright: ignore[reportArgumentType]
 
@@ -205,24 +201,24 @@ class AutoAdapter(Adapter):
             name: tensor.to(self.device, dtype if tensor.is_floating_point() else None)
             for name, tensor in _collate([image.pixels for image in images]).items()
         }
-        with align_module_device(self.network.base_model):  # parameters beside its modules
+        with align_module_device(self.network.base_model):  # for parameters outside its modules
             return self.network.get_image_features(**pixels, return_dict=True)
 
     def _packed(self, bridged: Sequence[Tensor], images: Sequence[SeenImage]) -> list[Tensor]:
-        """The tokens of every image, from what the bridge made of it: [tiles, tokens, hidden]."""
+        """Return the tokens of every image, from the bridge's output [tiles, tokens, hidden]."""
         return [tiles.flatten(0, 1) for tiles in bridged]
 
     def _rows(self, images: Sequence[SeenImage], total: int) -> list[int]:
-        """How many of `total` tiles belong to every image: as its share of the image tokens."""
+        """Return how many of `total` tiles each image has, by its share of the image tokens."""
         counts = [image.layout.placeholder.count(self.image_token) for image in images]
         return [total * count // sum(counts) for count in counts]
 
     def _layers_used(self, stage: Stage) -> int | None:
-        """How many layers of a stage the rest of the network looks at; None: all."""
+        """Return how many layers of a stage the rest of the network reads; None: all."""
         return None
 
     def _bridge(self) -> list[tuple[nn.Module, str]]:
-        """The modules between vision and language, with their names."""
+        """Return the modules between vision and language, with their names."""
         base = self.network.base_model
         root = f"{self.network.base_model_prefix}."
         return [
@@ -237,16 +233,24 @@ class AutoAdapter(Adapter):
         if len(found) != 1:
             names = ", ".join(name for _, name in found) or "none"
             raise ModelError(
-                f"between vision and language one module was wanted, to edit before or in it; "
+                "an edit of vision or bridge needs exactly one module between vision and language; "
                 f"found: {names}. Edit the language model, or write an adapter for this family "
                 "(docs/adding-a-model.md)"
             )
         return found[0]
 
 
+@final
+class AutoAdapter(TransformersAdapter):
+    """Any family that transformers serves, prompted by its chat template."""
+
+    def formats(self) -> tuple[PromptFormat, PromptFormat]:
+        return self.chat_formats()
+
+
 @contextmanager
 def input_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    """What goes into a module while the context lasts."""
+    """Collect the inputs of a module while the context lasts."""
     entered: list[Tensor] = []
     hook = module.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
     try:
@@ -256,8 +260,8 @@ def input_of(module: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def _collate(images: Sequence[Pixels]) -> dict[str, Tensor]:
-    """Images along the first axis; a ragged second one (tiles) is padded with zeros, as processors
-    do.
+    """Join images along the first axis. A ragged second axis (tiles) is padded with zeros, as
+    processors do.
     """
     return {name: _cat([image[name] for image in images]) for name in images[0]}
 

@@ -1,20 +1,18 @@
-"""What an adapter is: all that is known about one model family. It knows networks and processors,
-and nothing of editing.
+"""The interface of an adapter, which holds all that is known about one model family. It knows
+networks and processors, and nothing of editing.
 
-A vision-language model runs in three stages: `vision` (pixels to patch features), `bridge` (to what
-stands in for the image in the text: Q-Former, projection, merger), `language`. What lies before the
-first edited stage is frozen and can be cached.
+A vision-language model runs in three stages: `vision` (pixels to patch features), `bridge` (patch
+features to image tokens: Q-Former, projection, merger), and `language`. The stages before the first
+edited one are frozen, so their outputs can be cached.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple
 from uuid import uuid4
@@ -22,24 +20,21 @@ from uuid import uuid4
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmedit.adapters.inputs import Inputs, PaddingSide, Row, padded
 from mmedit.adapters.prompts import PromptFormat, Segmenter
-from mmedit.adapters.weights import weights_hash
+from mmedit.adapters.seen import Layout, Pixels, SeenImage
+from mmedit.adapters.weights import config_hash, weights_hash
 from mmedit.cases import Example
 from mmedit.errors import ModelError
 from mmedit.images import image_key, open_image
 
 Stage = Literal["vision", "bridge", "language"]
 STAGES: tuple[Stage, ...] = ("vision", "bridge", "language")
-Pixels = Mapping[str, Tensor]
-"""What a processor makes of one image: `pixel_values` and what goes with them; the first axis is
-that of images, tiles or patches.
-"""
 
 LAYOUTS = 4096
-"""Images whose layout an adapter remembers."""
+"""Number of images whose layout an adapter remembers."""
 NO_TOKENS = torch.zeros(0, dtype=torch.long)
 GREEDY: Mapping[str, Any] = {
     "do_sample": False,
@@ -49,20 +44,7 @@ GREEDY: Mapping[str, Any] = {
     "top_k": None,
     "top_p": None,
 }
-"""What makes `generate` take the likeliest token, whatever a checkpoint's own settings say."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """How an image stands in the text: its tokens, and the sizes that positions depend on."""
-
-    placeholder: tuple[int, ...]
-    sizes: Mapping[str, Tensor] = field(default_factory=dict)
-
-    @cached_property
-    def tokens(self) -> Int[Tensor, " tokens"]:
-        """`placeholder` as a tensor, on the CPU."""
-        return torch.tensor(self.placeholder, dtype=torch.long)
+"""Settings of `generate` that take the likeliest token, against a checkpoint's own settings."""
 
 
 class Segments(NamedTuple):
@@ -73,36 +55,14 @@ class Segments(NamedTuple):
     answer: tuple[int, ...]
 
 
-class SeenImage:
-    """The image of one example during one call: its layout, and its pixels when they are needed."""
-
-    def __init__(
-        self, example: Example, key: str, layout: Layout, pixels: Callable[[], Pixels]
-    ) -> None:
-        self.example = example
-        self.key = key
-        self.layout = layout
-        self._pixels = pixels
-
-    @cached_property
-    def pixels(self) -> Pixels:
-        """Preprocessed, on the CPU, in float32."""
-        return self._pixels()
-
-    @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Equal for images that a stage can treat as rows of one batch."""
-        return tuple(tuple(tensor.shape) for tensor in self.pixels.values())
-
-
 class Adapter(ABC):
     """One loaded network with its processor."""
 
     model_types: ClassVar[tuple[str, ...]] = ()
-    """The `model_type`s of transformers configs that this adapter speaks to."""
+    """The `model_type`s of transformers configs that this adapter serves."""
 
     def __init__(self, network: Any, processor: Any) -> None:
-        self.network: Any = network  # transformers' types say nothing of submodules
+        self.network: Any = network  # transformers' types do not tell its submodules
         self.processor: Any = processor
         self.tokenizer: Any = processor.tokenizer
         self.text_format, self.image_format = self.formats()
@@ -113,28 +73,24 @@ class Adapter(ABC):
 
     @classmethod
     def unsupported(cls, config: Any) -> str | None:
-        """Why a network of this config of the family cannot be served; None where it can."""
+        """Return why a network with this config cannot be served, or None if it can."""
         return None
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of all weights. Reads every one of them, the first time it is asked for."""
+        """A hash of all weights. Reads every one of them, the first time."""
         return weights_hash(self.network)
 
     @cached_property
     def config_hash(self) -> str:
-        """A hash of the network's config, without what the same network may differ in: where it
-        lies, how its numbers are stored, which transformers wrote it.
-        """
-        return hashlib.blake2b(
-            json.dumps(_described(self.network.config.to_dict()), sort_keys=True).encode(),
-            digest_size=16,
-        ).hexdigest()
+        """A hash of the network's config."""
+        return config_hash(self.network.config)
 
     @cached_property
     def features_of(self) -> str:
-        """What image features depend on beside the image: weights, config, image processing, and
-        this adapter's way of taking them.
+        """A name for all that image features depend on, except the image.
+
+        This is weights, config, image processing, dtype, and the adapter's class.
         """
         settings = (
             self.network.config.to_json_string(),
@@ -147,69 +103,76 @@ class Adapter(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go: the device that the embeddings are executed on."""
+        """The device of inputs: the one that runs the embeddings."""
         embeddings = self.network.get_input_embeddings()
-        hook = getattr(embeddings, "_hf_hook", None)  # Accelerate's, where weights are offloaded
+        hook = getattr(embeddings, "_hf_hook", None)  # Accelerate's, for offloaded weights
         device = getattr(hook, "execution_device", None)
         return embeddings.weight.device if device is None else torch.device(device)
 
     @property
     @abstractmethod
     def image_token(self) -> int:
-        """The id of the tokens that image features take the place of."""
+        """The id of the tokens that image features replace."""
 
     @abstractmethod
     def formats(self) -> tuple[PromptFormat, PromptFormat]:
-        """What stands around a prompt without, and with an image."""
+        """Return the tokens around a prompt: without an image, and with one."""
 
     @abstractmethod
     def sites(self, stage: Stage) -> tuple[str, ...]:
-        """The Linear weights that are edited by default in a stage."""
+        """Return the Linear weights that are edited by default in a stage."""
 
     @abstractmethod
     def stage(self, site: str) -> Stage:
-        """The stage that a module belongs to, by its name."""
+        """Return the stage that a module belongs to, by its name."""
 
     @abstractmethod
     def prepare(self, image: Image.Image) -> tuple[Layout, Pixels]:
-        """Preprocess one image."""
+        """Preprocess one image: return its layout in the text, and its pixels."""
 
     @abstractmethod
     def vision(self, images: Sequence[SeenImage]) -> list[Tensor]:
-        """The vision stage: patch features of every image, in one forward."""
+        """Run the vision stage: return the patch features of every image. One forward."""
 
     @abstractmethod
     def bridge(self, vision: Sequence[Tensor], images: Sequence[SeenImage]) -> list[Tensor]:
-        """The bridge stage, of what `vision` gave: the features of every image."""
+        """Run the bridge stage on the output of `vision`: return the features of every image."""
 
     def encode(self, images: Sequence[SeenImage]) -> list[Tensor]:
-        """Vision and bridge: what the language model gets instead of every image."""
+        """Run vision and bridge: return the features of every image for the language model."""
         return self.bridge(self.vision(images), images)
 
     @abstractmethod
     def logits(
         self, inputs: Inputs, features: Sequence[Tensor]
     ) -> Float[Tensor, "batch text vocab"]:
-        """The network's own logits at `inputs.before`: entry t is about text token t."""
+        """Return the network's logits at `inputs.before`: entry t predicts text token t."""
 
     @abstractmethod
     def generate(
         self, inputs: Inputs, features: Sequence[Tensor], *, max_new_tokens: int
     ) -> list[str]:
-        """Greedy continuations of `inputs`, which must be padded on the left: stripped, without
-        special tokens.
+        """Return greedy continuations of `inputs`, stripped and without special tokens.
+
+        The inputs must be padded on the left.
         """
 
     def feature_key(self, image: SeenImage) -> str:
-        """What the bridge's output depends on; the vision stage's depends on `image.key` alone."""
+        """Return a name for all that the bridge's output depends on.
+
+        The output of the vision stage depends on `image.key` alone.
+        """
         return image.key
 
     def extras(self, inputs: Inputs, images: Sequence[SeenImage]) -> dict[str, Tensor]:
-        """What goes into `Inputs.extras`."""
+        """Return the value of `Inputs.extras`."""
         return {}
 
     def see(self, example: Example) -> SeenImage:
-        """The example's image. It is decoded now if its layout is not known yet, else on demand."""
+        """Return the example's image.
+
+        It is decoded now if its layout is not known yet, else when its pixels are needed.
+        """
         if example.image is None:
             raise ValueError("an example without image was given as one with image")
         image, key = example.image, image_key(example.image)
@@ -222,7 +185,7 @@ class Adapter(ABC):
         return SeenImage(example, key, layout, lambda: pixels)
 
     def _known_layout(self, key: str) -> Layout | None:
-        """The layout of an image that was prepared before, or that every image has."""
+        """Return the layout of an image that was prepared before, or that all images share."""
         layout = self._layouts.get(key)
         if layout is not None:
             self._layouts.move_to_end(key)
@@ -236,10 +199,10 @@ class Adapter(ABC):
         padding_side: PaddingSide,
         with_target: bool = True,
     ) -> Inputs:
-        """Tokens of the examples; `images` by row. Context, prompt and answer are tokenised apart,
-        so the answer mask is exact.
+        """Return the tokens of the examples; `images` is by row.
 
-        Raises ModelError where a row is too long, starts with its answer, or holds the image token.
+        Context, prompt and answer are tokenised separately, so the answer mask is exact. Raises
+        ModelError if a row is too long, starts with its answer, or contains the image token.
         """
         rows = []
         for number, (example, text) in enumerate(
@@ -262,8 +225,9 @@ class Adapter(ABC):
         return replace(inputs, extras=self.extras(inputs, list(images.values())))
 
     def segments(self, examples: Sequence[Example]) -> list[Segments]:
-        """The texts of every example as token ids, each part tokenised by itself; one call of the
-        tokenizer for all.
+        """Return the texts of every example as token ids, each part tokenised by itself.
+
+        One call of the tokenizer for all.
         """
         texts = [
             text
@@ -277,16 +241,19 @@ class Adapter(ABC):
         return self.text_format if example.image is None else self.image_format
 
     def require_room(self, inputs: Inputs, max_new_tokens: int) -> None:
-        """Raise ModelError where so many new tokens do not fit behind the prompts."""
+        """Raise ModelError if that many new tokens do not fit after the prompts."""
         length = inputs.input_ids.shape[1]
         if length + max_new_tokens > self.max_tokens:
             raise ModelError(
-                f"{max_new_tokens} new tokens do not fit behind a prompt of {length} tokens; this "
-                f"model takes {self.max_tokens} in all"
+                f"{max_new_tokens} new tokens do not fit after a prompt of {length} tokens; this "
+                f"model takes {self.max_tokens} in total"
             )
 
     def decode(self, tokens: Int[Tensor, "batch new"]) -> list[str]:
-        """Without special tokens, up to where the checkpoint says that answers stop, stripped."""
+        """Return the text of tokens, stripped, without special tokens.
+
+        The text ends before the checkpoint's stop strings.
+        """
         texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         for stop in self._stops:
             texts = [text.partition(stop)[0] for text in texts]
@@ -294,12 +261,12 @@ class Adapter(ABC):
 
     @property
     def max_tokens(self) -> int:
-        """The longest sequence that the language model takes."""
+        """Length of the longest sequence that the language model takes, in tokens."""
         return self.network.config.get_text_config().max_position_embeddings
 
     @property
     def _padding(self) -> int:
-        """Any token will do where there is no padding token: padding is masked."""
+        """The padding token. Without one it is the end token, as padding is masked."""
         token = self.tokenizer.pad_token_id
         return self.tokenizer.eos_token_id if token is None else token
 
@@ -307,15 +274,15 @@ class Adapter(ABC):
         if any(self.image_token in tokens for tokens in ids):
             name = self.tokenizer.convert_ids_to_tokens(self.image_token)
             raise ModelError(
-                f"{example.prompt[:60]!r} or its context or answer holds {name!r}, which stands "
-                "for the image; leave it out: the image comes before the text by itself."
+                f"{example.prompt[:60]!r} or its context or answer contains {name!r}, which stands "
+                "for the image; leave it out: the image is put before the text by itself."
             )
 
     def _check(self, row: Row, example: Example, *, context: int) -> None:
         length = len(row.tokens)
         if length == row.answer:
             raise ModelError(
-                f"nothing stands before the answer {example.target!r}, so nothing predicts its "
+                f"there is no token before the answer {example.target!r}, so nothing predicts its "
                 "first token; give an image, a context or a prompt"
             )
         if length > self.max_tokens:
@@ -325,37 +292,3 @@ class Adapter(ABC):
                 f"{around}, context {context}, prompt {row.prompt}, answer {row.answer}); this "
                 f"model takes {self.max_tokens}. Shorten it (with IKE: a smaller k)."
             )
-
-
-def _described(config: Mapping[Any, Any]) -> dict[str, Any]:
-    left_out = {"_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype"}
-    left_out |= {"quantization_config", "_attn_implementation_autoset"}
-    return {
-        str(key): _described(value) if isinstance(value, dict) else str(value)
-        for key, value in config.items()
-        if key not in left_out
-    }
-
-
-def sites_in(
-    network: nn.Module, pattern: re.Pattern[str], *, last: int, until: int | None = None
-) -> tuple[str, ...]:
-    """The Linear modules whose name matches, of the `last` layers (the pattern's first group)
-    before layer `until`.
-    """
-    found = [
-        (int(match[1]), name)
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear) and (match := pattern.search(name))
-    ]
-    layers = sorted({layer for layer, _ in found if until is None or layer < until})[-last:]
-    return tuple(name for layer, name in found if layer in layers)
-
-
-def linears(module: nn.Module, prefix: str) -> tuple[str, ...]:
-    """The names of all Linear modules inside one, in order."""
-    return tuple(
-        f"{prefix}.{name}" if name else prefix
-        for name, inner in module.named_modules()
-        if isinstance(inner, nn.Linear)
-    )

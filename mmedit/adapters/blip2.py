@@ -3,8 +3,8 @@
 template.
 
 Prompt: the image's query tokens, then the text verbatim; no BOS; the answer follows as " " +
-target. A folder whose processor has a chat template (`mmedit convert minigpt4` writes one) is asked
-in that format. Vision is `vision_model`; the bridge is `query_tokens`, `qformer` and
+target. A folder whose processor has a chat template (`mmedit convert minigpt4` writes one) is
+prompted in that format. Vision is `vision_model`; the bridge is `query_tokens`, `qformer` and
 `language_projection`; language is `language_model`. Default sites are MMEdit's: the last three
 layers' feed-forward weights of the language model, and the last two `output_query.dense` of the
 Q-Former. Vision and bridge outputs depend on the image alone, so both may be cached.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, final
 
 import torch
 from accelerate.utils import align_module_device
@@ -22,9 +22,11 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from mmedit.adapters.base import GREEDY, Adapter, Layout, Pixels, SeenImage, Stage, sites_in
+from mmedit.adapters.base import GREEDY, Adapter, Stage
 from mmedit.adapters.inputs import Inputs, only_at
 from mmedit.adapters.prompts import PROBE, PromptFormat, chat_formats, read_format
+from mmedit.adapters.seen import Layout, Pixels, SeenImage
+from mmedit.adapters.sites import sites_in
 
 FEED_FORWARD = re.compile(
     r"^language_model\..*\blayers\.(\d+)\.(?:fc1|fc2|mlp\.up_proj|mlp\.down_proj)$"
@@ -33,30 +35,28 @@ QUERY_OUTPUT = re.compile(r"^qformer\.encoder\.layer\.(\d+)\.output_query\.dense
 VISION_OUTPUT = re.compile(r"^vision_model\.encoder\.layers\.(\d+)\.mlp\.fc2$")
 
 
-class Blip2Adapter(Adapter):
-    """BLIP-2 behind the family-neutral interface."""
-
-    model_types = ("blip-2",)
+class Blip2Family(Adapter):
+    """A network built as BLIP-2 is; a family gives its `bridge`."""
 
     @classmethod
     def unsupported(cls, config: Any) -> str | None:
         if config.image_token_index is None:
             return (
-                "its config names no image_token_index, as folders do that an old transformers "
-                "saved; save it anew with transformers 5, its processor and network together"
+                "its config has no image_token_index, because an old version of transformers saved "
+                "it; save processor and network again with transformers 5"
             )
         if config.use_decoder_only_language_model:
             return None
         return (
             "its language model is an encoder-decoder (T5), which is not supported; use a "
-            "checkpoint with a decoder-only one, for instance blip2-opt-2.7b"
+            "checkpoint with a decoder-only one, for example blip2-opt-2.7b"
         )
 
     def __init__(self, network: Any, processor: Any) -> None:
         if processor.chat_template is None:  # `Blip2Processor` loses it when it is loaded
             processor.chat_template = processor.tokenizer.chat_template
         super().__init__(network, processor)
-        # LAVIS' epsilon of ln_vision, which `mmedit convert` writes; hub checkpoints go without
+        # LAVIS' epsilon of ln_vision: `mmedit convert` writes it, hub checkpoints lack it
         eps = network.config.vision_config.to_dict().get("post_layernorm_eps")
         if eps is not None:
             network.vision_model.post_layernorm.eps = eps
@@ -87,7 +87,7 @@ class Blip2Adapter(Adapter):
         return "language" if site.startswith("language_model.") else "bridge"
 
     def _known_layout(self, key: str) -> Layout | None:
-        return self._layout  # of every image: none is decoded before its features are wanted
+        return self._layout  # the same for all images, so none is decoded before it must be
 
     def prepare(self, image: Image.Image) -> tuple[Layout, Pixels]:
         values = self.processor.image_processor(images=[image], return_tensors="pt")
@@ -98,22 +98,6 @@ class Blip2Adapter(Adapter):
         pixels = torch.cat([image.pixels["pixel_values"] for image in images])
         seen = self.network.vision_model(pixels.to(self.device, weight.dtype), return_dict=True)
         return list(seen.last_hidden_state)
-
-    def bridge(self, vision: Sequence[Tensor], images: Sequence[SeenImage]) -> list[Tensor]:
-        patches = torch.stack(list(vision))
-        queries = self._queries(patches)
-        answered = self.network.qformer(
-            query_embeds=queries, encoder_hidden_states=patches, return_dict=True
-        ).last_hidden_state
-        return list(self.network.language_projection(answered.to(patches.dtype)))
-
-    def _queries(self, patches: Tensor) -> Tensor:
-        """The query tokens for every image; read back where they are offloaded: they belong to no
-        module whose forward would do it.
-        """
-        with align_module_device(self.network):
-            queries = self.network.query_tokens.to(patches.device)
-        return queries.expand(len(patches), -1, -1)
 
     def logits(
         self, inputs: Inputs, features: Sequence[Tensor]
@@ -141,11 +125,44 @@ class Blip2Adapter(Adapter):
     def _embed(
         self, inputs: Inputs, features: Sequence[Tensor]
     ) -> Float[Tensor, "batch sequence hidden"]:
-        """Transformers' `generate` of this family takes pixels only, so that features are put among
-        the embeddings here, for `logits` and `generate` alike.
+        """Return the embeddings of the tokens, with the features in the place of the image tokens.
+
+        Transformers' `generate` of this family takes pixels only, so this is done here, for
+        `logits` and `generate` alike.
         """
         embedded = self.network.get_input_embeddings()(inputs.input_ids)
         if not features:
             return embedded
         place = (inputs.input_ids == self.image_token).unsqueeze(-1)
         return embedded.masked_scatter(place, torch.stack(list(features)).to(embedded))
+
+
+@final
+class Blip2Adapter(Blip2Family):
+    """BLIP-2: its bridge is a Q-Former that reads the image alone."""
+
+    model_types = ("blip-2",)
+
+    def bridge(self, vision: Sequence[Tensor], images: Sequence[SeenImage]) -> list[Tensor]:
+        return through_qformer(self.network, vision)
+
+
+def through_qformer(network: Any, vision: Sequence[Tensor]) -> list[Tensor]:
+    """Return the image tokens that Q-Former and projection make of every image's patches."""
+    patches = torch.stack(list(vision))
+    answered = network.qformer(
+        query_embeds=queries_for(network, patches),
+        encoder_hidden_states=patches,
+        return_dict=True,
+    ).last_hidden_state
+    return list(network.language_projection(answered.to(patches.dtype)))
+
+
+def queries_for(network: Any, patches: Tensor) -> Tensor:
+    """Return the query tokens for every image.
+
+    Offloaded ones are read back here, because no module's forward does it.
+    """
+    with align_module_device(network):
+        queries = network.query_tokens.to(patches.device)
+    return queries.expand(len(patches), -1, -1)

@@ -2,8 +2,8 @@
 `InstructBlipForConditionalGeneration`.
 
 As BLIP-2, but the Q-Former reads the prompt too, so the bridge's output depends on image and
-prompt: the features of an image are looked up only for a prompt asked before (vision features for
-any). The Q-Former reads the prompt without context, so in-context editing keeps the base model's
+prompt. It is cached for each pair of image and prompt; vision features are cached for each image.
+The Q-Former reads the prompt without context, so in-context editing keeps the base model's
 features. Prompt: the query tokens, BOS, the text verbatim; the answer follows as " " + target.
 """
 
@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import final
 
 import torch
 from torch import Tensor
 
-from mmedit.adapters.base import SeenImage
-from mmedit.adapters.blip2 import Blip2Adapter
+from mmedit.adapters.blip2 import Blip2Family, queries_for
 from mmedit.adapters.prompts import PROBE, PromptFormat, read_format
+from mmedit.adapters.seen import SeenImage
 
 
-class InstructBlipAdapter(Blip2Adapter):
+@final
+class InstructBlipAdapter(Blip2Family):
     """BLIP-2 whose bridge reads the prompt."""
 
     model_types = ("instructblip",)
@@ -35,7 +37,7 @@ class InstructBlipAdapter(Blip2Adapter):
 
     def bridge(self, vision: Sequence[Tensor], images: Sequence[SeenImage]) -> list[Tensor]:
         patches = torch.stack(list(vision))
-        queries = self._queries(patches)
+        queries = queries_for(self.network, patches)
         read = self.processor.qformer_tokenizer(
             [image.example.prompt for image in images],
             padding=True,

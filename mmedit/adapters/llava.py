@@ -1,30 +1,31 @@
 """LLaVA-1.5 (Liu et al. 2024), LLaVA-NeXT and LLaVA-OneVision, as transformers has them.
 
 Prompt: the checkpoint's chat template, for LLaVA-1.5 `USER: <image>\\n{prompt} ASSISTANT:`. Vision
-is `model.vision_tower`, of which the layers after `vision_feature_layer` are not looked at and so
-are no edit sites; the bridge is `model.multi_modal_projector` and, in NeXT and OneVision, the
-packing of tiles to rows with `image_newline`; language is `model.language_model`. Vision and bridge
-depend on the image alone, so both may be cached.
+is `model.vision_tower`; nothing reads its layers after `vision_feature_layer`, so these are not
+edit sites. The bridge is `model.multi_modal_projector` and, in NeXT and OneVision, the packing of
+tiles to rows with `image_newline`; language is `model.language_model`. Vision and bridge depend on
+the image alone, so both may be cached.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, final
 
 import torch
 from accelerate.utils import align_module_device
 from PIL import Image
 from torch import Tensor
 
-from mmedit.adapters.auto import AutoAdapter
-from mmedit.adapters.base import Layout, Pixels, SeenImage, Stage
+from mmedit.adapters.auto import TransformersAdapter
+from mmedit.adapters.base import Stage
+from mmedit.adapters.prompts import PromptFormat
+from mmedit.adapters.seen import Layout, Pixels, SeenImage
 
 
-class LlavaAdapter(AutoAdapter):
-    """LLaVA-1.5: every image is one tile."""
-
-    model_types = ("llava",)
+class LlavaFamily(TransformersAdapter):
+    """A LLaVA: its language model reads one layer of the vision tower, or several."""
 
     def _layers_used(self, stage: Stage) -> int | None:
         if stage != "vision":
@@ -36,10 +37,21 @@ class LlavaAdapter(AutoAdapter):
         return max(layer % states for layer in chosen)
 
 
-class LlavaNextAdapter(LlavaAdapter):
-    """LLaVA-NeXT (1.6): an overview and tiles, as many as the image's shape wants."""
+@final
+class LlavaAdapter(LlavaFamily):
+    """LLaVA-1.5: every image is one tile."""
 
-    model_types = ("llava_next",)
+    model_types = ("llava",)
+
+    def formats(self) -> tuple[PromptFormat, PromptFormat]:
+        return self.chat_formats()
+
+
+class TiledLlavaFamily(LlavaFamily):
+    """A LLaVA with an overview and tiles; their number follows from the image's shape."""
+
+    def formats(self) -> tuple[PromptFormat, PromptFormat]:
+        return self.chat_formats()
 
     def prepare(self, image: Image.Image) -> tuple[Layout, Pixels]:
         layout, pixels = super().prepare(image)
@@ -61,13 +73,24 @@ class LlavaNextAdapter(LlavaAdapter):
             )
         return list(packed)
 
+    @abstractmethod
     def _packing(self) -> dict[str, Any]:
-        """What transformers' packing of this family reads from the config."""
+        """Return the settings that transformers' packing of this family reads from the config."""
+
+
+@final
+class LlavaNextAdapter(TiledLlavaFamily):
+    """LLaVA-NeXT (1.6)."""
+
+    model_types = ("llava_next",)
+
+    def _packing(self) -> dict[str, Any]:
         config = self.network.config
         return {"vision_feature_select_strategy": config.vision_feature_select_strategy}
 
 
-class LlavaOnevisionAdapter(LlavaNextAdapter):
+@final
+class LlavaOnevisionAdapter(TiledLlavaFamily):
     """LLaVA-OneVision: as NeXT, with a limit on the tokens of large images."""
 
     model_types = ("llava_onevision",)

@@ -1,15 +1,15 @@
 """MiniGPT-4 (Zhu et al. 2023) without a Q-Former, as released for Llama-2: BLIP-2's vision tower,
 the patches without the class in groups of four, one Linear, and the language model.
 
-MiniGPT-4 with a Q-Former is a `Blip2ForConditionalGeneration` and needs nothing of this.
-`mmedit convert minigpt4` writes both. Transformers has no such network, so it is here, under
-transformers' own interface and the names of its BLIP-2. The bridge is `language_projection`.
+MiniGPT-4 with a Q-Former is a `Blip2ForConditionalGeneration` and does not need this file.
+`mmedit convert minigpt4` writes both. Transformers does not have this network, so it is built here,
+with transformers' interface and the names of its BLIP-2. The bridge is `language_projection`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float, Int
@@ -27,15 +27,16 @@ from transformers import (
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from mmedit.adapters.base import SeenImage, Stage
-from mmedit.adapters.blip2 import Blip2Adapter
+from mmedit.adapters.base import Stage
+from mmedit.adapters.blip2 import Blip2Family
+from mmedit.adapters.seen import SeenImage
 
 GROUP = 4
-"""Neighbours in a row of patches that make one image token."""
+"""Number of neighbouring patches that make one image token."""
 
 
 class MiniGPT4Config(PretrainedConfig):
-    """Configs of the parts, the number of image tokens, and the token they take the place of."""
+    """Configs of the parts, the number of image tokens, and the token that they replace."""
 
     model_type = "minigpt4"
     attribute_map: ClassVar[dict[str, str]] = {"image_token_id": "image_token_index"}
@@ -61,7 +62,7 @@ class MiniGPT4Config(PretrainedConfig):
 
 
 class MiniGPT4ForConditionalGeneration(PreTrainedModel, GenerationMixin):
-    """Pixels and tokens to logits."""
+    """The network: pixels and tokens to logits."""
 
     config_class = MiniGPT4Config
     main_input_name = "pixel_values"
@@ -92,7 +93,7 @@ class MiniGPT4ForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def project(
         self, patches: Float[Tensor, "images patches width"]
     ) -> Float[Tensor, "images tokens hidden"]:
-        """What the vision tower gave, class first, to image tokens."""
+        """Return image tokens from the vision tower's output, which has the class first."""
         grouped = patches[:, 1:].reshape(len(patches), -1, GROUP * patches.shape[-1])
         return self.language_projection(grouped)
 
@@ -103,7 +104,7 @@ class MiniGPT4ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         attention_mask: Int[Tensor, "batch sequence"] | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """As BLIP-2's: `input_ids` hold `config.image_token_index` where image tokens go."""
+        """Return logits. `input_ids` contain `config.image_token_index` in the image's places."""
         return self.language_model(
             inputs_embeds=self._embed(pixel_values, input_ids),
             attention_mask=attention_mask,
@@ -118,7 +119,7 @@ class MiniGPT4ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         attention_mask: Int[Tensor, "batch sequence"] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As BLIP-2's: new tokens behind `input_ids`, which are not repeated."""
+        """Return the new tokens after `input_ids`, without these, as BLIP-2 does."""
         return self.language_model.generate(
             inputs_embeds=self._embed(pixel_values, input_ids),
             attention_mask=attention_mask,
@@ -134,7 +135,8 @@ class MiniGPT4ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return embedded.masked_scatter(place, tokens.to(embedded))
 
 
-class MiniGPT4Adapter(Blip2Adapter):
+@final
+class MiniGPT4Adapter(Blip2Family):
     """MiniGPT-4 whose bridge is one Linear."""
 
     model_types = ("minigpt4",)

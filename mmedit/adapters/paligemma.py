@@ -1,28 +1,30 @@
 """PaliGemma and PaliGemma 2 (Beyer et al. 2024), as transformers has them.
 
-Prompt: the image tokens, BOS, the text verbatim, a line feed; the answer follows at once. There is
-no chat template. The model reads image and prompt in both directions and the answer causally, so
-the logits at the prompt's positions have seen what they are about: measures over all text
-positions say little of this family. Vision is `model.vision_tower`; the bridge is
-`model.multi_modal_projector`; language is `model.language_model`. Vision and bridge depend on the
-image alone, so both may be cached.
+Prompt: the image tokens, BOS, the text verbatim, a line feed; the answer follows directly. There is
+no chat template. The model attends to image and prompt in both directions and to the answer
+causally. So the logits at the prompt's positions have already seen the tokens that they predict,
+and scores over all text positions mean little for this family. Vision is `model.vision_tower`; the
+bridge is `model.multi_modal_projector`; language is `model.language_model`. Vision and bridge
+depend on the image alone, so both may be cached.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import final
 
 from PIL import Image
 from torch import Tensor
 
-from mmedit.adapters.auto import AutoAdapter
-from mmedit.adapters.base import Layout, Pixels, SeenImage
+from mmedit.adapters.auto import TransformersAdapter
 from mmedit.adapters.inputs import Inputs
 from mmedit.adapters.prompts import PROBE, PromptFormat, read_format
+from mmedit.adapters.seen import Layout, Pixels, SeenImage
 
 
-class PaliGemmaAdapter(AutoAdapter):
-    """What differs from other families: a format without template, and attention by token type."""
+@final
+class PaliGemmaAdapter(TransformersAdapter):
+    """PaliGemma: a prompt format without template, and attention by token type."""
 
     model_types = ("paligemma",)
 

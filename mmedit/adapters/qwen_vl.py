@@ -4,15 +4,16 @@ Prompt: the checkpoint's chat template,
 `<|im_start|>user\\n<|vision_start|><image><|vision_end|>{prompt}<|im_end|>\\n<|im_start|>assistant\\n`.
 Vision is `model.visual` up to its mergers; the bridge is `model.visual.merger` and, in Qwen3-VL,
 `model.visual.deepstack_merger_list`, whose outputs are added inside the first language layers;
-language is `model.language_model`. An image has as many tokens as its size wants, and positions in
-two dimensions. Vision and bridge depend on the image alone, so both may be cached.
+language is `model.language_model`. The number of an image's tokens follows from its size; they have
+positions in two dimensions. Vision and bridge depend on the image alone, so both may be cached.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -20,17 +21,19 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 from transformers.vision_utils import get_vision_window_index
 
-from mmedit.adapters.auto import AutoAdapter, input_of
-from mmedit.adapters.base import SeenImage
+from mmedit.adapters.auto import TransformersAdapter, input_of
+from mmedit.adapters.prompts import PromptFormat
+from mmedit.adapters.seen import SeenImage
 
 
-class Qwen2VLAdapter(AutoAdapter):
-    """Qwen2-VL: `merger` reads the patches four by four, in the order of the image's tokens."""
+class QwenVLFamily(TransformersAdapter):
+    """A Qwen-VL: `merger` reads the patches four by four."""
 
-    model_types = ("qwen2_vl",)
+    def formats(self) -> tuple[PromptFormat, PromptFormat]:
+        return self.chat_formats()
 
     def vision(self, images: Sequence[SeenImage]) -> list[Tensor]:
-        """For every image [mergers, patches, width]: what goes into each merger."""
+        """Return the inputs of the mergers, [mergers, patches, width] for every image."""
         with ExitStack() as entered:
             inputs = [entered.enter_context(input_of(module)) for module, _ in self._bridge()]
             self._image_outputs(images)
@@ -50,22 +53,33 @@ class Qwen2VLAdapter(AutoAdapter):
         return [torch.stack(list(parts)) for parts in zip(*self._parts(output), strict=True)]
 
     def _parts(self, output: Any) -> list[Sequence[Tensor]]:
-        """What each merger made, image by image."""
+        """Return the output of each merger, image by image."""
         return [output.pooler_output]
 
     def _encoder_output(self, features: Sequence[Tensor]) -> BaseModelOutputWithPooling:
         return super()._encoder_output([merged[0] for merged in features])
 
+    @abstractmethod
     def _ordered(self, merged: Tensor, image: SeenImage) -> Tensor:
-        """The bridge's output, [mergers, tokens, hidden], in the order of the image's tokens."""
-        return merged
+        """Return the bridge's output [mergers, tokens, hidden] in the order of image tokens."""
 
     def _bridge(self) -> list[tuple[nn.Module, str]]:
         return [(self.network.model.visual.merger, "model.visual.merger")]
 
 
-class Qwen25VLAdapter(Qwen2VLAdapter):
-    """Qwen2.5-VL: its vision sees the patches window by window, and its merger too."""
+@final
+class Qwen2VLAdapter(QwenVLFamily):
+    """Qwen2-VL: its merger gives the tokens in the order of the image's tokens."""
+
+    model_types = ("qwen2_vl",)
+
+    def _ordered(self, merged: Tensor, image: SeenImage) -> Tensor:
+        return merged
+
+
+@final
+class Qwen25VLAdapter(QwenVLFamily):
+    """Qwen2.5-VL: its vision and its merger read the patches window by window."""
 
     model_types = ("qwen2_5_vl",)
 
@@ -80,10 +94,14 @@ class Qwen25VLAdapter(Qwen2VLAdapter):
         return merged[:, windows.argsort().to(merged.device)]
 
 
-class Qwen3VLAdapter(Qwen2VLAdapter):
+@final
+class Qwen3VLAdapter(QwenVLFamily):
     """Qwen3-VL: further mergers read the patches after earlier layers."""
 
     model_types = ("qwen3_vl",)
+
+    def _ordered(self, merged: Tensor, image: SeenImage) -> Tensor:
+        return merged
 
     def _parts(self, output: Any) -> list[Sequence[Tensor]]:
         return [output.pooler_output, *output.deepstack_features]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from typing import cast
+import json
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from accelerate.utils import align_module_device
@@ -13,16 +15,16 @@ from torch import Tensor, nn
 
 
 def all_weights(network: nn.Module) -> dict[str, Tensor]:
-    """The state dict, with what Accelerate has offloaded."""
+    """Return the state dict, with the weights that Accelerate has offloaded."""
     weights = network.state_dict()
     if not any(tensor.is_meta for tensor in weights.values()):
         return weights
     here = {name: tensor for name, tensor in weights.items() if not tensor.is_meta}
-    return {**get_state_dict_offloaded_model(network), **here}  # the former lacks the root's own
+    return {**get_state_dict_offloaded_model(network), **here}  # the first lacks the root's own
 
 
 def weights_hash(network: nn.Module) -> str:
-    """32 hexadecimal digits that change when any weight does. Reads every one of them."""
+    """Return 32 hexadecimal digits that change when any weight does. Reads every weight."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(all_weights(network).items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
@@ -30,9 +32,20 @@ def weights_hash(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def config_hash(config: Any) -> str:
+    """Return 32 hexadecimal digits that change when the config of a network does.
+
+    It leaves out values that may differ for one and the same network: its folder, how its numbers
+    are stored, and the version of transformers that wrote it.
+    """
+    text = json.dumps(_described(config.to_dict()), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
 def weight_of(linear: nn.Linear) -> Float[Tensor, "out in"]:
-    """A copy of a Linear's weight in float32: read back where it is offloaded, dequantised where
-    bitsandbytes keeps it in 8 or 4 bits.
+    """Return a copy of a Linear's weight in float32.
+
+    An offloaded weight is read back; one that bitsandbytes keeps in 8 or 4 bits is dequantised.
     """
     with align_module_device(linear):
         plain = linear.weight if type(linear) is nn.Linear else _dequantised(linear)
@@ -40,7 +53,7 @@ def weight_of(linear: nn.Linear) -> Float[Tensor, "out in"]:
 
 
 def _dequantised(linear: nn.Linear) -> Tensor:
-    # Imports bitsandbytes, which has things to say; and only who quantised needs it.
+    # Imports bitsandbytes, which prints warnings and is needed for quantised weights alone.
     from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
     weight = cast("nn.Parameter", linear.weight)
@@ -48,9 +61,21 @@ def _dequantised(linear: nn.Linear) -> Tensor:
 
 
 def keep_weights_in_place(network: nn.Module) -> None:
-    """Keep bitsandbytes from packing 4-bit weights anew in the first forward on a CPU: unpacked,
-    they are no longer what they were (bitsandbytes 0.50), and the packed ones have wrong gradients.
+    """Keep bitsandbytes from packing 4-bit weights again in the first forward on a CPU.
+
+    Unpacked, such weights differ from the original ones (bitsandbytes 0.50), and gradients through
+    packed weights are wrong.
     """
     for module in network.modules():
         if "support_avx512bf16_for_cpu" in vars(module):
             vars(module)["support_avx512bf16_for_cpu"] = False
+
+
+def _described(config: Mapping[Any, Any]) -> dict[str, Any]:
+    left_out = {"_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype"}
+    left_out |= {"quantization_config", "_attn_implementation_autoset"}
+    return {
+        str(key): _described(value) if isinstance(value, dict) else str(value)
+        for key, value in config.items()
+        if key not in left_out
+    }

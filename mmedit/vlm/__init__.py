@@ -1,5 +1,4 @@
-"""A vision-language model as a value: a frozen network, the adapter that speaks to it, and the
-edits it carries as deltas.
+"""A vision-language model as a value: a frozen network, its adapter, and the edits it carries.
 
 Axes in all public signatures: `batch` rows of a call; `text` prompt and answer tokens after the
 image; `sequence` tokens as the network sees them (image placeholders, context, text, padding);

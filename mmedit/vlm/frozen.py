@@ -1,8 +1,8 @@
-"""What no edit changes: how texts are cut to tokens, what the unedited vision tower and bridge make
-of an image, the token embeddings. Shared by all VLM values over one network.
+"""The parts of a network that no edit changes: tokenizer, token embeddings, and the image features
+of the base model. All VLM values over one network share them.
 
 Methods that learn a model of their own beside the VLM (SERAC's counterfactual model, KE's
-conditioner) build on it, and so need not know the model family.
+conditioner) build on these parts, so they need not know the model family.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmedit.adapters.base import Adapter, SeenImage, Segments
+from mmedit.adapters.base import Adapter, Segments
+from mmedit.adapters.seen import SeenImage
 from mmedit.cache import TensorCache
 from mmedit.cases import Example
 
 AT_ONCE = 32
-"""Images that go through frozen vision together: bounds the memory, not the number of images."""
+"""Images in one forward of the frozen vision tower. It bounds the memory, not the images."""
 
 
 @final
 class Frozen:
-    """The parts of one loaded network that stay as they are, with the cache of image features."""
+    """The parts of one loaded network that no edit changes, with the cache of image features."""
 
     def __init__(self, adapter: Adapter, features: TensorCache) -> None:
         self._adapter = adapter
@@ -32,22 +33,22 @@ class Frozen:
 
     @property
     def vocabulary(self) -> int:
-        """The number of tokens that logits are about."""
+        """Number of tokens in the vocabulary, the last axis of the logits."""
         return self._adapter.network.get_output_embeddings().out_features
 
     @property
     def hidden(self) -> int:
-        """The width of a token embedding, and of what stands for one of an image's tokens."""
+        """Width of a token embedding and of an image feature."""
         return self._adapter.network.config.get_text_config().hidden_size
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go."""
+        """The device of inputs."""
         return self._adapter.device
 
     @property
     def ends(self) -> tuple[int, ...]:
-        """The tokens at which generation stops, the usual one first."""
+        """The tokens that end a generation, the usual one first."""
         generation = self._adapter.network.generation_config.eos_token_id
         ends = generation if isinstance(generation, list) else [generation]
         known = [int(end) for end in ends if end is not None]
@@ -55,33 +56,35 @@ class Frozen:
 
     @property
     def max_tokens(self) -> int:
-        """The longest sequence that the language model takes."""
+        """Length of the longest sequence that the language model takes, in tokens."""
         return self._adapter.max_tokens
 
     def segments(self, examples: Sequence[Example]) -> list[Segments]:
-        """Context, prompt and answer of every example as token ids: those that `predict` is about,
-        without image and conversation markers.
+        """Return context, prompt and answer of every example as token ids.
+
+        These are the tokens of `predict`, without image and conversation markers.
         """
         return self._adapter.segments(examples)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of texts as they stand, without special tokens."""
+        """Return the token ids of texts, without special tokens."""
         return self._adapter.tokenize(texts)
 
     def decode(self, ids: Int[Tensor, "batch new"]) -> list[str]:
-        """Generated tokens as text, as `VLM.generate` gives it."""
+        """Return generated tokens as text, as `VLM.generate` does."""
         return self._adapter.decode(ids)
 
     @torch.no_grad()
     def embed(self, ids: Int[Tensor, "*batch tokens"]) -> Float[Tensor, "*batch tokens hidden"]:
-        """Token embeddings in float32."""
+        """Return token embeddings in float32."""
         return self._adapter.network.get_input_embeddings()(ids).float()
 
     def image_features(
         self, examples: Sequence[Example]
     ) -> list[Float[Tensor, "_tokens hidden"] | None]:
-        """What vision and bridge make of every image, as the language model gets it, in float32;
-        None where an example has no image.
+        """Return the features of every image as the language model gets them, in float32.
+
+        An example without image has None.
 
         Each distinct image costs one pass through vision and bridge, once for all VLMs over this
         network.
@@ -94,7 +97,7 @@ class Frozen:
         ]
 
     def see(self, examples: Sequence[Example]) -> dict[int, SeenImage]:
-        """The images, by row."""
+        """Return the images, by row."""
         return {
             row: self._adapter.see(example)
             for row, example in enumerate(examples)
@@ -102,8 +105,9 @@ class Frozen:
         }
 
     def stage(self, last: Literal["vision", "bridge"], images: Sequence[SeenImage]) -> list[Tensor]:
-        """The output of the last frozen stage: computed for the distinct images not seen before,
-        else looked up.
+        """Return the output of a stage of the base model for every image.
+
+        It is computed once for each distinct image, and then looked up.
         """
         run = self._adapter.vision if last == "vision" else self._adapter.encode
         names = [
@@ -121,5 +125,5 @@ class Frozen:
 
     @property
     def _namespace(self) -> str:
-        """Whose features they are: a cache may be shared by hand, and files outlive a process."""
+        """A name for this network in cache keys: networks may share a cache, and files stay."""
         return self._adapter.features_of if self.features.on_disk else self._adapter.token

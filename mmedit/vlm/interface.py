@@ -1,4 +1,4 @@
-"""What a VLM is to everything above it: an interface, and the base of edits that wrap one."""
+"""The interface of a VLM, and the base of edits that wrap one."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Predictions:
     logits: Float[Tensor, "batch text vocab"]
     target: Int[Tensor, "batch text"]
     is_text: Bool[Tensor, "batch text"]
-    """Prompt and answer tokens that something stands before: the first token of a text without
-    image is predicted by nothing.
+    """Prompt and answer tokens that have a prediction. The first token of a text-only prompt has
+    none.
     """
     is_answer: Bool[Tensor, "batch text"]
 
@@ -39,7 +39,7 @@ class Predictions:
         )
 
     def cropped(self, text: int) -> Predictions:
-        """The first text tokens alone: what lies behind must be padding."""
+        """Return the first text tokens alone. All tokens after them must be padding."""
         return Predictions(
             logits=self.logits[:, :text],
             target=self.target[:, :text],
@@ -50,7 +50,7 @@ class Predictions:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Captured:
-    """What went into Linear sites, and the gradient of the loss with respect to what came out, for
+    """The inputs of Linear sites, and the gradients of the loss with respect to their outputs, for
     every token.
 
     `x[site]` is [batch, tokens, in], `delta[site]` is [batch, tokens, out]. The loss is the sum
@@ -64,8 +64,10 @@ class Captured:
     nll: Float[Tensor, " batch"]
 
     def reached(self) -> Captured:
-        """Only the tokens that bear on the edit, which are those with x and δ: in order, shorter
-        rows filled with zeros. At the last layer these are the answer's. One host sync.
+        """Return only the tokens that can change an edit: x and δ are both not zero there.
+
+        They keep their order; shorter rows are filled with zeros. At the last layer these are the
+        answer's tokens. One host sync.
         """
         bears = {site: reached(self.x[site], self.delta[site]) for site in self.x}
         most = torch.stack([mask.sum(1).amax() for mask in bears.values()]).clamp(min=1).tolist()
@@ -81,12 +83,12 @@ class Captured:
 def reached(
     x: Float[Tensor, "batch tokens in"], delta: Float[Tensor, "batch tokens out"]
 ) -> Bool[Tensor, "batch tokens"]:
-    """The tokens that bear on an edit: neither x nor δ is zero throughout."""
+    """Return a mask of the tokens at which neither x nor δ is zero throughout."""
     return (x != 0).any(-1) & (delta != 0).any(-1)
 
 
 class Identity(NamedTuple):
-    """Which network a VLM is."""
+    """The network of a VLM, by its family and by hashes of its config and weights."""
 
     family: str
     """The `model_type` of its config."""
@@ -97,96 +99,114 @@ class Identity(NamedTuple):
 
 
 class VLM(ABC):
-    """What can be asked, captured and edited. Editors that are no weight delta return a
-    `WrappedVLM` of their own.
+    """A vision-language model that predicts, generates and is edited.
+
+    Editors whose edit is not a weight delta return a `WrappedVLM` of their own.
     """
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The name, folder or hub id that it was loaded by; "" for one made by hand."""
 
     @abstractmethod
     def predict(self, examples: Sequence[Example]) -> Predictions:
-        """Teacher-forced predictions: one forward of the language model, and of vision and bridge
-        for uncached images.
+        """Return teacher-forced predictions.
 
-        Differentiable with respect to the deltas. Raises DataError without examples, ModelError
-        where one is too long.
+        They are differentiable with respect to the deltas. Costs one forward of the language model,
+        and one of vision and bridge for images that are not cached. Raises DataError without
+        examples, ModelError if one is too long.
         """
 
     @abstractmethod
     def generate(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[str]:
-        """Greedy continuations of the prompts, stripped; targets are not looked at. One forward per
-        new token.
+        """Return greedy continuations of the prompts, stripped. Targets are not read.
+
+        Costs one forward per new token.
         """
 
     @abstractmethod
     def capture(self, examples: Sequence[Example], sites: Sequence[str]) -> Captured:
-        """Inputs x and output gradients δ at Linear sites. One forward, one backward."""
+        """Return inputs x and output gradients δ at Linear sites. One forward, one backward."""
 
     @abstractmethod
     def represent(self, examples: Sequence[Example]) -> Float[Tensor, "batch hidden"]:
-        """What the language model makes of image and prompt, before it answers, in float32: the
-        input of its first default site at the last prompt token. For nearest-neighbour search. One
+        """Return one vector for each image and prompt, in float32, for nearest-neighbour search.
+
+        It is the input of the language model's first default site at the last prompt token. One
         forward, no gradient.
         """
 
     @abstractmethod
     def sites(self, where: Stage) -> tuple[str, ...]:
-        """The family's default edit sites in the language model, the bridge or the vision tower."""
+        """Return the default edit sites in the language model, the bridge or the vision tower."""
 
     @abstractmethod
     def shape(self, site: str) -> tuple[int, int]:
-        """(out, in) of the weight at a site. Raises SiteError with the nearest name."""
+        """Return (out, in) of the weight at a site. Raises SiteError with the nearest name."""
 
     @abstractmethod
     def weight(self, site: str) -> Float[Tensor, "*edits out in"]:
-        """The weight at a site with the deltas it carries, in float32; a copy."""
+        """Return a copy of the weight at a site with the deltas it carries, in float32."""
 
     @abstractmethod
     def require_reach(self, examples: Sequence[Example], sites: Sequence[str]) -> None:
-        """Raise SiteError where an example does not pass through a site: one without image, an
-        image site.
+        """Raise SiteError if an example does not pass through a site.
+
+        An example without image passes through no site of the vision tower or the bridge.
         """
 
     @abstractmethod
     def with_deltas(self, deltas: Mapping[str, Delta]) -> VLM:
-        """The VLM with these deltas added to those it already carries."""
+        """Return the VLM with these deltas added to the ones it already carries."""
 
     @abstractmethod
     def select(self, rows: Sequence[int]) -> VLM:
-        """The VLM that answers row i under separate edit rows[i]; itself where it carries no
-        separate edits.
+        """Return the VLM that answers row i under separate edit rows[i].
+
+        A VLM without separate edits returns an equal one.
         """
 
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where inputs and new parameters go."""
+        """The device of inputs and of new parameters."""
 
     @property
     @abstractmethod
     def frozen(self) -> Frozen:
-        """What no edit changes: tokens, embeddings, image features of the unedited network."""
+        """The parts that no edit changes: tokens, embeddings, image features of the base model."""
 
     @property
     @abstractmethod
     def identity(self) -> Identity:
-        """What the unedited network is, edited or not: what a trained editor belongs to. Reads
-        every weight, the first time.
+        """The identity of the base model, which a trained editor belongs to.
+
+        It is the same for edited models. Reads every weight, the first time.
         """
 
     @property
     @abstractmethod
     def extra_parameters(self) -> int:
-        """How many numbers an edit (of separate ones: each) adds to the network."""
+        """Number of values that an edit adds to the network; of separate edits, each one."""
 
 
 class WrappedVLM(VLM):
-    """A VLM that asks another one in its own way: the base of edits that are not weight deltas."""
+    """A VLM around another one: the base of edits that are not weight deltas."""
 
     def __init__(self, inner: VLM) -> None:
         self.inner = inner
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.inner!r})"
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
     @abstractmethod
     def rewrap(self, inner: VLM) -> VLM:
-        """The same edit around another VLM."""
+        """Return the same edit around another VLM."""
 
     def sites(self, where: Stage) -> tuple[str, ...]:
         return self.inner.sites(where)

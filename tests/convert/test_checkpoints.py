@@ -25,8 +25,9 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mmedit import cli
-from mmedit.adapters.base import Adapter, Layout, SeenImage
+from mmedit.adapters.base import Adapter
 from mmedit.adapters.minigpt4 import MiniGPT4Adapter
+from mmedit.adapters.seen import Layout, SeenImage
 from mmedit.cases import Example
 from mmedit.convert import conversion, files
 from mmedit.convert.account import Conversion

@@ -26,8 +26,9 @@ from transformers import (
     OPTConfig,
 )
 
-from mmedit.adapters.blip2 import Blip2Adapter
+from mmedit.adapters.blip2 import Blip2Family, through_qformer
 from mmedit.adapters.inputs import PaddingSide
+from mmedit.adapters.seen import SeenImage
 from mmedit.cases import Example
 from mmedit.metrics.multiclass_log_probs import NOT_SCORED
 from mmedit.vlm.interface import VLM
@@ -104,8 +105,11 @@ def golden_network(*, vision_seed: int = 0) -> Blip2ForConditionalGeneration:
     return network.eval().requires_grad_(False)
 
 
-class GoldenAdapter(Blip2Adapter):
-    """Golden texts without image may hold the placeholder's id as any other."""
+class GoldenAdapter(Blip2Family):
+    """BLIP-2 whose texts without image may contain the placeholder's id as any other."""
+
+    def bridge(self, vision: Sequence[Tensor], images: Sequence[SeenImage]) -> list[Tensor]:
+        return through_qformer(self.network, vision)
 
     def _require_no_placeholder(self, ids: Sequence[Sequence[int]], example: Example) -> None:
         assert example.image is None or not any(IMAGE in tokens for tokens in ids)

@@ -5,7 +5,7 @@ from typing import Any
 
 from beartype import beartype
 
-STAND_INS_ALLOWED = {"Blip2Adapter.__init__"}
+STAND_INS_ALLOWED = {"Blip2Family.__init__"}
 """Tests hand in something that is as a processor, but none."""
 
 
