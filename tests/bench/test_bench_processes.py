@@ -7,14 +7,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import SECONDS, environment, launch
+from processes import SECONDS, Started, finished_all, launch, start, start_several
 
 from mmedit.records.schema import Record
 from mmedit.records.store import RECORDS, read_records
@@ -33,23 +31,14 @@ SEQUENTIAL = (
 COMMANDS = {"independent": INDEPENDENT, "sequential": SEQUENTIAL}
 
 
-def mmedit(*arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "mmedit", *map(str, arguments)],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def mmedit(folder: Path, *arguments: object) -> Started:
+    return start(folder / "printed", "-m", "mmedit", *arguments)
 
 
-def finished(*arguments: object) -> str:
-    """Runs to its end; what it says on stderr."""
-    running = mmedit(*arguments)
-    _, err = running.communicate(timeout=SECONDS)
-    assert running.returncode == 0, err
-    return err
+def finished(folder: Path, *arguments: object) -> None:
+    """Run mmedit to its end."""
+    running = mmedit(folder, *arguments)
+    assert running.finish() == 0, running.err.read_text()
 
 
 def without_costs(records: list[Record]) -> list[Record]:
@@ -65,15 +54,16 @@ def table(records: list[Record]) -> bytes:
 @pytest.fixture(scope="module", params=list(COMMANDS))
 def whole(request, tmp_path_factory) -> tuple[str, list[Record]]:
     """A mode, and what one process measures that runs through."""
-    folder = tmp_path_factory.mktemp(request.param) / "run"
-    finished(*COMMANDS[request.param], "--out", folder)
-    return request.param, read_records(folder)
+    folder = tmp_path_factory.mktemp(request.param)
+    finished(folder, *COMMANDS[request.param], "--out", folder / "run")
+    return request.param, read_records(folder / "run")
 
 
 def test_several_processes_write_the_records_of_one(whole, tmp_path):
     mode, records = whole
     processes = {"independent": 3, "sequential": 2}[mode]
-    out, _ = launch("-m", "mmedit", *COMMANDS[mode], "--out", tmp_path / "run", processes=processes)
+    command = ("-m", "mmedit", *COMMANDS[mode], "--out", tmp_path / "run")
+    out = finished_all(start_several(tmp_path / "printed", *command, processes=processes))
     shared = read_records(tmp_path / "run")
     assert without_costs(shared) == without_costs(records)
     assert table(shared) == table(records)
@@ -85,8 +75,8 @@ def test_a_killed_run_ends_with_the_table_of_one_that_ran_through(whole, tmp_pat
     random = np.random.default_rng(len(records))
     # A line that is being written, a snapshot, the manifest, loading: wherever it hits.
     for place in sorted(random.integers(0, len(records), size=3)):
-        kill_after(int(place), float(random.uniform(0, 0.3)), mode, tmp_path / "run")
-    finished(*COMMANDS[mode], "--out", tmp_path / "run")
+        kill_after(int(place), float(random.uniform(0, 0.3)), mode, tmp_path)
+    finished(tmp_path, *COMMANDS[mode], "--out", tmp_path / "run")
     continued = read_records(tmp_path / "run")
     assert without_costs(continued) == without_costs(records)
     assert table(continued) == table(records)
@@ -94,14 +84,18 @@ def test_a_killed_run_ends_with_the_table_of_one_that_ran_through(whole, tmp_pat
 
 def kill_after(lines: int, seconds: float, mode: str, folder: Path) -> None:
     """Start the run, and kill it so many seconds after it has written so many lines."""
-    running = mmedit(*COMMANDS[mode], "--out", folder)
+    running = mmedit(folder, *COMMANDS[mode], "--out", folder / "run")
+    wait_for(lines, running, folder / "run")
+    time.sleep(seconds)
+    running.kill()
+
+
+def wait_for(lines: int, running: Started, folder: Path) -> None:
+    """Wait until the run has written so many lines, or has ended."""
     deadline = time.monotonic() + SECONDS
-    while written(folder) < lines and running.poll() is None:
+    while written(folder) < lines and running.is_running():
         assert time.monotonic() < deadline, "no progress"
         time.sleep(0.01)
-    time.sleep(seconds)
-    os.killpg(running.pid, signal.SIGKILL)
-    running.communicate()
 
 
 def written(folder: Path) -> int:
@@ -112,21 +106,18 @@ def written(folder: Path) -> int:
 
 
 def test_a_second_process_on_the_same_run_is_refused(tmp_path):
-    first = mmedit(*SEQUENTIAL, "--out", tmp_path / "run")
+    command = (*SEQUENTIAL, "--out", tmp_path / "run")
+    first = mmedit(tmp_path, *command)
     try:
-        deadline = time.monotonic() + SECONDS
-        while not written(tmp_path / "run"):
-            assert first.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        os.killpg(first.pid, signal.SIGSTOP)  # it must not end before the other one has begun
-        second = mmedit(*SEQUENTIAL, "--out", tmp_path / "run")
-        _, err = second.communicate(timeout=SECONDS)
+        wait_for(1, first, tmp_path / "run")
+        assert first.is_running()
+        os.kill(first.pid, signal.SIGSTOP)  # it must not end before the other one has begun
+        second = mmedit(tmp_path, *command)
+        code = second.finish()
     finally:
-        os.killpg(first.pid, signal.SIGKILL)
-        first.communicate()
-    assert second.returncode == 2
-    assert "is being written by another process" in " ".join(err.split())
+        first.kill()
+    assert code == 2
+    assert "is being written by another process" in " ".join(second.err.read_text().split())
 
 
 def test_an_error_in_one_process_ends_all(tmp_path):

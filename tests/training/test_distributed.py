@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import launch
+from processes import finished_all, launch, start_several
 from safetensors.torch import load_file
 from toy_learner import Toy, log_lines, train_toy
 
@@ -114,7 +114,7 @@ class Launched:
 def launched(tmp_path_factory: pytest.TempPathFactory) -> Launched:
     root = tmp_path_factory.mktemp("two")
     (root / "script.py").write_text(SCRIPT)
-    launch(root / "script.py", root)
+    finished_all(start_several(root / "printed", root / "script.py", root, processes=2))
     return Launched(root)
 
 

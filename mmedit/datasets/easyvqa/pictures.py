@@ -58,6 +58,7 @@ def load_pictures(split: Split) -> tuple[Picture, ...]:
     )
 
 
+@cache
 def known_pictures(split: Split) -> tuple[tuple[Picture, Scene], ...]:
     """The pictures whose answers settle both colour and shape."""
     return tuple((picture, picture.scene) for picture in load_pictures(split) if picture.scene)
