@@ -1,14 +1,14 @@
-# Each target builds .venv when it is missing and installs what is missing in it. `make` alone lists them.
+# Each target creates .venv if there is none and installs what it needs. `make` alone lists the targets.
 
-# Any Python >= 3.11. If this one is older, python3.11 to python3.14 are tried.
+# Any Python >= 3.11. If python3 is older, make looks for python3.11 to python3.14.
 PYTHON ?= python3
 
-# What `pip install` gets when the .venv has no torch yet; torchvision must be the one made for this torch. On Linux PyPI's torch
-# comes with CUDA (several GB). A CPU build is 0.2 GB:
+# Arguments of `pip install` if the .venv has no torch yet. torchvision must be the version made for this torch. On Linux PyPI's
+# torch comes with CUDA (several GB). A CPU build takes 0.2 GB:
 #   make test TORCH="torch==2.14.1 torchvision==0.29.1 --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 
-# Passed on:  make test ARGS="-k mend -x"   make demo ARGS="--help"
+# Further arguments:  make test ARGS="-k mend -x"   make demo ARGS="--help"
 ARGS ?=
 
 BIN := .venv/bin
@@ -19,11 +19,11 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo    edit the embedded vision-language model and show what changed"
-	@echo "make test    all tests, on the CPU, offline"
-	@echo "make check   ruff, pyright, import-linter"
-	@echo "make bench   the benchmark on the embedded model, into runs/bench (continued if it was stopped)"
-	@echo "make clean   remove caches and build outputs (.venv and runs/ stay)"
+	@echo "make demo    train MEND on the embedded model, edit the model and show what changed"
+	@echo "make test    run all tests on the CPU; no network is needed"
+	@echo "make check   run ruff, pyright and import-linter"
+	@echo "make bench   run the benchmark on the embedded model into runs/bench; the same command continues a stopped run"
+	@echo "make clean   remove caches and build outputs; keep .venv and runs/"
 
 demo: .venv/.installed
 	$(BIN)/mmedit demo $(ARGS)
@@ -44,7 +44,7 @@ clean:
 	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find mmedit scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# pip is the last thing that `python -m venv` writes: an interrupted one is done again.
+# `python -m venv` writes pip last. If it was interrupted, pip is missing and the .venv is created again.
 $(BIN)/pip:
 	@for python in $(PYTHON) python3.11 python3.12 python3.13 python3.14; do \
 	    if $$python -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
@@ -52,10 +52,10 @@ $(BIN)/pip:
 	    fi; \
 	done; \
 	echo "mmedit needs Python 3.11 or newer with its venv module; \`$(PYTHON)\` is: $$($(PYTHON) -V 2>&1 | head -n 1)." >&2; \
-	echo "Install one (Debian, Ubuntu: apt install python3-venv) or name it: make PYTHON=/path/to/python3.11" >&2; \
+	echo "Install one (Debian, Ubuntu: apt install python3-venv) or give its path: make PYTHON=/path/to/python3.11" >&2; \
 	exit 1
 
-# One after the other, so that `make -j` never has two pips in one .venv.
+# The second depends on the first, so that `make -j` never runs two pips in one .venv.
 .venv/.installed: pyproject.toml | $(BIN)/pip
 	@$(BIN)/python -c 'import torch' 2>/dev/null || \
 	    { echo "Installing $(TORCH): minutes, 0.2 GB for a CPU build, several GB with CUDA"; $(PIP) $(TORCH); }

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,9 @@ import pytest
 from command_line import Mmedit, Result
 
 if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import Scheduling
+
     from mmedit.vlm.network import NetworkVLM
 
 TYPES_CHECKED = tuple(
@@ -17,10 +21,55 @@ TYPES_CHECKED = tuple(
 )
 """Where tensors are. Not editors and methods: beartype cannot check the `Self` of `Editor.load`."""
 
+GROUPS = (
+    (r"test_notebooks\.py::.*\[(.+)\]", r"notebook \1"),
+    (r"test_bench_processes\.py|test_distributed\.py", "processes"),  # one launch at a time
+    (r"test_promises\.py::.*\[(.+)\]", r"promises of \1"),
+    (r"(test_(?:suite|easyvqa|serac|intervals|training_checkpoints|checkpoints)\.py)", r"\1"),
+    (r"(.+\.py)", r"\1"),
+)
+"""Tests of one group share what their fixtures make, so one process runs them. The groups of the
+first rows take longest and begin first.
+"""
+
+NUMERIC = re.compile(
+    r"tests/(adapters/|vlm/test_(placement|vlm)\.py|metrics/|methods/test_\w+_golden\.py|test_deltas\.py)"
+)
+"""Tests that compare numbers which different processors compute a little differently."""
+
 # Before torch is first imported: there is a test process for every core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before mmedit is first imported: who calls it from now on is held to the shapes it asks for.
 jaxtyping.install_import_hook(TYPES_CHECKED, "typechecker.check")
+
+
+def row_and_group(nodeid: str) -> tuple[int, str]:
+    """Return the row of GROUPS that a test belongs to, and its group."""
+    for row, (pattern, name) in enumerate(GROUPS):
+        if found := re.search(pattern, nodeid):
+            return row, found.expand(name)
+    return len(GROUPS), nodeid.split("::")[0]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: row_and_group(item.nodeid)[0])
+    for item in items:
+        if NUMERIC.search(item.nodeid):
+            item.add_marker("numeric")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling | None:
+    if config.getoption("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return row_and_group(nodeid)[1]
+
+    return ByGroup(config, log)
 
 
 @pytest.fixture

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mmedit.cases import Split
 from mmedit.config import load_editors, load_mode, load_table, named_vlms, names
+from mmedit.datasets.easyvqa import cases as easyvqa
+from mmedit.datasets.easyvqa.pictures import known_pictures
 from mmedit.errors import ConfigError, UnknownNameError
 from mmedit.report.published import load_published
 from mmedit.storage import config_folder
@@ -46,6 +49,17 @@ def test_every_row_of_a_papers_table_has_its_published_value(name):
             assert any(label in others for others in known.values()), (label, block.title)
 
 
+@pytest.fixture
+def few_training_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let easy-VQA have 60 pictures to train on instead of 3,227."""
+
+    def few(split: Split):
+        return known_pictures(split)[: 60 if split == "train" else None]
+
+    monkeypatch.setattr(easyvqa, "known_pictures", few)
+
+
+@pytest.mark.usefixtures("few_training_cases")
 def test_the_table_of_the_embedded_vlm_runs_in_small(mmedit_, tmp_path):
     command = ("bench", "embedded", "--out", tmp_path / "t", *SMALL)
     shown = mmedit_(*command)

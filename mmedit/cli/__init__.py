@@ -11,6 +11,10 @@ from mmedit.cli import bench, data, edit, models, tables
 from mmedit.cli.console import app, err, out
 from mmedit.errors import MmeditError
 
+# Threads of torch that wait must sleep, not spin: spinning threads take the core from the one they wait for when another
+# process is busy (benchmarks/threads.md). OpenMP reads this when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # torch and transformers take seconds to import: each command imports what it needs.
 
 

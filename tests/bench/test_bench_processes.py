@@ -19,8 +19,6 @@ from mmedit.records.store import RECORDS, read_records
 from mmedit.report.render import render
 from mmedit.report.table import method_table
 
-pytestmark = pytest.mark.xdist_group("processes")  # one launch at a time
-
 FT = ("--editor", "ft", "--set", "ft.steps=2", "--limit", "8", "--batch-size", "3")
 INDEPENDENT = ("bench", *FT, "--editor", "ft-l", "--set", "ft-l.steps=2")
 SEQUENTIAL = (

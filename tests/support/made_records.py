@@ -53,3 +53,21 @@ def reliability(editor, scores, **fields):
         record(str(i), {REL: (asked(s, s, image=f"{i}.png"),)}, editor=editor, **fields)
         for i, s in enumerate(scores)
     ]
+
+
+def many_records(number):
+    """Return so many records of five methods with every probe; images and cases repeat."""
+    return [
+        record(
+            str(i // 5),
+            {
+                probe: (kept(i % 2, i % 3 == 0),)
+                if probe.is_locality
+                else (asked(i % 5 / 4, i % 2),)
+                for probe in Probe
+            }
+            | {REL: (asked(i % 7 / 6, i % 2, image=f"{i // 7}.png"),)},
+            editor=f"method {i % 5}",
+        )
+        for i in range(number)
+    ]

@@ -28,7 +28,7 @@ SECONDS = 240
 
 
 def environment() -> dict[str, str]:
-    """Return this environment with one thread, as results of several threads differ in last digits."""
+    """Return this environment with one thread: with several, results differ in last digits."""
     paths = os.pathsep.join([str(TESTS.parents[1]), str(TESTS)])
     return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
 
@@ -95,10 +95,10 @@ def start(folder: Path, *arguments: object, **variables: str) -> Started:
 
 
 def start_several(folder: Path, *arguments: object, processes: int) -> list[Started]:
-    """Start `python ARGUMENTS` several times, with the variables that accelerate's launcher sets."""
+    """Start `python ARGUMENTS` several times, with what accelerate's launcher tells each."""
     shared = {
-        "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "ACCELERATE_USE_CPU": "true",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(),
+        "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
+        "ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(),
     }  # fmt: skip
     return [
         start(folder, *arguments, RANK=str(rank), LOCAL_RANK=str(rank), **shared)

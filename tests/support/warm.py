@@ -2,7 +2,7 @@
 
 import accelerate.state
 import torch.distributed
-import transformers
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import mmedit.bench.run
 import mmedit.cli
@@ -12,6 +12,4 @@ import mmedit.suite
 import mmedit.training.loop
 import mmedit.vlm.loading
 
-transformers.AutoModelForImageTextToText, transformers.AutoProcessor  # imported when first asked for
-
-__all__ = ["accelerate", "mmedit", "torch", "transformers"]
+__all__ = ["AutoModelForImageTextToText", "AutoProcessor", "accelerate", "mmedit", "torch"]

@@ -17,8 +17,6 @@ from mmedit import cli
 from mmedit.errors import TrainingError
 from mmedit.training.checkpoints import steps_done
 
-pytestmark = pytest.mark.xdist_group("processes")  # one launch at a time
-
 # The loop
 
 SCRIPT = """
@@ -114,7 +112,7 @@ class Launched:
 def launched(tmp_path_factory: pytest.TempPathFactory) -> Launched:
     root = tmp_path_factory.mktemp("two")
     (root / "script.py").write_text(SCRIPT)
-    finished_all(start_several(root / "printed", root / "script.py", root, processes=2))
+    launch(root / "script.py", root)
     return Launched(root)
 
 
@@ -197,7 +195,8 @@ class Fitted:
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     root = tmp_path_factory.mktemp("fitted")
     batch = "editor.training.batch_size"
-    printed, _ = launch("-m", "mmedit", *FIT, "--set", f"{batch}=4", "--out", root / "two")
+    two = ("-m", "mmedit", *FIT, "--set", f"{batch}=4", "--out", root / "two")
+    printed = finished_all(start_several(root / "printed", *two, processes=2))
     cli.app([*FIT, "--set", f"{batch}=8", "--out", str(root / "one")], standalone_mode=False)
     return Fitted(printed, root / "two", root / "one")
 

@@ -1,0 +1,68 @@
+"""The notebooks run from top to bottom, each with names of its own. They run in this process: a
+kernel for each of them would import torch and transformers five times.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+DISPLAYS = ("_repr_html_", "_repr_png_", "__repr__")
+
+every_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def cells(notebook: Path, kind: str) -> list[str]:
+    read = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in read if cell["cell_type"] == kind]
+
+
+def run(cell: str, names: dict[str, object]) -> object:
+    """Run a cell and return the value of its last line, if that is an expression."""
+    parsed = ast.parse(cell)
+    last = parsed.body.pop() if isinstance(parsed.body[-1], ast.Expr) else None
+    exec(compile(parsed, "cell", "exec"), names)
+    if last is None:
+        return None
+    return eval(compile(ast.Expression(last.value), "cell", "eval"), names)
+
+
+def show(value: object) -> None:
+    """Make what a notebook shows of a value."""
+    for name in DISPLAYS:
+        if method := getattr(type(value), name, None):
+            method(value)
+
+
+@every_notebook
+def test_a_notebook_runs(notebook: Path, monkeypatch: pytest.MonkeyPatch):
+    module = ModuleType("notebook")  # classes look for the module that they are defined in
+    monkeypatch.setitem(sys.modules, "notebook", module)
+    for cell in cells(notebook, "code"):
+        show(run(cell, vars(module)))
+
+
+@every_notebook
+def test_a_notebook_shells_out_to_nothing(notebook: Path):
+    for cell in cells(notebook, "code"):
+        assert not [line for line in cell.splitlines() if line.lstrip().startswith(("!", "%"))]
+
+
+@every_notebook
+def test_the_text_of_a_notebook_has_real_line_breaks(notebook: Path):
+    assert not [cell for cell in cells(notebook, "markdown") if r"\n" in cell]
+
+
+def test_notebooks_are_saved_with_what_they_show():
+    assert len(NOTEBOOKS) >= 5
+    for notebook in NOTEBOOKS:
+        read = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        assert any(cell["outputs"] for cell in read if cell["cell_type"] == "code"), notebook.name
+        kinds = [output["output_type"] for cell in read for output in cell.get("outputs", ())]
+        assert "error" not in kinds, notebook.name
