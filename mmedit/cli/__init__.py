@@ -11,8 +11,8 @@ from mmedit.cli import bench, data, edit, models, tables
 from mmedit.cli.console import app, err, out
 from mmedit.errors import MmeditError
 
-# Threads of torch that wait must sleep, not spin: spinning threads take the core from the one they wait for when another
-# process is busy (benchmarks/threads.md). OpenMP reads this when torch is imported.
+# Waiting threads of torch must sleep: spinning ones keep the core from the thread that they wait
+# for, when another process is busy (benchmarks/threads.md). OpenMP reads this as torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # torch and transformers take seconds to import: each command imports what it needs.
