@@ -99,12 +99,19 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save_model(tmp_path_factory.mktemp("tiny-blip2"))
 
 
-@pytest.fixture
-def tiny_vlm(tiny_folder: Path) -> NetworkVLM:
-    """That model with nothing cached yet."""
+@pytest.fixture(scope="session")
+def tiny_loaded(tiny_folder: Path) -> NetworkVLM:
     from mmedit.vlm.loading import load_vlm
 
     return load_vlm(tiny_folder)
+
+
+@pytest.fixture
+def tiny_vlm(tiny_loaded: NetworkVLM) -> NetworkVLM:
+    """That model with nothing cached yet. All tests share its network, which none may change."""
+    from mmedit.vlm.network import NetworkVLM
+
+    return NetworkVLM(tiny_loaded.adapter)
 
 
 @pytest.fixture(scope="session")

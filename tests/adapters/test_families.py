@@ -62,10 +62,15 @@ def folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_families.save_family(family, tmp_path_factory.mktemp(family))
 
 
-@pytest.fixture
-def vlm(folder: Path) -> NetworkVLM:
-    """With nothing cached yet."""
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> NetworkVLM:
     return load_vlm(folder)
+
+
+@pytest.fixture
+def vlm(loaded: NetworkVLM) -> NetworkVLM:
+    """The same network in every test of a family, with nothing cached yet."""
+    return NetworkVLM(loaded.adapter)
 
 
 def sites_or_skip(vlm: NetworkVLM, where: Stage, family: str) -> tuple[str, ...]:

@@ -69,9 +69,15 @@ def test_a_run_keeps_manifest_records_and_fitted_editors(vlm, cases, tmp_path):
     assert (tmp_path / "editors" / "ike" / "editor.safetensors").exists()
 
 
+@pytest.fixture(scope="module")
+def whole(vlm, cases, tmp_path_factory) -> list[Record]:
+    """The records of a run that is not interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    return run(plan(), folder, vlm, cases, training, progress=silent)[0]
+
+
 @pytest.mark.parametrize("break_after", [1, 7, 15])
-def test_an_interrupted_run_ends_with_the_same_records(vlm, cases, tmp_path, break_after):
-    whole, _ = run(plan(), tmp_path / "whole", vlm, cases, training, progress=silent)
+def test_an_interrupted_run_ends_with_the_same_records(vlm, cases, whole, tmp_path, break_after):
     told = 0
 
     def interrupt(what: str, done: int, total: int, figures: str) -> None:

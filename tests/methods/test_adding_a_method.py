@@ -145,7 +145,10 @@ def test_the_yaml_makes_an_editor_that_can_be_measured(vlm):
 
 
 def test_step_sizes_are_learnt(vlm, train_cases, tmp_path: Path):
-    overrides = ["editor.training.steps=12", "editor.training.report_every=1", "editor.lr=0.01"]
+    overrides = [
+        "editor.training.steps=12", "editor.training.batch_size=8",
+        "editor.training.report_every=1", "editor.lr=0.01",
+    ]  # fmt: skip
     _, editor = load_editor("learnt-step", "embedded", overrides)
     told: list[float] = []
     editor.fit(
