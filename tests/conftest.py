@@ -23,9 +23,10 @@ TYPES_CHECKED = tuple(
 
 GROUPS = (
     (r"test_notebooks\.py::.*\[(.+)\]", r"notebook \1"),
-    (r"test_bench_processes\.py|test_distributed\.py", "processes"),  # one launch at a time
+    # one launch at a time, all from one warm process
+    (r"test_(bench_processes|distributed|training_checkpoints)\.py", "processes"),
     (r"test_promises\.py::.*\[(.+)\]", r"promises of \1"),
-    (r"(test_(?:suite|easyvqa|serac|intervals|training_checkpoints|checkpoints)\.py)", r"\1"),
+    (r"(test_(?:suite|easyvqa|families|serac|intervals|checkpoints)\.py)", r"\1"),
     (r"(.+\.py)", r"\1"),
 )
 """Tests of one group share what their fixtures make, so one process runs them. The groups of the

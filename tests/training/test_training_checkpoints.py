@@ -9,8 +9,6 @@ import json
 import os
 import resource
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator, PartialState
+from processes import start
 from safetensors import SafetensorError
 from torch import Tensor
 from toy_learner import VALIDATION, Meddle, Toy, log_lines, train_toy
@@ -36,8 +35,6 @@ from mmedit.training.checkpoints import (
 )
 from mmedit.training.settings import TrainingConfig
 from mmedit.vlm.network import NetworkVLM
-
-TESTS = Path(__file__).parents[1] / "support"
 
 
 class Stopped(Exception):
@@ -427,25 +424,20 @@ for event in range(1, 30):
 """
 
 
-def run_script(script: str, *arguments: object, timeout: float) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parents[1]), str(TESTS)])}
-    done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        env=environment | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+def run_script(script: str, folder: Path, *arguments: object) -> None:
+    """Run a script in a process of its own, with the folder as its first argument."""
+    file = folder / "script.py"
+    file.write_text(script)
+    running = start(folder / "printed", file, folder, *arguments)
+    assert running.finish() == 0, running.err.read_text()
 
 
 def test_kills_leave_whole_checkpoints_and_training_ends_as_if_there_were_none(tmp_path: Path):
-    run_script(KILLED + AT_RANDOM, tmp_path, 60, timeout=60)
+    run_script(KILLED + AT_RANDOM, tmp_path, 60)
 
 
 def test_a_kill_at_whatever_point_of_a_checkpoint_leaves_whole_ones(tmp_path: Path):
-    run_script(KILLED + AT_EVENTS, tmp_path, 6, timeout=90)
+    run_script(KILLED + AT_EVENTS, tmp_path, 6)
 
 
 def test_what_a_kill_left_half_deleted_is_not_taken_for_a_checkpoint(
