@@ -20,7 +20,7 @@ TABLES = sorted(file.stem for file in (config_folder() / "table").glob("*.yaml")
 SMALL = (
     "--limit", "3", "--no-generate", "--set", "sequential.gaps=[1]", "--batch-size", "8",
     *(o for name in ("mend", "ke", "serac", "serac-text")
-      for o in ("--set", f"{name}.training.steps=1")),
+      for o in ("--set", f"{name}.training.steps=1", "--set", f"{name}.training.batch_size=4")),
     "--set", "ft.steps=1", "--set", "ft-l.steps=1",
 )  # fmt: skip
 
