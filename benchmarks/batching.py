@@ -17,7 +17,7 @@ import torch
 
 from mmedit import evaluate, load_cases, load_editor, load_vlm
 from mmedit.bench.base_outputs import BaseOutputs
-from mmedit.editors.base import Editor
+from mmedit.editors.base import Editor, Fitting
 
 CASES, BATCH, ROUNDS = 50, 25, 3
 
@@ -43,7 +43,7 @@ def main() -> None:
     for name in ("ft", "ike", str(fitted)):
         label, editor = load_editor(name, "embedded")
         if editor.needs_fit and not editor.is_fitted:
-            editor.fit(vlm, training)
+            editor = editor.fit(vlm, Fitting(training))
         seconds(editor, BATCH)
         pairs = [(seconds(editor, 1), seconds(editor, BATCH)) for _ in range(ROUNDS)]
         one, many = (median(column) for column in zip(*pairs, strict=True))

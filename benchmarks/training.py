@@ -46,9 +46,9 @@ from mmedit.cases import Probe
 from mmedit.editors.learned import LearnedEditor
 from mmedit.editors.objective import groups
 from mmedit.methods import EDITORS
-from mmedit.methods.serac.counterfactual import told
+from mmedit.methods.serac.counterfactual import make_inputs
 from mmedit.metrics.multiclass_log_probs import answer_nll
-from mmedit.training.loop import Learner
+from mmedit.training.learner import Learner
 from mmedit.vlm.network import NetworkVLM
 from mmedit.vlm.passes import aligned
 
@@ -159,7 +159,7 @@ def counterfactual(
     model: Any = editor.build(editor.facts(vlm))
     kinds = [probe for probe in Probe if probe in cases[0].probes]
     asked = [case.probes[probe][0] for probe in kinds for case in cases]
-    rows = told([case.request for _ in kinds for case in cases], asked, vlm.frozen)
+    rows = make_inputs([case.request for _ in kinds for case in cases], asked, vlm.frozen)
 
     def run() -> None:
         model.counterfactual(rows, vlm.frozen).logsumexp(-1).mean().backward()

@@ -1,4 +1,4 @@
-"""The processes of `accelerate launch`, or the one there is without it."""
+"""The processes of `accelerate launch`; without it there is one."""
 
 from __future__ import annotations
 
@@ -16,35 +16,39 @@ from mmedit.errors import MmeditError, RunError
 
 Value = TypeVar("Value")
 SPEAKING_SECONDS = 5.0
+"""Time for the main process to print its error before another one ends them all, in seconds."""
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that speaks and writes, of those of `accelerate launch`."""
+    """Return whether this is the main process, the only one that prints and writes files."""
     return _processes().is_main_process
 
 
 def number_of_processes() -> int:
-    """How many `accelerate launch` has started; 1 without it."""
+    """Return how many processes `accelerate launch` has started; 1 without it."""
     return _processes().num_processes
 
 
 def process_number() -> int:
-    """This process's, from 0, which is the main one's."""
+    """Return the number of this process; the main process has 0."""
     return _processes().process_index
 
 
-def gathered(mine: Value | Failure) -> list[Value]:
-    """What every process has, by number. Must be called by all. Raises RunError in all where one
-    has failed (see `attempted`).
+def gather(mine: Value | Failure) -> list[Value]:
+    """Return the values of all processes, in order of their numbers. All must call it.
+
+    Raises RunError in all of them if one has failed (see `attempt`).
     """
     if number_of_processes() == 1:
         return [_sound(mine)]
     return [_sound(value) for value in gather_object([mine])]
 
 
-def attempted(make: Callable[[], Value]) -> Value | Failure:
-    """What is made, or why it could not be: an error in one process must reach all others, which
-    would wait for it.
+def attempt(make: Callable[[], Value]) -> Value | Failure:
+    """Call `make` and return its value, or the reason why it failed.
+
+    The reason can be sent to the other processes, which would otherwise wait for this one. Without
+    other processes the error is raised.
     """
     try:
         return make()
@@ -54,9 +58,12 @@ def attempted(make: Callable[[], Value]) -> Value | Failure:
         return Failure(str(error))
 
 
-def from_main(make: Callable[[], Value]) -> Value:
-    """What the main process makes, in all of them. Raises RunError in all where it cannot."""
-    made = [attempted(make) if is_main_process() else None]
+def on_main(make: Callable[[], Value]) -> Value:
+    """Call `make` on the main process and return its value in all. All must call it.
+
+    Raises RunError in all of them if it fails.
+    """
+    made = [attempt(make) if is_main_process() else None]
     if number_of_processes() > 1:
         broadcast_object_list(made)
     return _sound(cast("Value", made[0]))
@@ -70,22 +77,24 @@ def _sound(value: Value | Failure) -> Value:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a process could not do its part."""
+    """The reason why a process could not do its part."""
 
     reason: str
 
 
 def _processes() -> PartialState:
-    # Unless it is told that they are on CPUs, each of them takes itself to be alone.
+    # Without `cpu` a process on a CPU does not see the others.
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def leave(code: int) -> NoReturn:
-    """End this process of several at once, when all is written: taking gloo's threads down as an
-    interpreter does at its end aborts now and then, and would end the others as failed.
+    """End this process, one of several, at once. Everything must be written before.
+
+    An ordinary end of the interpreter stops gloo's threads, which aborts now and then; the other
+    processes would then end as failed.
     """
     if code and not is_main_process():
-        time.sleep(SPEAKING_SECONDS)  # the first that fails ends all, and the main one is to speak
+        time.sleep(SPEAKING_SECONDS)  # the first process that fails ends all of them
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -27,9 +27,9 @@ from mmedit.bench.protocol import Applies, Meter, NoEdit
 from mmedit.bench.sequential import SequenceOfEdits, sequences
 from mmedit.bench.snapshots import STATE, Snapshot, States
 from mmedit.cases import EditCase, dataset_hash
-from mmedit.editors.base import Editor
+from mmedit.editors.base import Editor, Fitting
 from mmedit.errors import RunError
-from mmedit.processes import attempted, from_main, gathered, number_of_processes, process_number
+from mmedit.processes import attempt, gather, number_of_processes, on_main, process_number
 from mmedit.progress import Progress, named
 from mmedit.records.schema import MODE, RUN, Key, Record
 from mmedit.records.store import (
@@ -42,7 +42,7 @@ from mmedit.records.store import (
 )
 from mmedit.report.scores import BASE
 from mmedit.storage import make_folder
-from mmedit.training.checkpoints import discard, seconds_spent
+from mmedit.training.resume import discard, seconds_spent
 from mmedit.vlm.interface import VLM
 
 
@@ -63,23 +63,23 @@ def run(
     by all processes of `accelerate launch`; all of them get the records.
     """
     require_sound(plan.mode, len(cases))
-    training_seconds = from_main(lambda: check_directory(plan, directory))
-    hashes = from_main(lambda: _earlier_hashes(directory))
+    training_seconds = on_main(lambda: check_directory(plan, directory))
+    hashes = on_main(lambda: _earlier_hashes(directory))
     _note(directory, hashes, {"vlm": vlm.identity.weights, "dataset": dataset_hash(cases)})
     speech = plan.speech.scorer()
     with ExitStack() as opened:
         writer = RecordWriter(directory / RECORDS)
-        earlier = from_main(lambda: opened.enter_context(writer).earlier)
+        earlier = on_main(lambda: opened.enter_context(writer).earlier)
         known = {record.key: record for record in earlier}
         editors: dict[str, Editor | NoEdit] = {BASE: NoEdit()}
         read = cache(lambda: training_cases(named(progress, "reading training cases")))
-        from_main(lambda: write_manifest(directory, plan.manifest(training_seconds, hashes)))
+        on_main(lambda: write_manifest(directory, plan.manifest(training_seconds, hashes)))
         for label, editor in plan.editors.items():
             editors[label] = fitted = _fitted(
                 editor, label, directory, vlm, read, plan, training_seconds, progress
             )
             _note(directory, hashes, _learnt_hash(label, fitted))
-            from_main(lambda: write_manifest(directory, plan.manifest(training_seconds, hashes)))
+            on_main(lambda: write_manifest(directory, plan.manifest(training_seconds, hashes)))
         base = BaseOutputs.of(vlm, cases=cases, rows=plan.batch_size)
         for label, editor in editors.items():
             meter = Meter(
@@ -97,7 +97,7 @@ def run(
             for _ in _worked(items, known, writer, states):
                 done += 1
                 progress(f"measuring {label}", done, total, "")
-            from_main(states.discard)
+            on_main(states.discard)
     order = {label: place for place, label in enumerate(editors)}
     return sorted(known.values(), key=lambda record: order[record.editor]), training_seconds
 
@@ -117,12 +117,12 @@ def _worked(
     mine = process_number()
     for group in _rounds(items, known, number_of_processes()):
         if isinstance(group, Snapshot):
-            from_main(lambda found=group: states.save(found))
+            on_main(lambda found=group: states.save(found))
             continue
-        made = attempted(lambda group=group: group[mine].run() if mine < len(group) else [])
-        for record in (record for part in gathered(made) for record in part):
+        made = attempt(lambda group=group: group[mine].run() if mine < len(group) else [])
+        for record in (record for part in gather(made) for record in part):
             if record.key not in known:
-                from_main(lambda record=record: writer.append(record))
+                on_main(lambda record=record: writer.append(record))
                 known[record.key] = record
                 yield record
 
@@ -161,23 +161,20 @@ def _fitted(
         return editor
     if label in plan.fitted:
         training_seconds[label] = plan.fitted[label].seconds
-        return type(editor).load(plan.fitted[label].folder)
+        return type(editor).load(plan.fitted[label].folder, label=editor.label)
     folder = editor_folder(directory, label)
     if label in training_seconds and folder.is_dir():
-        return type(editor).load(folder)
+        return type(editor).load(folder, label=editor.label)
     cases = read_training_cases()
     begun = time.perf_counter() - seconds_spent(folder)
-    editor.fit(
-        vlm,
-        cases,
-        seed=plan.seed,
-        progress=named(progress, f"fitting {label}"),
-        folder=folder,
+    fitting = Fitting(
+        cases, seed=plan.seed, progress=named(progress, f"fitting {label}"), folder=folder
     )
+    fitted = editor.fit(vlm, fitting)
     training_seconds[label] = time.perf_counter() - begun
-    from_main(lambda: editor.save(folder))
-    from_main(lambda: discard(folder))
-    return editor
+    on_main(lambda: fitted.save(folder))
+    on_main(lambda: discard(folder))
+    return fitted
 
 
 def check_directory(plan: Plan, directory: Path) -> dict[str, float]:

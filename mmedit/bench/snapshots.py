@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from mmedit.deltas import load_deltas, save_deltas
 from mmedit.errors import DataError, RunError
-from mmedit.processes import from_main
+from mmedit.processes import on_main
 from mmedit.vlm.interface import VLM
 from mmedit.vlm.network import NetworkVLM
 
@@ -57,7 +57,7 @@ class States:
 
     def restore(self, order: int) -> Snapshot | None:
         """The last one that is whole; the same one in all processes."""
-        edits = from_main(lambda: self._last_whole(order))
+        edits = on_main(lambda: self._last_whole(order))
         if edits is None:
             return None
         deltas = load_deltas(self._files(order)[edits], self.vlm.device)

@@ -72,7 +72,8 @@ def edit(
     ]
     loaded = load_vlm(vlm_file)
     if method.needs_fit and not method.is_fitted:
-        _fit(label, method, loaded, training_cases_of(dataset, None, seed, overrides), seed)
+        cases_to_fit = training_cases_of(dataset, None, seed, overrides)
+        method, _, _ = _fit(label, method, loaded, cases_to_fit, seed)
     begun = time.perf_counter()
     edited = method.apply(loaded, [request])
     seconds = time.perf_counter() - begun
@@ -111,7 +112,7 @@ def fit(
     from mmedit.errors import ConfigError
     from mmedit.processes import is_main_process, number_of_processes
     from mmedit.storage import make_folder
-    from mmedit.training.checkpoints import seconds_spent, steps_done
+    from mmedit.training.resume import seconds_spent, steps_done
 
     overrides = settings or []
     vlm_file = load_vlm_file(vlm, overrides)
@@ -135,9 +136,9 @@ def fit(
     loaded = load_vlm(vlm_file)
     earlier = seconds_spent(out_folder)
     cases = training_cases_of(dataset, limit, seed, overrides)
-    number, seconds = _fit(label, method, loaded, cases, seed, validation, out_folder)
+    fitted, number, seconds = _fit(label, method, loaded, cases, seed, validation, out_folder)
     if is_main_process():
-        method.save(out_folder)
+        fitted.save(out_folder)
     spent = f"{earlier + seconds:.0f} s" + (f" (from step {done})" if done else "")
     together = f" by {number_of_processes()} processes" if number_of_processes() > 1 else ""
     out.print(f"{label} was fitted on {number} cases{together} in {spent} -> {out_folder}")
@@ -188,8 +189,11 @@ def _fit(
     seed: int,
     validation: int = 0,
     folder: Path | None = None,
-) -> tuple[int, float]:
-    """Number of cases, and seconds of fitting. The last `validation` cases are kept aside."""
+) -> tuple[Editor, int, float]:
+    """Return the fitted editor, the number of its cases, and the seconds that it took. The last
+    `validation` cases are kept aside.
+    """
+    from mmedit.editors.base import Fitting
     from mmedit.errors import ConfigError
 
     with show_progress(err) as progress:
@@ -200,15 +204,15 @@ def _fit(
             )
         trained_on = len(cases) - validation
         begun = time.perf_counter()
-        editor.fit(
-            vlm,
+        fitting = Fitting(
             cases[:trained_on],
             validation=cases[trained_on:],
             seed=seed,
             progress=named(progress, f"fitting {label}"),
             folder=folder,
         )
-    return trained_on, time.perf_counter() - begun
+        fitted = editor.fit(vlm, fitting)
+    return fitted, trained_on, time.perf_counter() - begun
 
 
 def answers_view(

@@ -1,16 +1,17 @@
-"""What an editor is: it takes a VLM and requests, and gives back an edited VLM. It never changes
-the one it was given.
+"""An editor takes a VLM and requests, and returns an edited VLM. The VLM it was given stays as it
+is. An editor is a value too: fitting returns a new editor.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel
 from torch import Tensor
 
 from mmedit.adapters.base import Stage
@@ -20,115 +21,167 @@ from mmedit.editors import saved
 from mmedit.editors.saved import Origin
 from mmedit.errors import EditorError, SiteError
 from mmedit.progress import Progress, silent
+from mmedit.settings import Settings
+from mmedit.training.checkpoints import dotted
 from mmedit.vlm.interface import VLM
 
 
-class EditorConfig(BaseModel):
-    """Settings of one editing method; unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class EditorConfig(Settings):
+    """Settings of one editing method."""
 
 
 class SitesConfig(EditorConfig):
     """Settings of a method that edits weights."""
 
     where: Stage = "language"
-    """The part of the VLM that is edited."""
+    """The part of the VLM that is edited: language, bridge or vision."""
     sites: tuple[str, ...] = ()
-    """Names of the Linear weights to edit; none: the family's default sites of `where`."""
+    """Names of the Linear weights to edit; empty: the model family's default sites in `where`."""
 
     def sites_of(self, vlm: VLM) -> tuple[str, ...]:
-        """The sites on this VLM; raises SiteError for a name it does not have."""
+        """Return the sites on this VLM. Raises SiteError for a site that it does not have."""
         for site in self.sites:
             vlm.shape(site)
         sites = self.sites or vlm.sites(self.where)
         if not sites:
             raise SiteError(
-                f"this VLM has no Linear in its {self.where} that could be edited; edit another "
-                "part (editor.where), or name sites (editor.sites)"
+                f"this VLM has no default sites in its {self.where}; edit another part "
+                "(editor.where), or name sites (editor.sites)"
             )
         return sites
+
+
+@dataclass(frozen=True, eq=False)
+class Fitting:
+    """The input of `Editor.fit`: training cases, and how to train on them."""
+
+    cases: Sequence[EditCase]
+    """The training cases."""
+    _: KW_ONLY
+    validation: Sequence[EditCase] = ()
+    """Cases that choose the best checkpoint and can stop training early; empty: the last checkpoint
+    is used.
+    """
+    seed: int = 0
+    progress: Progress = silent
+    folder: Path | None = None
+    """Folder for checkpoints. Training resumes from the last checkpoint in it."""
 
 
 Config = TypeVar("Config", bound=EditorConfig)
 
 
 class Editor(ABC, Generic[Config]):
-    """One editing method with its settings and, where it learns, what it has learnt."""
+    """One editing method with its settings and, after fitting, what it has learnt."""
 
     method: ClassVar[str]
+    """Name of the method in `mmedit.methods.EDITORS`."""
+    paper: ClassVar[str]
+    """Short citation."""
+    learns: ClassVar[bool] = False
+    """Whether the method trains a network before it edits."""
     config_class: ClassVar[type[EditorConfig]]
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.origin: Origin | None = None
-        """What it was fitted on; None before, and where there is nothing to fit."""
-
-    def fit(
+    def __init__(
         self,
-        vlm: VLM,
-        cases: Sequence[EditCase],
+        config: Config,
         *,
-        validation: Sequence[EditCase] = (),
-        seed: int = 0,
-        progress: Progress = silent,
-        folder: Path | None = None,
+        label: str = "",
+        origin: Origin | None = None,
+        learnt: Any = None,
     ) -> None:
-        """Learn from (MEND, KE, SERAC) or index (IKE) training cases; FT has nothing to do. Leaves
-        the VLM as it is.
+        self.config = config
+        self.label = label or self.method.upper()
+        """Name of its row in tables."""
+        self.origin = origin
+        """VLM and data that the editor was fitted on; None if it was not fitted."""
+        self.learnt = learnt
+        """Result of fitting, in a form of the method's own; None if it was not fitted."""
 
-        `validation` cases choose the best checkpoint, and stop training early. In `folder`,
-        training leaves checkpoints, and goes on from the last one there.
+    def __repr__(self) -> str:
+        parts = [f"{name}={value!r}" for name, value in _changed(self.config).items()]
+        if self.origin is not None:
+            parts.append(f"fitted on {self.origin.cases} cases (seed {self.origin.seed})")
+        elif self.needs_fit:
+            parts.append("not fitted")
+        heading = f"{type(self).__name__} {self.label!r}"
+        return f"<{heading}: {', '.join(parts)}>" if parts else f"<{heading}>"
+
+    def fit(self, vlm: VLM, fitting: Fitting) -> Self:
+        """Return an editor that has learnt from (MEND, KE, SERAC) or indexed (IKE) the training
+        cases. FT has nothing to learn and returns itself. This editor and the VLM stay as they are.
         """
+        return self
 
     @property
     def needs_fit(self) -> bool:
         """Whether `fit` must come before `apply`."""
-        return False
+        return self.learns
 
     @property
     def is_fitted(self) -> bool:
-        """Whether `fit` was called, or a fitted editor loaded."""
+        """Whether this editor comes from `fit`, or was loaded as a fitted one."""
         return self.origin is not None
+
+    def require_fits(self, vlm: VLM) -> None:
+        """Raise an error if this editor cannot edit this VLM; called before anything is measured.
+
+        Raises EditorError if it was fitted on another VLM, and SiteError if the VLM does not have
+        the sites. An editor that is still to be fitted passes.
+        """
+        if self.origin is not None:
+            saved.require_same_vlm(vlm, self.origin, self.method)
+        elif isinstance(self.config, SitesConfig):
+            self.config.sites_of(vlm)
+
+    def require_fitted_on(self, vlm: VLM) -> None:
+        """Raise EditorError if the editor is not fitted, or was fitted on another VLM."""
+        if self.origin is None:
+            raise EditorError(
+                f"{self.method.upper()} has not been fitted: use the editor that "
+                "fit(vlm, Fitting(cases)) returns, or load a fitted one"
+            )
+        saved.require_same_vlm(vlm, self.origin, self.method)
 
     @abstractmethod
     def apply(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
-        """The VLM with all requests edited in together; the VLM itself where there is none."""
+        """Return the VLM with all requests edited in together; without requests, the VLM itself."""
 
     @abstractmethod
     def apply_each(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
-        """B separate edits in one pass: row i of a batch of B is answered under edit i alone (see
-        `VLM.select`).
+        """Return a VLM with B separate edits: row i of a batch of B is answered under edit i alone
+        (see `VLM.select`).
 
         Equals `apply(vlm, [request])` row by row.
         """
 
     def state(self) -> dict[str, Tensor]:
-        """The learnt tensors, by name."""
+        """Return the learnt tensors by name."""
         return {}
 
     def notes(self) -> dict[str, Any]:
-        """What `load_state` must know besides settings and tensors; plain JSON."""
+        """Return what `load_state` must know besides settings and tensors, as plain JSON."""
         return {}
 
-    def load_state(self, tensors: dict[str, Tensor], notes: Mapping[str, Any]) -> None:
-        """The inverse of `state` and `notes`."""
+    def load_state(
+        self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], origin: Origin | None
+    ) -> Self:
+        """Return this editor with the given `state` and `notes`, as fitted on `origin`.
 
-    def require_fitted_on(self, vlm: VLM) -> None:
-        """Raise EditorError where `fit` is missing, or was called with another VLM."""
-        if self.origin is None:
-            raise EditorError(
-                f"{self.method.upper()} has not been fitted: call fit(vlm, cases), or load a "
-                "fitted editor"
-            )
-        saved.require_same_vlm(vlm, self.origin, self.method)
+        Raises EditorError if they do not fit the settings.
+        """
+        return self.with_learnt(None, origin)
 
-    def save(self, path: Path) -> None:
+    def with_learnt(self, learnt: Any, origin: Origin | None) -> Self:
+        """Return this editor with the result of fitting."""
+        return type(self)(self.config, label=self.label, origin=origin, learnt=learnt)
+
+    def save(self, path: str | Path) -> None:
         """Write a folder: `editor.json` (method, settings, what it was fitted on) and
-        `editor.safetensors`. Raises EditorError where it cannot be written.
+        `editor.safetensors`. Raises EditorError if it cannot be written.
         """
         saved.write_editor(
-            path,
+            Path(path),
             self.state(),
             method=self.method,
             config=self.config.model_dump(mode="json"),
@@ -137,23 +190,32 @@ class Editor(ABC, Generic[Config]):
         )
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read what `save` wrote. Raises EditorError where the folder is none of this method's."""
+    def load(cls, path: str | Path, *, label: str = "") -> Self:
+        """Read what `save` wrote. Raises EditorError if the folder is damaged, or holds an editor
+        of another method.
+        """
+        path = Path(path)
         described = saved.read_description(path)
         if described.method != cls.method:
             raise EditorError(f"{path} holds a {described.method!r} editor, not {cls.method!r}")
+        config = saved.read_config(path, described, cls.config_class)
+        editor = cls(config, label=label)  # pyright: ignore[reportArgumentType]
+        if editor.needs_fit and described.origin is None:
+            raise EditorError(
+                f"{path} holds a {cls.method} editor that was never fitted (its origin is null): "
+                f"fit one: mmedit fit --editor {cls.method} --out {path}"
+            )
         tensors = saved.read_tensors(path, described)
         try:
-            editor = cls(cls.config_class(**described.config))  # pyright: ignore[reportArgumentType]
-            editor.origin = described.origin
-            editor.load_state(tensors, described.notes)
-        except (ValidationError, KeyError, TypeError) as error:
+            return editor.load_state(tensors, described.notes, described.origin)
+        except EditorError:
+            raise
+        except saved.UNREADABLE as error:
             raise saved.other_version(path, error) from error
-        return editor
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
-        """Save to a model repository of the Hugging Face hub, with a model card; the address of the
-        commit. Raises EditorError.
+        """Save to a model repository of the Hugging Face hub, with a model card, and return the
+        address of the commit. Raises EditorError.
         """
         with TemporaryDirectory() as folder:
             self.save(Path(folder))
@@ -161,23 +223,38 @@ class Editor(ABC, Generic[Config]):
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, *, revision: str | None = None, token: str | None = None
+        cls,
+        name: str | Path,
+        *,
+        label: str = "",
+        revision: str | None = None,
+        token: str | None = None,
     ) -> Self:
         """Load from a folder, or from a repository of the hub. Raises EditorError."""
-        return cls.load(saved.pull(name, revision=revision, token=token))
+        return cls.load(saved.pull(name, revision=revision, token=token), label=label)
 
 
 class DeltaEditor(Editor[Config]):
-    """An editor whose edit of a request is a low-rank delta at each site, whatever else is edited
-    with it.
+    """An editor that turns every request into a low-rank delta at each site, independently of the
+    other requests.
     """
 
     @abstractmethod
     def deltas(self, vlm: VLM, requests: Sequence[Example]) -> Mapping[str, LowRank]:
-        """Separate edits, by site: u [batch, rank, out], v [batch, rank, in]."""
+        """Return the separate edits by site: u [batch, rank, out], v [batch, rank, in]."""
 
     def apply(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
         return vlm.with_deltas(together(self.deltas(vlm, requests))) if requests else vlm
 
     def apply_each(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
         return vlm.with_deltas(self.deltas(vlm, requests)) if requests else vlm
+
+
+def _changed(config: EditorConfig) -> dict[str, Any]:
+    """Return the settings that differ from the defaults of the method, by dotted name."""
+    fields = type(config).model_fields.items()
+    usual = {name: field.get_default(call_default_factory=True) for name, field in fields}
+    plain = {n: v.model_dump() if isinstance(v, BaseModel) else v for n, v in usual.items()}
+    defaults, missing = dotted(plain), object()
+    found = dotted(config.model_dump())
+    return {name: v for name, v in found.items() if defaults.get(name, missing) != v}

@@ -4,125 +4,130 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from mmedit.cases import EditCase, dataset_hash
-from mmedit.editors.base import Editor, EditorConfig, SitesConfig
-from mmedit.editors.saved import origin_of
+from mmedit.editors.base import Editor, EditorConfig, Fitting, SitesConfig
+from mmedit.editors.saved import Origin, origin_of
 from mmedit.errors import EditorError
-from mmedit.progress import Progress, silent
 from mmedit.training.loop import Learner, train
 from mmedit.training.settings import TrainingConfig
 from mmedit.vlm.interface import VLM
 
 
 class LearnedConfig(EditorConfig):
-    """Settings of a method with an outer loop."""
+    """Settings of a method that trains a network."""
 
     training: TrainingConfig = TrainingConfig()
+    """Settings of the training loop."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedNetwork:
+    """Result of training: the network, and the facts that it was built from."""
+
+    facts: Mapping[str, Any]
+    module: nn.Module
 
 
 Learned = TypeVar("Learned", bound=LearnedConfig)
 
 
 class LearnedEditor(Editor[Learned]):
-    """An editor that trains a network of its own: `facts` say how it is built, on a VLM or from a
-    file; `learner` is its outer loss.
+    """An editor that trains a network of its own.
+
+    A subclass gives `facts` (what the network is built from), `build` (the network) and `learner`
+    (the outer loss).
     """
 
-    def __init__(self, config: Learned) -> None:
-        super().__init__(config)
-        self._facts: dict[str, Any] = {}
-        self._network: nn.Module | None = None
+    learns: ClassVar[bool] = True
 
     @abstractmethod
     def facts(self, vlm: VLM) -> dict[str, Any]:
-        """What `build` must know of the VLM; plain JSON."""
+        """Return what `build` must know about the VLM, as plain JSON."""
 
     @abstractmethod
     def build(self, facts: Mapping[str, Any]) -> nn.Module:
-        """The network, with fresh parameters."""
+        """Return the network with fresh parameters."""
 
     @abstractmethod
     def learner(self, vlm: VLM, network: Any, cases: Sequence[EditCase]) -> Learner:
-        """The outer loss over the network, which must be among its modules. Raises DataError where
-        the cases cannot train it.
+        """Return the outer loss. The network must be one of its modules. Raises DataError if the
+        cases cannot train it.
         """
 
     def initialise(self, vlm: VLM, network: Any) -> None:
-        """Give a freshly built network what it starts training from."""
+        """Load pretrained parameters into a new network, if the method starts from some."""
 
     def edited_sites(self, vlm: VLM) -> tuple[str, ...]:
-        """The weights that its edits change, if they do; noted in saved editors."""
+        """Return the weights that its edits change; they are noted in saved editors."""
         return self.config.sites_of(vlm) if isinstance(self.config, SitesConfig) else ()
 
-    @property
-    def needs_fit(self) -> bool:
-        return True
-
-    def fit(
-        self,
-        vlm: VLM,
-        cases: Sequence[EditCase],
-        *,
-        validation: Sequence[EditCase] = (),
-        seed: int = 0,
-        progress: Progress = silent,
-        folder: Path | None = None,
-    ) -> None:
+    def fit(self, vlm: VLM, fitting: Fitting) -> Self:
         facts = self.facts(vlm)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(fitting.seed)
             network = self.build(facts)
             self.initialise(vlm, network)
         network = network.to(vlm.device)
-        learner = self.learner(vlm, network, [*cases, *validation])
-        origin = origin_of(vlm, self.edited_sites(vlm), cases, seed)  # reads all weights
-        train(
-            learner,
-            cases,
-            self.config.training,
-            seed=seed,
-            validation=validation,
-            device=vlm.device,
-            progress=progress,
-            folder=folder,
-            identity={
-                "method": self.method,
-                "settings": self.config.model_dump(mode="json"),
-                "vlm": origin.vlm._asdict(),
-                "dataset": origin.dataset,
-                "validation": dataset_hash(validation),
-            },
-        )
-        self._facts, self._network = facts, network.requires_grad_(False).eval()
-        self.origin = origin
+        learner = self.learner(vlm, network, [*fitting.cases, *fitting.validation])
+        sites = self.edited_sites(vlm)
+        origin = origin_of(vlm, sites, fitting.cases, fitting.seed)  # reads all weights
+        train(learner, self.config.training, fitting, identity=self._identity(origin, fitting))
+        return self.with_learnt(_frozen(facts, network), origin)
+
+    def _identity(self, origin: Origin, fitting: Fitting) -> dict[str, Any]:
+        """Return what a checkpoint must agree with for training to resume from it."""
+        return {
+            "method": self.method,
+            "settings": self.config.model_dump(mode="json"),
+            "vlm": origin.vlm._asdict(),
+            "dataset": origin.dataset,
+            "validation": dataset_hash(fitting.validation),
+        }
 
     def network_on(self, vlm: VLM) -> Any:
-        """The trained network, on the VLM's device. Raises EditorError where it is not trained, or
-        was on another VLM.
+        """Return the trained network, on the VLM's device. Raises EditorError if the editor is not
+        fitted, or was fitted on another VLM.
         """
         self.require_fitted_on(vlm)
-        assert self._network is not None
-        return self._network.to(vlm.device)
+        trained: TrainedNetwork = self.learnt
+        return trained.module.to(vlm.device)
 
     def state(self) -> dict[str, Tensor]:
-        return dict(self._network.state_dict()) if self._network else {}
+        trained: TrainedNetwork | None = self.learnt
+        return dict(trained.module.state_dict()) if trained else {}
 
     def notes(self) -> dict[str, Any]:
-        return {"facts": self._facts}
+        trained: TrainedNetwork | None = self.learnt
+        return {"facts": dict(trained.facts) if trained else {}}
 
-    def load_state(self, tensors: dict[str, Tensor], notes: Mapping[str, Any]) -> None:
-        self._facts = dict(notes["facts"])
-        network = self.build(self._facts)
-        try:
-            network.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise EditorError(
-                f"the tensors do not fit the {self.method} network of these settings: {error}"
-            ) from error
-        self._network = network.requires_grad_(False).eval()
+    def load_state(
+        self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], origin: Origin | None
+    ) -> Self:
+        facts = dict(notes["facts"])
+        with torch.device("meta"):  # shapes alone: whatever the file says, nothing large is made
+            self._require_shapes(tensors, self.build(facts))
+        network = self.build(facts)
+        network.load_state_dict(tensors)
+        return self.with_learnt(_frozen(facts, network), origin)
+
+    def _require_shapes(self, tensors: Mapping[str, Tensor], network: nn.Module) -> None:
+        """Raise EditorError unless the tensors are those of the network, by name and shape."""
+        found = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        expected = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
+        for name in sorted(found.keys() | expected.keys()):
+            if found.get(name) != expected.get(name):
+                raise EditorError(
+                    f"the tensors do not fit the {self.method} network of these settings: {name} "
+                    f"has shape {found.get(name)}, expected {expected.get(name)}; fit the editor "
+                    "anew"
+                )
+
+
+def _frozen(facts: Mapping[str, Any], network: nn.Module) -> TrainedNetwork:
+    return TrainedNetwork(facts, network.requires_grad_(False).eval())

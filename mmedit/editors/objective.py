@@ -1,10 +1,11 @@
-"""The outer loss that methods which learn share, from the probes of their training cases:
+"""The outer loss of the methods that learn, computed on the probes of training cases:
 
-    Σ w_p · nll(p) over reliability, text and image generality
-  + Σ w_p · KL(base || edited)(p) over text and image locality
+    Σ_p w_p · nll(p)                  over reliability, text and image generality
+  + Σ_p w_p · KL(base || edited)(p)   over text and image locality
 
-MMEdit's (Cheng et al. 2023): c_edit · nll(rephrase) + i_edit · nll(image rephrase) + c_loc · (KL +
-KL). All terms are means over the batch.
+With the default weights it is the loss of MMEdit (Cheng et al. 2023, Can We Edit Multimodal Large
+Language Models?): c_edit · nll(rephrase) + i_edit · nll(image rephrase) + c_loc · KL + i_loc · KL.
+All terms are means over the batch.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from mmedit.editors.learned import LearnedConfig
 from mmedit.errors import DataError
 from mmedit.metrics.locality import kl, top1
 from mmedit.metrics.multiclass_log_probs import answer_nll, exact_match, token_accuracy
-from mmedit.training.loop import SCORE
+from mmedit.training.learner import SCORE
 from mmedit.vlm.interface import VLM, Predictions
 
 NAMES = {
@@ -32,22 +33,26 @@ NAMES = {
     Probe.TEXT_LOCALITY: "loc",
     Probe.IMAGE_LOCALITY: "image_loc",
 }
-"""As MMEdit's trainer logs them."""
+"""Names of the probes in the log, as MMEdit's trainer writes them."""
 
 
 class ObjectiveConfig(LearnedConfig):
-    """The weights of the outer loss. Defaults are MMEdit's."""
+    """Weights of the outer loss. A probe with weight 0 is not trained on."""
 
     c_base: float = Field(default=0.0, ge=0)
-    """Of the request's own NLL."""
+    """Weight of the request's own NLL (reliability). MMEdit: 0."""
     c_edit: float = Field(default=0.1, ge=0)
+    """Weight of the rephrase's NLL (text generality). MMEdit: 0.1."""
     i_edit: float = Field(default=0.1, ge=0)
+    """Weight of the other image's NLL (image generality). MMEdit: 0.1."""
     c_loc: float = Field(default=1.0, ge=0)
+    """Weight of the KL on questions without image (text locality). MMEdit: 1."""
     i_loc: float = Field(default=1.0, ge=0)
+    """Weight of the KL on questions about another image (image locality). MMEdit: 1."""
 
     @property
     def probe_weights(self) -> dict[Probe, float]:
-        """Of the probes that are trained on."""
+        """Weights of the probes that are trained on."""
         weights = {
             Probe.RELIABILITY: self.c_base,
             Probe.TEXT_GENERALITY: self.c_edit,
@@ -60,26 +65,28 @@ class ObjectiveConfig(LearnedConfig):
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """The terms of the outer loss by probe, each a 0-d mean over the batch with graph, and figures
-    without.
-    """
+    """The outer loss of a batch in its parts."""
 
     terms: dict[Probe, Tensor] = field(default_factory=dict)
+    """Unweighted loss by probe: a 0-d mean over the batch, with graph."""
     figures: dict[str, Tensor] = field(default_factory=dict)
+    """Figures to report, 0-d, without graph."""
 
     def total(self, weights: Mapping[Probe, float]) -> Tensor:
-        """The weighted sum of the terms."""
+        """Return the weighted sum of the terms."""
         return torch.stack([weights[probe] * term for probe, term in self.terms.items()]).sum()
 
 
 def outcome(vlm: VLM, edited: VLM, cases: Sequence[EditCase], probes: Sequence[Probe]) -> Outcome:
-    """What the probes of a batch of cases give under their separate edits. One forward of `edited`
-    over the probes with an image and one over those without, and as many of `vlm` over those of
-    locality.
+    """Return losses and figures of a batch of cases, each under its own edit.
 
-    Figures, after MMEdit's trainer: inner, edit, image_rephrase /acc: exact match; loc, image_loc
-    /acc: the share of answer tokens whose top-1 did not move; acc/pre, acc/post: token accuracy on
-    the locality answers before and after; score: the mean of what there is of the first five.
+    Costs one forward of `edited` over the probes with an image and one over the probes without, and
+    the same of `vlm` over the locality probes.
+
+    Figures, with the names of MMEdit's trainer: inner/acc, edit/acc, image_rephrase/acc: exact
+    match; loc/acc, image_loc/acc: share of answer tokens whose top-1 did not change; acc/pre,
+    acc/post: token accuracy on the locality answers before and after; score: the mean of the
+    figures among the first five that exist.
     """
     after = _predict(edited, cases, probes, separate=True)
     with torch.no_grad():
@@ -107,8 +114,8 @@ def outcome(vlm: VLM, edited: VLM, cases: Sequence[EditCase], probes: Sequence[P
 
 
 def groups(cases: Sequence[EditCase], probes: Sequence[Probe]) -> list[list[Probe]]:
-    """The probes that go through the VLM together: those with an image, and those without, which
-    need not be padded to the length of an image.
+    """Return the probes in groups that go through the VLM together: first the probes with an image,
+    then the probes without, which need no padding to the length of an image.
     """
     there = [probe for probe in probes if probe in cases[0].probes]
     seen = [p for p in there if any(case.probes[p][0].image is not None for case in cases)]
@@ -119,7 +126,7 @@ def groups(cases: Sequence[EditCase], probes: Sequence[Probe]) -> list[list[Prob
 def _predict(
     vlm: VLM, cases: Sequence[EditCase], probes: Sequence[Probe], *, separate: bool
 ) -> dict[Probe, Predictions]:
-    """Every probe of every case; if `separate`, under the case's own edit."""
+    """Predict every probe of every case; if `separate`, under the case's own edit."""
     rows, found = len(cases), {}
     for group in groups(cases, probes):
         asked = vlm.select([row for _ in group for row in range(rows)]) if separate else vlm
@@ -130,15 +137,15 @@ def _predict(
 
 
 def divergence(before: Predictions, after: Predictions) -> Float[Tensor, " batch"]:
-    """KL(before || after), mean over the text tokens of each row. One of them may be padded further
-    than the other.
+    """Return KL(before || after), the mean over the text tokens of each row. The two may be padded
+    to different lengths.
     """
     old, new = _same_length(before, after)
     return kl(old.logits, new.logits, old.is_text)
 
 
 def require_probes(cases: Sequence[EditCase], probes: Sequence[Probe], method: str) -> None:
-    """Raise DataError where the cases do not all have the same of these probes, or none."""
+    """Raise DataError unless all cases have the same ones of these probes, and at least one."""
     if not cases:
         raise DataError(f"{method.upper()} needs training cases; none were given")
     kinds = {frozenset(case.probes) & set(probes) for case in cases}

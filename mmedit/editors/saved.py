@@ -1,52 +1,58 @@
-"""A fitted editor as a folder, and on the hub: safetensors and readable JSON, never pickle.
+"""Saved editors: a folder on disk or a repository of the hub. Safetensors and JSON, no pickle.
 
 editor.json           method, settings, the VLM and data it was fitted on, versions
-editor.safetensors    what it has learnt
-README.md             the model card, where it is pushed to the hub
+editor.safetensors    the learnt tensors
+README.md             the model card, if it is pushed to the hub
 """
 
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from hashlib import file_digest
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from httpx2 import HTTPError
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmedit.cases import EditCase, dataset_hash
 from mmedit.errors import EditorError
-from mmedit.storage import flush, is_hub_id
+from mmedit.settings import Settings
+from mmedit.storage import is_hub_id, replaced, sha256
 from mmedit.vlm.interface import VLM, Identity
 
 DESCRIPTION, TENSORS, CARD = "editor.json", "editor.safetensors", "README.md"
+UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)
+"""Errors of building an editor from a description that does not describe one."""
+Config = TypeVar("Config", bound=Settings)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What an editor was fitted on."""
+    """The VLM and the data that an editor was fitted on."""
 
     vlm: Identity
     sites: tuple[str, ...]
+    """Names of the edited weights; empty if the method edits none."""
     dataset: str
     """`dataset_hash` of the training cases."""
     cases: int
+    """Number of training cases."""
     seed: int
     versions: Mapping[str, str]
+    """Versions of Python and of the packages used, by name."""
 
     @classmethod
     def from_json(cls, described: Mapping[str, Any]) -> Origin:
+        """Read what `as_json` gives. Raises KeyError or TypeError."""
         return cls(
             **{
                 **described,
@@ -56,24 +62,26 @@ class Origin:
         )
 
     def as_json(self) -> dict[str, Any]:
+        """Return the origin as plain JSON."""
         return {**asdict(self), "vlm": self.vlm._asdict(), "sites": list(self.sites)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Described:
-    """What `editor.json` says."""
+class Description:
+    """The content of `editor.json`."""
 
     method: str
     config: Mapping[str, Any]
     origin: Origin | None
     notes: Mapping[str, Any]
     sha256: str
+    """SHA-256 of `editor.safetensors`, in hexadecimal digits."""
 
 
 def require_same_vlm(vlm: VLM, origin: Origin, method: str) -> None:
-    """A learnt editor works on the network it was fitted on, edited or not, and on no other.
+    """Raise EditorError, which says what differs, unless the editor was fitted on this VLM.
 
-    Raises EditorError, which says what differs.
+    An edited VLM counts as the VLM it was made from.
     """
     here, there = vlm.identity, origin.vlm
     if here == there:
@@ -104,68 +112,76 @@ def write_editor(
     origin: Origin | None,
     notes: Mapping[str, Any],
 ) -> None:
-    """Write the folder. Each file is replaced as a whole, and `editor.json` names the other's
-    SHA-256, so that a crash between the two is noticed. Raises EditorError where it cannot be
-    written.
+    """Write the folder. Raises EditorError if it cannot be written.
+
+    Each file is replaced as a whole, and `editor.json` holds the SHA-256 of the other file, so that
+    a crash between the two is noticed.
     """
-    new = {name: path / f".{name}.partial" for name in (TENSORS, DESCRIPTION)}
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        # safetensors refuses memory that two names share (tied weights)
-        save_file({k: t.detach().cpu().clone() for k, t in tensors.items()}, new[TENSORS])
-        described = {
-            "method": method,
-            "config": dict(config),
-            "origin": origin.as_json() if origin else None,
-            "notes": dict(notes),
-            "sha256": _sha256(new[TENSORS]),
-        }
-        new[DESCRIPTION].write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
-        for name, file in new.items():
-            flush(file)
-            os.replace(file, path / name)
+        with replaced(path / DESCRIPTION) as description, replaced(path / TENSORS) as file:
+            # safetensors refuses memory that two names share (tied weights)
+            save_file({k: t.detach().cpu().clone() for k, t in tensors.items()}, file)
+            described = {
+                "method": method,
+                "config": dict(config),
+                "origin": origin.as_json() if origin else None,
+                "notes": dict(notes),
+                "sha256": sha256(file),
+            }
+            description.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
-        for file in new.values():
-            with suppress(OSError):
-                file.unlink()
         raise EditorError(
             f"the editor cannot be written to {path}: {error}. Free space, or name another folder."
         ) from error
 
 
-def read_description(path: Path) -> Described:
-    """The `editor.json` of a saved editor. Raises EditorError."""
+def read_description(path: Path) -> Description:
+    """Read the `editor.json` of a saved editor. Raises EditorError."""
     file = path / DESCRIPTION
     try:
         described = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise EditorError(
-            f"{path} has no {DESCRIPTION}; a folder written by `mmedit fit` was wanted"
+            f"{path} has no {DESCRIPTION}; expected a folder that `mmedit fit` wrote"
         ) from None
     except OSError as error:
         raise EditorError(f"{file} cannot be read: {error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EditorError(f"{file} is not valid JSON: {error}") from error
     try:
         origin = described.pop("origin")
-        return Described(**described, origin=Origin.from_json(origin) if origin else None)
-    except (TypeError, KeyError, AttributeError) as error:
+        origin = None if origin is None else Origin.from_json(origin)
+        return Description(**described, origin=origin)
+    except UNREADABLE as error:
         raise other_version(path, error) from error
 
 
-def other_version(path: Path, error: Exception) -> EditorError:
-    """What to say of an `editor.json` without what is read here."""
+def read_config(path: Path, described: Description, model: type[Config]) -> Config:
+    """Return the settings in a description. Raises EditorError, which names each wrong key."""
+    try:
+        return model.model_validate(dict(described.config))
+    except ValidationError as error:
+        faults = [
+            f"config.{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
+        ]
+        raise other_version(path, "; ".join(faults)) from None
+    except (TypeError, ValueError) as error:
+        raise other_version(path, error) from error
+
+
+def other_version(path: Path, fault: object) -> EditorError:
+    """Return the error for an `editor.json` that this version of mmedit did not write."""
     return EditorError(
-        f"{path / DESCRIPTION} does not say what `mmedit fit` writes ({error}); it comes from "
-        "another program, or another version of mmedit: fit the editor anew"
+        f"{path / DESCRIPTION} is not what `mmedit fit` writes ({fault}); it comes from another "
+        "program, or another version of mmedit: fit the editor anew"
     )
 
 
-def read_tensors(path: Path, described: Described) -> dict[str, Tensor]:
-    """The `editor.safetensors` that belongs to a description. Raises EditorError."""
+def read_tensors(path: Path, described: Description) -> dict[str, Tensor]:
+    """Read the `editor.safetensors` that belongs to a description. Raises EditorError."""
     file = path / TENSORS
     try:
-        if _sha256(file) != described.sha256:
+        if sha256(file) != described.sha256:
             raise EditorError(
                 f"{file} is not the file that {DESCRIPTION} was written with: one of them was "
                 "changed, or writing was cut off; fit the editor anew, or fetch both again"
@@ -176,11 +192,11 @@ def read_tensors(path: Path, described: Described) -> dict[str, Tensor]:
 
 
 def push(path: Path, repo_id: str, *, private: bool, token: str | None = None) -> str:
-    """Upload a saved editor; the address of the commit. Raises EditorError."""
+    """Upload a saved editor and return the address of the commit. Raises EditorError."""
     described = read_description(path)
     read_tensors(path, described)
     if not is_hub_id(repo_id):
-        raise EditorError(f"{repo_id!r} is no name on the hub; owner/name was wanted")
+        raise EditorError(f"{repo_id!r} is not a valid hub id; expected owner/name")
     api = HfApi(token=token)
     try:
         (path / CARD).write_text(model_card(described, repo_id), encoding="utf-8")
@@ -200,8 +216,8 @@ def push(path: Path, repo_id: str, *, private: bool, token: str | None = None) -
 
 
 def pull(name: str | Path, *, revision: str | None = None, token: str | None = None) -> Path:
-    """The folder of a saved editor: as given, or fetched from the hub (only the two files of an
-    editor). Raises EditorError.
+    """Return the folder of a saved editor: as given, or fetched from the hub (only the two files of
+    an editor). Raises EditorError.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -217,21 +233,21 @@ def pull(name: str | Path, *, revision: str | None = None, token: str | None = N
         )
     except (HTTPError, OSError, ValueError) as error:
         raise EditorError(
-            f"{name} is no folder, and cannot be fetched from the hub: {error}"
+            f"{name} is not a folder, and cannot be fetched from the hub: {error}"
         ) from error
 
 
-def model_card(described: Described, repo_id: str) -> str:
-    """The README.md of a pushed editor."""
+def model_card(described: Description, repo_id: str) -> str:
+    """Return the README.md of a pushed editor."""
     origin = described.origin
     fitted = (
         f"Fitted on {origin.cases} cases (dataset {origin.dataset}, seed {origin.seed}) for a "
         f"`{origin.vlm.family}` network (config {origin.vlm.config}, weights "
-        f"{origin.vlm.weights}); it works on no other.\n\nSites: "
+        f"{origin.vlm.weights}); it works with no other VLM.\n\nSites: "
         f"{', '.join(f'`{site}`' for site in origin.sites) or 'none'}.\n\nMade with "
         f"{', '.join(f'{name} {version}' for name, version in origin.versions.items())}.\n"
         if origin
-        else "It was fitted on nothing.\n"
+        else "It is not fitted: it has nothing to learn.\n"
     )
     return (
         "---\nlibrary_name: mmedit\ntags:\n- knowledge-editing\n- mmedit\n---\n\n"
@@ -242,13 +258,8 @@ def model_card(described: Described, repo_id: str) -> str:
     )
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
-
-
 def origin_of(vlm: VLM, sites: Sequence[str], cases: Sequence[EditCase], seed: int) -> Origin:
-    """What is noted of a fit."""
+    """Return the origin of an editor that is fitted now. Reads all weights of the VLM."""
     packages = ("mmedit", "torch", "transformers", "accelerate")
     return Origin(
         vlm=vlm.identity,

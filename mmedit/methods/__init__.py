@@ -1,5 +1,6 @@
-"""Editing methods. A new method is one file, one row here, one yaml, and one line in the promise
-tests.
+"""Table of the editing methods: each is one file or folder of this package, and one row here.
+
+docs/adding-a-method.md lists all files that a new method needs.
 """
 
 from mmedit.editors.base import Editor
@@ -10,3 +11,4 @@ from mmedit.methods.mend import MEND
 from mmedit.methods.serac import SERAC
 
 EDITORS: dict[str, type[Editor]] = {editor.method: editor for editor in (FT, IKE, KE, MEND, SERAC)}
+"""Methods by name."""

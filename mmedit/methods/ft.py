@@ -1,11 +1,16 @@
-"""FT: gradient descent on the request alone.
+"""FT: fine-tune a few weights on the request alone.
 
-W' = argmin_W Σ_j -log p(y_j | ...), by a few steps of Adam(W), optionally |W' - W|_∞ <= ε.
+    W' = W + ΔW,   ΔW ≈ argmin Σ_j -log p(y_j | prompt, image),   optionally |ΔW|_∞ <= ε
 
-FT-L (`prompt_last`; Meng et al. 2022, baseline of ROME): every target token is scored at the
-prompt's last position. FT-M (`target_new`; Zhang et al. 2024): the ordinary autoregressive loss of
-the target. Which weights move is `where`/`sites`: MMEdit's "last layer" and "vision block" rows are
-language and bridge.
+A few steps of Adam or AdamW approximate the minimum. Two objectives:
+
+FT-M (`target_new`; Zhang et al. 2024, A Comprehensive Study of Knowledge Editing for Large Language
+Models) is the ordinary autoregressive loss of the target. FT-L (`prompt_last`; baseline of Meng et
+al. 2022, Locating and Editing Factual Associations in GPT) predicts every target token at the last
+position of the prompt.
+
+`where` and `sites` choose the weights. MMEdit's row "last layer" is `where=language`, its row
+"vision block" is `where=bridge`.
 """
 
 from __future__ import annotations
@@ -27,23 +32,31 @@ from mmedit.vlm.interface import VLM, Predictions
 
 
 class FTConfig(SitesConfig):
-    """Defaults are those of VLKEB's fine-tuning of BLIP-2 (15 steps of AdamW at 2e-4)."""
+    """Settings of FT. Defaults are those of VLKEB's fine-tuning of BLIP-2."""
 
     objective: Literal["prompt_last", "target_new"] = "target_new"
+    """The loss: target_new (FT-M), or prompt_last (FT-L)."""
     steps: int = Field(default=15, ge=1)
+    """Optimiser steps per edit. VLKEB: 15."""
     lr: float = Field(default=2e-4, gt=0)
+    """Learning rate. VLKEB: 2e-4."""
     optimizer: Literal["adam", "adamw"] = "adamw"
+    """The optimiser. VLKEB: adamw."""
     weight_decay: float = Field(default=1e-2, ge=0)
+    """Weight decay, on the whole weight W + ΔW. VLKEB: 1e-2 (AdamW's default)."""
     norm_constraint: float | None = Field(default=None, gt=0)
-    """ε: no weight moves further than this from where it was."""
+    """ε: no entry of a weight moves further than this; null: no limit. VLKEB: null."""
 
 
 class FT(Editor[FTConfig]):
-    """Fine-tuning. `apply` and `apply_each` cost `steps` forwards and backwards; the edit is a
+    """Fine-tuning. `apply` and `apply_each` cost `steps` forwards and backwards; the edit is one
     Dense delta per site.
     """
 
     method: ClassVar[str] = "ft"
+    paper: ClassVar[str] = (
+        "Zhang et al. 2024, A Comprehensive Study of Knowledge Editing for Large Language Models"
+    )
     config_class: ClassVar[type[EditorConfig]] = FTConfig
 
     def apply(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
@@ -66,8 +79,8 @@ class FT(Editor[FTConfig]):
             deltas = {site: Dense(change) for site, change in zip(sites, changes, strict=True)}
             with torch.enable_grad():
                 losses = self._loss(vlm.with_deltas(deltas).predict(requests))
-                # Separate edits do not share a weight: the sum gives each row the gradient of its
-                # own loss.
+                # Separate edits share no weight: with the sum, each gets the gradient of its own
+                # row's loss.
                 loss = losses.sum() if edits else losses.mean()
                 gradients = torch.autograd.grad(loss, changes)
             self._step(optimizer, changes, start, gradients)
@@ -86,8 +99,8 @@ class FT(Editor[FTConfig]):
         start: Sequence[Tensor],
         gradients: Sequence[Tensor],
     ) -> None:
-        """One step. The optimiser holds the change alone; weight decay pulls at the whole weight,
-        so it is added here.
+        """Do one step. The optimiser knows the change alone, but weight decay acts on the whole
+        weight, so it is added here.
         """
         decay = self.config.weight_decay
         for change, weight, gradient in zip(changes, start, gradients, strict=True):
@@ -103,7 +116,9 @@ class FT(Editor[FTConfig]):
 
 
 def prompt_last_nll(predictions: Predictions) -> Float[Tensor, " batch"]:
-    """Mean over a row's target tokens of -log p(token) at the prompt's last position, float32."""
+    """Return, per row, the mean over target tokens of -log p(token) at the prompt's last position,
+    in float32.
+    """
     first = predictions.is_answer.int().argmax(1)
     rows = torch.arange(len(first), device=first.device)
     log_probs = F.log_softmax(predictions.logits[rows, first].float(), dim=-1)

@@ -1,17 +1,19 @@
-"""IKE: in-context knowledge editing (Zheng et al. 2023), for VLMs as in MMEdit (Cheng et al. 2023).
+"""IKE, in-context knowledge editing (Zheng et al. 2023, Can We Edit Factual Knowledge by In-Context
+Learning?), for VLMs as in MMEdit (Cheng et al. 2023).
 
-The edit is text before the prompt: the k training cases nearest to the request as demonstrations
-(nearest first), then the new fact. Demonstrations come in three sorts: the new fact copied, its
-rephrase answered by it, an unrelated prompt left alone. No weight changes. The base answer of a
-locality probe is the one without this text.
+    p_edited(answer | prompt) = p(answer | demonstration_1 ... demonstration_k, new fact, prompt)
+
+The edit is text before the prompt; no weight changes. The demonstrations are the k training cases
+nearest to the request, the nearest first. Each shows a new fact followed by one of three prompts:
+the same prompt (answered by the fact), a rephrase (answered by the fact), or an unrelated prompt
+(answered as before).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -20,51 +22,60 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmedit.cases import EditCase, Example, Probe
-from mmedit.editors.base import Editor, EditorConfig
-from mmedit.editors.saved import origin_of
-from mmedit.errors import DataError
-from mmedit.progress import Progress, silent
+from mmedit.editors.base import Editor, EditorConfig, Fitting
+from mmedit.editors.saved import Origin, origin_of
+from mmedit.errors import DataError, EditorError
 from mmedit.vlm.interface import VLM, Captured, Predictions, WrappedVLM
 
 BATCH = 64
+"""Training cases per forward while they are indexed."""
 
 
 class IKEConfig(EditorConfig):
-    """k and the order of the demonstrations are the paper's. The paper's MiniLM is replaced by the
-    VLM's own representation.
+    """Settings of IKE. Retrieval compares representations of the VLM itself; the paper used a
+    sentence encoder (MiniLM).
     """
 
     k: int = Field(default=32, ge=0)
+    """Number of demonstrations; 0: none, and nothing to fit. Paper: 32."""
     retrieval: Literal["text", "image", "both"] = "both"
-    """What is compared: the prompts, the images, or both."""
+    """What is compared to find the nearest training cases: the prompts, the images, or both."""
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """The training cases as demonstrations, with a key for each."""
+
+    demonstrations: tuple[str, ...]
+    keys: Float[Tensor, "cases hidden"]
+    """Representations less their mean, of length 1."""
+    mean: Float[Tensor, " hidden"]
+
+
+EMPTY = Index((), torch.empty(0, 0), torch.empty(0))
 
 
 class IKE(Editor[IKEConfig]):
-    """`fit` costs one forward per training case, `apply` one per request; no backward."""
+    """In-context editing. `fit` costs one forward per training case, `apply` one per request; there
+    is no backward.
+    """
 
     method: ClassVar[str] = "ike"
+    paper: ClassVar[str] = (
+        "Zheng et al. 2023, Can We Edit Factual Knowledge by In-Context Learning?"
+    )
     config_class: ClassVar[type[EditorConfig]] = IKEConfig
-
-    def __init__(self, config: IKEConfig) -> None:
-        super().__init__(config)
-        self._demonstrations: list[str] = []
-        self._keys = torch.empty(0, 0)
-        self._mean = torch.empty(0)
 
     @property
     def needs_fit(self) -> bool:
         return self.config.k > 0
 
-    def fit(
-        self,
-        vlm: VLM,
-        cases: Sequence[EditCase],
-        *,
-        validation: Sequence[EditCase] = (),
-        seed: int = 0,
-        progress: Progress = silent,
-        folder: Path | None = None,
-    ) -> None:
+    @property
+    def _index(self) -> Index:
+        return EMPTY if self.learnt is None else self.learnt
+
+    def fit(self, vlm: VLM, fitting: Fitting) -> Self:
+        cases = fitting.cases
         if not cases:
             raise DataError("IKE needs training cases for its demonstrations; none were given")
         chunks = []
@@ -72,17 +83,18 @@ class IKE(Editor[IKEConfig]):
             chunks.append(
                 self._represent(vlm, [case.request for case in cases[start : start + BATCH]])
             )
-            progress("indexing", min(start + BATCH, len(cases)), len(cases), "cases indexed")
+            done = min(start + BATCH, len(cases))
+            fitting.progress("indexing", done, len(cases), "cases indexed")
         keys = torch.cat(chunks)
-        self._mean = keys.mean(0)
-        self._keys = F.normalize(keys - self._mean, dim=-1)
-        self._demonstrations = [demonstrate(number, case) for number, case in enumerate(cases)]
-        self.origin = origin_of(vlm, (), cases, seed)
+        mean = keys.mean(0)
+        demonstrations = tuple(demonstrate(number, case) for number, case in enumerate(cases))
+        index = Index(demonstrations, F.normalize(keys - mean, dim=-1), mean)
+        return self.with_learnt(index, origin_of(vlm, (), cases, fitting.seed))
 
     def apply(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
         if not requests:
             return vlm
-        by_rank = zip(*self._retrieve(vlm, requests), strict=True)  # every request's nearest first
+        by_rank = zip(*self._retrieve(vlm, requests), strict=True)  # the nearest of each, and so on
         nearest = dict.fromkeys(text for texts in by_rank for text in texts)
         facts = [new_fact(request.prompt, request.target) for request in requests]
         return InContextVLM(
@@ -99,25 +111,37 @@ class IKE(Editor[IKEConfig]):
         return InContextVLM(vlm, tuple(contexts))
 
     def state(self) -> dict[str, Tensor]:
-        return {"keys": self._keys, "mean": self._mean}
+        return {"keys": self._index.keys, "mean": self._index.mean}
 
     def notes(self) -> dict[str, Any]:
-        return {"demonstrations": self._demonstrations}
+        return {"demonstrations": list(self._index.demonstrations)}
 
-    def load_state(self, tensors: dict[str, Tensor], notes: Mapping[str, Any]) -> None:
-        self._keys, self._mean = tensors["keys"], tensors["mean"]
-        self._demonstrations = [str(text) for text in notes["demonstrations"]]
+    def load_state(
+        self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], origin: Origin | None
+    ) -> Self:
+        keys, mean = tensors["keys"], tensors["mean"]
+        demonstrations = tuple(str(text) for text in notes["demonstrations"])
+        if (*keys.shape,) != (len(demonstrations), *mean.shape) or mean.ndim != 1:
+            raise EditorError(
+                f"the tensors do not fit the {len(demonstrations)} demonstrations: keys have shape "
+                f"{list(keys.shape)}, the mean {list(mean.shape)}; expected [demonstrations, "
+                "width] and [width]; fit the editor anew"
+            )
+        return self.with_learnt(Index(demonstrations, keys, mean), origin)
 
     def _retrieve(self, vlm: VLM, requests: Sequence[Example]) -> list[list[str]]:
-        """The k nearest demonstrations of every request, nearest first: one matrix product."""
+        """Return the k nearest demonstrations of every request, the nearest first; one matrix
+        product.
+        """
+        index = self._index
         if self.config.k == 0:
             return [[] for _ in requests]
         self.require_fitted_on(vlm)
         represented = self._represent(vlm, requests)
-        queries = F.normalize(represented - self._mean.to(represented), dim=-1)
-        similarity = queries @ self._keys.to(queries).T
-        best = similarity.topk(min(self.config.k, len(self._demonstrations))).indices.tolist()
-        return [[self._demonstrations[index] for index in row] for row in best]
+        queries = F.normalize(represented - index.mean.to(represented), dim=-1)
+        similarity = queries @ index.keys.to(queries).T
+        best = similarity.topk(min(self.config.k, len(index.demonstrations))).indices.tolist()
+        return [[index.demonstrations[number] for number in row] for row in best]
 
     def _represent(self, vlm: VLM, requests: Sequence[Example]) -> Float[Tensor, "batch hidden"]:
         if self.config.retrieval == "text":
@@ -128,7 +152,7 @@ class IKE(Editor[IKEConfig]):
 
 
 class InContextVLM(WrappedVLM):
-    """A VLM that reads a text before every prompt: one for all rows, or one per row."""
+    """A VLM that reads a text before every prompt: one text for all rows, or one per row."""
 
     def __init__(self, inner: VLM, context: str | tuple[str, ...]) -> None:
         super().__init__(inner)
@@ -164,32 +188,33 @@ class InContextVLM(WrappedVLM):
         if len(contexts) != len(examples):
             raise DataError(
                 f"{len(contexts)} separate edits cannot answer {len(examples)} rows: row i is "
-                "answered under edit i. "
-                "Use select(rows) to say which edit answers which row."
+                "answered under edit i. Use select(rows) to choose the edit of each row."
             )
         return [replace(e, context=c + e.context) for e, c in zip(examples, contexts, strict=True)]
 
 
 def new_fact(prompt: str, target: str) -> str:
-    """A fact that holds from here on."""
+    """Return the line that states a new fact."""
     return f"New Fact: {prompt} {target}\n"
 
 
 def as_prompt(text: str) -> str:
-    """The text, and what leads over to the prompt."""
+    """Return the text followed by the word that introduces a prompt."""
     return f"{text}Prompt: "
 
 
 def demonstration(fact: str, answer: str, prompt: str, target: str) -> str:
-    """One in-context example: a new fact, and a prompt answered in its light (Zheng et al. 2023,
+    """Return one in-context example: a new fact, and a prompt with its answer (Zheng et al. 2023,
     section 3).
     """
     return f"{as_prompt(new_fact(fact, answer))}{prompt} {target}\n\n"
 
 
 def demonstrate(number: int, case: EditCase) -> str:
-    """The case as a demonstration; the three sorts (copy, rephrase, unrelated) take turns."""
+    """Return the case as a demonstration. Its number chooses among the three kinds of prompts: the
+    same, a rephrase, an unrelated one.
+    """
     request = case.request
-    sort = (None, Probe.TEXT_GENERALITY, Probe.TEXT_LOCALITY)[number % 3]
-    probe = case.probes[sort][0] if sort is not None and sort in case.probes else request
+    kind = (None, Probe.TEXT_GENERALITY, Probe.TEXT_LOCALITY)[number % 3]
+    probe = case.probes[kind][0] if kind is not None and kind in case.probes else request
     return demonstration(request.prompt, request.target, probe.prompt, probe.target)

@@ -1,21 +1,26 @@
-"""KE, Knowledge Editor (De Cao et al. 2021): a recurrent network reads the edit and gates its
-gradient. For VLMs as in MMEdit and VLKEB.
+"""KE, Knowledge Editor: a recurrent network reads the edit and gates its gradient (De Cao et al.
+2021, Editing Factual Knowledge in Language Models), for VLMs as in MMEdit and VLKEB.
 
-A BiLSTM reads "pred >> alt || src" (the VLM's answer, the new answer, the prompt) and makes of it,
-for every site W of shape [out, in], vectors a, c [out], b, d [in] and a number n:
+A BiLSTM reads "pred >> alt || src" (the VLM's answer, the new answer, the prompt) and computes, for
+every site W of shape [out, in], vectors a, c [out], b, d [in] and a number n:
 
     ΔW = max_scale · σ(n) · (∇ ∘ softmax(a) b^T + softmax(c) d^T),   ∇ = Σ_t δ_t x_t^T
 
-∇ is never formed: with (δ_t x_t^T) ∘ (a b^T) = (a ∘ δ_t) (b ∘ x_t)^T the edit is a LowRank delta of
-rank tokens + 1 (those that the loss reaches). Trained on
+∇ is never formed: since (δ_t x_t^T) ∘ (a b^T) = (a ∘ δ_t) (b ∘ x_t)^T, the edit is a LowRank delta.
+Its rank is the number of tokens that the loss reaches, plus 1. The training minimises
 
     nll(request) + nll(rephrase) + nll(image rephrase), subject to C <= margin
 
-where C is the KL on the locality probes, or the 2-norm of the edit: C - margin is weighed by a
-multiplier that is trained to maximise it, and the margin shrinks while edits succeed. Differences
-from the published code: "pred" is asked of the VLM, which knows it also where no dataset says it;
-token embeddings are the language model's own and stay as they are (a copy to train has 129 M
-parameters at OPT-2.7B's size); VLKEB drops the KL and trains on the request alone.
+where C is the KL on the locality probes, or the 2-norm of the edit. The loss is the sum of the NLLs
+and multiplier · (C - margin); the multiplier is trained to maximise it, and the margin shrinks
+while edits succeed.
+
+Differences from the published code:
+
+- "pred" comes from the VLM itself, not from the dataset.
+- Token embeddings are those of the language model and are not trained; a copy to train would have
+  129 M parameters for OPT-2.7B.
+- VLKEB drops the KL and trains on the request alone; here both are settings.
 """
 
 from __future__ import annotations
@@ -35,7 +40,7 @@ from mmedit.deltas import LowRank
 from mmedit.editors.base import DeltaEditor, EditorConfig, SitesConfig
 from mmedit.editors.learned import LearnedEditor
 from mmedit.editors.objective import NAMES, ObjectiveConfig, outcome, require_probes
-from mmedit.training.loop import Learner
+from mmedit.training.learner import Learner
 from mmedit.training.settings import TrainingConfig
 from mmedit.vlm.interface import VLM, Captured
 
@@ -44,38 +49,50 @@ KEPT = (Probe.TEXT_LOCALITY, Probe.IMAGE_LOCALITY)
 
 
 class KEConfig(SitesConfig, ObjectiveConfig):
-    """Defaults are VLKEB's for BLIP-2, and the paper's where VLKEB leaves something out. The
-    locality terms of the objective are the constraint: `c_loc` and `i_loc` weigh them against each
-    other.
+    """Settings of KE. Defaults are VLKEB's for BLIP-2, or the paper's if VLKEB has none. The
+    locality terms of the objective are the constraint; `c_loc` and `i_loc` are their weights in it.
     """
 
     lstm_hidden: int = Field(default=128, ge=1)
+    """Width of the BiLSTM's state, per direction. VLKEB: 128."""
     condition: int = Field(default=1024, ge=1)
-    """Width of what the BiLSTM makes of the edit."""
+    """Width of the vector that the BiLSTM makes of the edit. VLKEB: 1024."""
     hidden: int = Field(default=128, ge=1)
+    """Width of the hidden layer of every gate. VLKEB: 128."""
     max_scale: float = Field(default=1.0, gt=0)
+    """Maximum factor of the edit."""
     max_condition_tokens: int = Field(default=32, ge=1)
+    """Tokens of "pred >> alt || src" that the BiLSTM reads; the rest is cut off."""
     max_pred_tokens: int = Field(default=12, ge=1)
-    """Of the VLM's own answer."""
+    """Maximum length of the VLM's own answer "pred", in tokens."""
     c_base: float = Field(default=1.0, ge=0)
+    """Weight of the request's NLL (reliability)."""
     c_edit: float = Field(default=1.0, ge=0)
+    """Weight of the rephrase's NLL (text generality)."""
     i_edit: float = Field(default=1.0, ge=0)
+    """Weight of the other image's NLL (image generality)."""
     constraint: Literal["kl", "l2"] = "kl"
+    """The constraint C: the KL on locality probes (kl), or the 2-norm of the edit (l2)."""
     lr: float = Field(default=3e-4, gt=0)
+    """Learning rate. VLKEB: 3e-4."""
     multiplier: float = Field(default=1.0, ge=0)
-    """Where the multiplier starts."""
+    """Initial value of the multiplier of the constraint."""
     multiplier_lr: float = Field(default=0.1, ge=0)
+    """Learning rate of the multiplier. VLKEB: 0.1."""
     margin: float = Field(default=1e-3, ge=0)
-    """Where it starts."""
+    """Initial value of the margin. VLKEB: 1e-3."""
     margin_min: float = Field(default=1e-7, ge=0)
+    """Minimum of the margin. VLKEB: 1e-7."""
     margin_decay: float = Field(default=0.8, gt=0, le=1)
+    """Factor by which the margin shrinks. VLKEB: 0.8."""
     margin_accuracy: float = Field(default=0.9, ge=0, le=1)
-    """At a check, the margin decays if more than this share of edits succeeds (exact match)."""
+    """Share of edits (exact match) above which the margin shrinks at a check. VLKEB: 0.9."""
     training: TrainingConfig = TrainingConfig(warmup_steps=1000)
+    """Settings of the training loop."""
 
 
 class Conditioner(nn.Module):
-    """Embedded tokens to a condition: the two final states of a BiLSTM, a Linear, tanh."""
+    """The network from tokens to a condition: the two final states of a BiLSTM, a Linear, tanh."""
 
     def __init__(self, width: int, *, lstm_hidden: int, condition: int) -> None:
         super().__init__()
@@ -85,7 +102,7 @@ class Conditioner(nn.Module):
     def forward(
         self, embedded: Float[Tensor, "batch tokens width"], lengths: Sequence[int]
     ) -> Float[Tensor, "batch condition"]:
-        """`lengths`: of every row, how many tokens are not padding."""
+        """Return one condition per row. `lengths`: number of tokens of each row without padding."""
         packed = pack_padded_sequence(
             embedded, torch.tensor(lengths), batch_first=True, enforce_sorted=False
         )
@@ -94,7 +111,7 @@ class Conditioner(nn.Module):
 
 
 class Gate(nn.Module):
-    """From a condition to the gate of one site."""
+    """The network from a condition to the edit of one site."""
 
     def __init__(self, shape: tuple[int, int], config: KEConfig) -> None:
         super().__init__()
@@ -110,7 +127,7 @@ class Gate(nn.Module):
         x: Float[Tensor, "batch tokens in"],
         delta: Float[Tensor, "batch tokens out"],
     ) -> LowRank:
-        """One delta per row, of rank tokens + 1."""
+        """Return one delta per row, of rank tokens + 1."""
         made = self.output(self.hidden(condition).tanh()).unsqueeze(1)
         col_a, row_a, col_b, row_b, norm = made.split(self.sizes, dim=-1)
         scale = self.max_scale * norm.sigmoid()
@@ -122,7 +139,7 @@ class Gate(nn.Module):
 
 
 class KENetwork(nn.Module):
-    """All that KE learns: one conditioner, a gate per site."""
+    """Everything that KE learns for editing: one conditioner, and a gate per site."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, int]], width: int, config: KEConfig) -> None:
         super().__init__()
@@ -138,6 +155,7 @@ class KENetwork(nn.Module):
         embedded: Float[Tensor, "batch tokens width"],
         lengths: Sequence[int],
     ) -> dict[str, LowRank]:
+        """Return one delta per row and site."""
         captured, condition = captured.reached(), self.conditioner(embedded, lengths)
         return {
             site: gate(condition, captured.x[site], captured.delta[site])
@@ -146,11 +164,12 @@ class KENetwork(nn.Module):
 
 
 class KELearner(Learner):
-    """The outer loss: one capture, one forward and backward over the probes and one forward of the
-    base per batch; "pred" costs one generation per training case, once.
+    """The outer loss. A batch costs one capture, one forward and backward over the probes and one
+    forward of the base model; "pred" costs one generation per training case, once.
     """
 
     margin: Tensor
+    """The current margin, 0-d."""
 
     def __init__(self, vlm: VLM, network: KENetwork, config: KEConfig) -> None:
         super().__init__()
@@ -166,7 +185,7 @@ class KELearner(Learner):
         requests = [case.request for case in cases]
         deltas = self.network(
             vlm.capture(requests, self.network.sites),
-            *embedded_conditions(vlm, requests, self._preds_of(cases), self._config),
+            *embed_conditions(vlm, requests, self._preds_of(cases), self._config),
         )
         found = outcome(vlm, vlm.with_deltas(deltas), cases, list(weights))
         edit = sum(weights[p] * term for p, term in found.terms.items() if p in EDITED)
@@ -189,7 +208,7 @@ class KELearner(Learner):
     def _preds_of(self, cases: Sequence[EditCase]) -> list[str]:
         new = [case for case in cases if case.id not in self._preds]
         if new:
-            said = preds(self._vlm, [case.request for case in new], self._config)
+            said = generate_preds(self._vlm, [case.request for case in new], self._config)
             self._preds.update(zip((case.id for case in new), said, strict=True))
         return [self._preds[case.id] for case in cases]
 
@@ -216,9 +235,10 @@ class KELearner(Learner):
 
 
 class KE(DeltaEditor[KEConfig], LearnedEditor[KEConfig]):
-    """`apply` costs one capture, and one generation of the VLM's own answer."""
+    """KE. `apply` costs one capture, and one generation of the VLM's own answer."""
 
     method: ClassVar[str] = "ke"
+    paper: ClassVar[str] = "De Cao et al. 2021, Editing Factual Knowledge in Language Models"
     config_class: ClassVar[type[EditorConfig]] = KEConfig
 
     def facts(self, vlm: VLM) -> dict[str, Any]:
@@ -241,22 +261,24 @@ class KE(DeltaEditor[KEConfig], LearnedEditor[KEConfig]):
     @torch.no_grad()
     def deltas(self, vlm: VLM, requests: Sequence[Example]) -> dict[str, LowRank]:
         network = self.network_on(vlm)
-        said = preds(vlm, requests, self.config)
+        said = generate_preds(vlm, requests, self.config)
         return network(
             vlm.capture(requests, network.sites),
-            *embedded_conditions(vlm, requests, said, self.config),
+            *embed_conditions(vlm, requests, said, self.config),
         )
 
 
-def preds(vlm: VLM, requests: Sequence[Example], config: KEConfig) -> list[str]:
-    """What the VLM answers now: E-VQA's "pred"."""
+def generate_preds(vlm: VLM, requests: Sequence[Example], config: KEConfig) -> list[str]:
+    """Return the VLM's own answers: E-VQA's "pred"."""
     return vlm.generate(requests, max_new_tokens=config.max_pred_tokens)
 
 
-def embedded_conditions(
+def embed_conditions(
     vlm: VLM, requests: Sequence[Example], said: Sequence[str], config: KEConfig
 ) -> tuple[Float[Tensor, "batch tokens width"], list[int]]:
-    """Embeddings of "pred >> alt || src" of every request, padded on the right, and the lengths."""
+    """Return embeddings of "pred >> alt || src" of every request, padded on the right, and the
+    lengths in tokens.
+    """
     texts = [
         f"{pred} >> {request.target} || {request.prompt}"
         for pred, request in zip(said, requests, strict=True)
@@ -267,8 +289,9 @@ def embedded_conditions(
 
 
 def root_mean_square(delta: LowRank) -> Tensor:
-    """sqrt(mean ΔW²), averaged over the edits, without forming ΔW: ||U^T V||² = Σ (U U^T) ∘ (V
-    V^T).
+    """Return sqrt(mean ΔW²), averaged over the edits.
+
+    ΔW is never formed: ||U^T V||² = Σ (U U^T) ∘ (V V^T).
     """
     squared = ((delta.u @ delta.u.mT) * (delta.v @ delta.v.mT)).sum((-2, -1))
     out, in_ = delta.shape

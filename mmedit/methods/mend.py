@@ -1,16 +1,27 @@
-"""MEND: a small network turns the gradient of a request into an edit (Mitchell et al. 2022), for
-VLMs as in MMEdit.
+"""MEND: a small network turns the gradient of a request into an edit (Mitchell et al. 2022, Fast
+Model Editing at Scale), for VLMs as in MMEdit (Cheng et al. 2023).
 
-At a Linear site with input x_t and output gradient δ_t of token t:
+From a request to an edit:
 
-    (x~_t, δ~_t) = g((x_t - μ_x) / σ_x, (δ_t - μ_δ) / σ_δ),   ΔW = lr_site · Σ_t δ~_t x~_t^T
+1. A forward and a backward of the request's answer NLL give, at every edited Linear weight W and
+   for each token t, the input x_t and the gradient δ_t of the output. Σ_t δ_t x_t^T is the gradient
+   of W.
+2. Both are normalised with running statistics and transformed by a network g:
+       (x~_t, δ~_t) = g((x_t - μ_x) / σ_x, (δ_t - μ_δ) / σ_δ)
+3. The edit is the same sum over the transformed vectors, with a learnt step size lr for each site:
+       ΔW = lr · Σ_t δ~_t x~_t^T
+   It is stored as its two factors: a LowRank delta with one rank per token.
 
-g is one IDMLP on the concatenation, shared by all sites of a shape, with a scale and shift of its
-own for each site; `shared`, `combine` and `sides` choose the paper's other variants. Trained on the
-loss of `mmedit.editors.objective`. Differences from the published code: δ is the gradient of the
-*sum over rows* of each row's mean NLL, so it does not depend on the batch; units that were dead
-while the statistics were gathered (σ = 0) are left out instead of divided by 1e-7; `edit_lr` is
-trained by its own learning rate, which the published code loses.
+g is an MLP that starts as the identity and takes x and δ together. Sites of the same shape share
+one g, with a learnt scale and shift for each site. `shared`, `combine` and `sides` choose the other
+variants of the paper. The outer loss is in `mmedit.editors.objective`.
+
+Differences from the published code:
+
+- δ is the gradient of the sum over rows of each row's mean NLL, so it does not depend on the batch.
+- Units that were dead while the statistics were collected (σ = 0) give 0; there they are divided by
+  1e-7.
+- The step sizes are trained, with a learning rate of their own; there they stay where they start.
 """
 
 from __future__ import annotations
@@ -29,38 +40,41 @@ from mmedit.deltas import LowRank
 from mmedit.editors.base import DeltaEditor, EditorConfig, SitesConfig
 from mmedit.editors.learned import LearnedEditor
 from mmedit.editors.objective import ObjectiveConfig, outcome, require_probes
-from mmedit.training.loop import Learner
+from mmedit.training.learner import Learner
 from mmedit.training.settings import TrainingConfig
 from mmedit.vlm.interface import VLM, Captured, reached
 
 EPSILON = 1e-7
+"""Added to σ before the division."""
 DEAD = 1e-6
-"""A unit is dead when its σ is below this share of the largest σ, or of its own mean: rounding
-noise, not a signal.
-"""
+"""A unit is dead if its σ is below this share of the largest σ, or of its own mean."""
 
 
 class MENDConfig(SitesConfig, ObjectiveConfig):
-    """Defaults are MMEdit's for BLIP-2 (hparams/TRAINING/MEND/blip2.yaml)."""
+    """Settings of MEND. Defaults are MMEdit's for BLIP-2 (hparams/TRAINING/MEND/blip2.yaml)."""
 
     rank: int = Field(default=1920, ge=1)
+    """Maximum rank of the weight matrices of g. MMEdit: 1920."""
     hidden_layers: int = Field(default=1, ge=0)
+    """Layers of g before its last one. MMEdit: 1."""
     norm: bool = True
+    """Normalise x and δ with running statistics. MMEdit: true."""
     shared: bool = True
-    """One transform for all sites of a shape, with a scale and shift for each; else one per site.
-    """
+    """Share one g among all sites of a shape; false: one g per site. MMEdit: true."""
     combine: bool = True
-    """One IDMLP on cat(x, δ); else one for x and one for δ."""
+    """Use one g on x and δ together; false: one network for x and one for δ. MMEdit: true."""
     sides: Literal["both", "x", "delta", "smaller"] = "both"
-    """What is transformed, without `combine`: "smaller" is the narrower of the two at each site
-    (the paper's one-sided variant); the other one is passed on as it is, normalised.
+    """With `combine` false, what is transformed; the other side is only normalised. "smaller" is
+    the narrower of the two at each site (the paper's one-sided variant). MMEdit: both.
     """
     lr: float = Field(default=1e-6, gt=0)
+    """Learning rate of g. MMEdit: 1e-6."""
     edit_lr: float = Field(default=1e-4)
-    """Where lr_site starts."""
+    """Initial step size of every site. MMEdit: 1e-4."""
     lr_lr: float = Field(default=1e-4, ge=0)
-    """The learning rate of lr_site."""
+    """Learning rate of the step sizes. MMEdit: 1e-4."""
     training: TrainingConfig = TrainingConfig(batch_size=2)
+    """Settings of the training loop."""
 
     @model_validator(mode="after")
     def _combine_needs_both(self) -> MENDConfig:
@@ -69,93 +83,72 @@ class MENDConfig(SitesConfig, ObjectiveConfig):
         return self
 
 
-class LRLinear(nn.Module):
-    """z = U(Vx) + b; with modes z · scale[mode] + shift[mode]; then max(z, 0); plus x (the "id"
-    initialisation, U = 0).
+class MEND(DeltaEditor[MENDConfig], LearnedEditor[MENDConfig]):
+    """MEND. `apply` costs one capture. A training step costs one capture, and one forward and
+    backward over the probes.
     """
 
-    def __init__(self, width: int, rank: int, modes: int) -> None:
-        super().__init__()
-        mid = min(rank, width)
-        self.u = nn.Parameter(torch.zeros(width, mid))
-        self.v = nn.Parameter(torch.randn(mid, width))
-        self.bias = nn.Parameter(torch.zeros(width))
-        self.mode_scale = nn.Parameter(torch.ones(modes, width)) if modes else None
-        self.mode_shift = nn.Parameter(torch.zeros(modes, width)) if modes else None
-
-    def forward(self, x: Float[Tensor, "*rows width"], mode: int) -> Float[Tensor, "*rows width"]:
-        z = x @ self.v.T @ self.u.T + self.bias
-        if self.mode_scale is not None and self.mode_shift is not None:
-            z = z * self.mode_scale[mode] + self.mode_shift[mode]
-        # Every z starts at 0, where relu, and clamp since torch 2.14, have gradient 0.
-        return torch.where(z < 0, 0.0, z) + x
-
-
-class IDMLP(nn.Module):
-    """`hidden_layers` + 1 low-rank layers; the identity until it is trained."""
-
-    def __init__(self, width: int, *, rank: int, hidden_layers: int, modes: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(LRLinear(width, rank, modes) for _ in range(hidden_layers + 1))
-
-    def forward(self, x: Float[Tensor, "*rows width"], mode: int) -> Float[Tensor, "*rows width"]:
-        for layer in self.layers:
-            x = layer(x, mode)
-        return x
-
-
-class RunningNorm(nn.Module):
-    """Mean and standard deviation over all tokens seen so far (Welford 1962; merged in blocks, Chan
-    et al. 1979), per unit.
-    """
-
-    mean: Tensor
-    squares: Tensor
-    count: Tensor
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("squares", torch.zeros(width))
-        self.register_buffer("count", torch.zeros(()))
+    method: ClassVar[str] = "mend"
+    paper: ClassVar[str] = "Mitchell et al. 2022, Fast Model Editing at Scale"
+    config_class: ClassVar[type[EditorConfig]] = MENDConfig
 
     @torch.no_grad()
-    def update(self, x: Float[Tensor, "*rows width"], counted: Bool[Tensor, "*rows"]) -> None:
-        """Add a block of tokens, of all processes together: no loop over tokens, no host sync. A
-        block with a NaN is left out: the statistics outlive the step that failed.
+    def deltas(self, vlm: VLM, requests: Sequence[Example]) -> dict[str, LowRank]:
+        network = self.network_on(vlm)
+        return network(vlm.capture(requests, network.sites), update=False)
+
+    def facts(self, vlm: VLM) -> dict[str, Any]:
+        return {"shapes": {site: list(vlm.shape(site)) for site in self.config.sites_of(vlm)}}
+
+    def build(self, facts: Mapping[str, Any]) -> EditNetwork:
+        shapes = {site: (int(out), int(in_)) for site, (out, in_) in facts["shapes"].items()}
+        return EditNetwork(shapes, self.config)
+
+    def learner(self, vlm: VLM, network: EditNetwork, cases: Sequence[EditCase]) -> MENDLearner:
+        require_probes(cases, list(self.config.probe_weights), self.method)
+        return MENDLearner(vlm, network, self.config)
+
+
+class EditNetwork(nn.Module):
+    """Everything that MEND learns: the transforms g, and a step size per site."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, int]], config: MENDConfig) -> None:
+        super().__init__()
+        self.sites = tuple(shapes)
+        sharing: dict[str, list[str]] = {}
+        for site, (out, in_) in shapes.items():
+            # names of modules must not hold dots
+            key = f"{in_}x{out}" if config.shared else site.replace(".", "-")
+            sharing.setdefault(key, []).append(site)
+        self.place = {
+            site: (key, mode) for key, sites in sharing.items() for mode, site in enumerate(sites)
+        }
+        self.transforms = nn.ModuleDict(
+            {
+                key: GradientTransform(in_, out, config, modes=len(sites) if config.shared else 0)
+                for key, sites in sharing.items()
+                for out, in_ in [shapes[sites[0]]]
+            }
+        )
+        self.edit_lrs = nn.Parameter(torch.full((len(shapes),), config.edit_lr))
+
+    def forward(self, captured: Captured, *, update: bool) -> dict[str, LowRank]:
+        """Return one low-rank delta per row and site, with a rank per token that the loss reaches.
+        `update` adds the tokens to the running statistics.
         """
-        there, axes = counted.unsqueeze(-1), tuple(range(x.ndim - 1))
-        added, total = _over_processes(counted.sum().to(x), x.where(there, 0).sum(axes))
-        mean = total / added.clamp(min=1)
-        (squares,) = _over_processes(((x - mean).where(there, 0) ** 2).sum(axes))
-        sound = (mean.isfinite() & squares.isfinite()).all()
-        added = added.where(sound, 0)
-        mean, squares = mean.where(sound, 0), squares.where(sound, 0)
-        count = (self.count + added).clamp(min=1)
-        away = mean - self.mean
-        self.squares += squares + away**2 * (self.count * added / count)
-        self.mean += away * (added / count)
-        self.count += added
-
-    @property
-    def std(self) -> Float[Tensor, " width"]:
-        return (self.squares / (self.count - 1).clamp(min=1)).sqrt()
-
-    def forward(self, x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
-        std = self.std
-        alive = std > DEAD * self.mean.abs().clamp(min=std.max())
-        return (x - self.mean) / (std + EPSILON) * alive
-
-
-def _over_processes(*tensors: Tensor) -> list[Tensor]:
-    """Summed over the processes of `accelerate launch`."""
-    return [cast("Tensor", reduce(tensor, "sum")) for tensor in tensors]
+        captured, deltas = captured.reached(), {}
+        for number, site in enumerate(self.sites):
+            (key, mode), x, delta = self.place[site], captured.x[site], captured.delta[site]
+            x, delta = self.transforms[key](x, delta, mode, update=update)
+            deltas[site] = LowRank(u=self.edit_lrs[number] * delta, v=x)
+        return deltas
 
 
 class GradientTransform(nn.Module):
-    """(x, δ) to (x~, δ~) for all sites of one shape, or for one site."""
+    """The transform (x, δ) -> (x~, δ~), for all sites of one shape or for one site."""
 
     def __init__(self, x_width: int, delta_width: int, config: MENDConfig, modes: int) -> None:
+        """`modes`: number of sites that share it, each with its own scale and shift; 0: neither."""
         super().__init__()
         self.normalise = config.norm
         self.x_norm = RunningNorm(x_width)
@@ -178,8 +171,8 @@ class GradientTransform(nn.Module):
         *,
         update: bool,
     ) -> tuple[Float[Tensor, "batch tokens in"], Float[Tensor, "batch tokens out"]]:
-        """Tokens whose x or δ is zero throughout (padding, what the loss does not reach) stay zero
-        and are not counted.
+        """Transform all tokens at site `mode`. Tokens with x or δ all zero (padding, tokens that
+        the loss does not reach) stay zero and are not counted in the statistics.
         """
         x, delta = x.float(), delta.float()
         counted = reached(x, delta)
@@ -196,39 +189,91 @@ class GradientTransform(nn.Module):
         return x * counted.unsqueeze(-1), delta * counted.unsqueeze(-1)
 
 
-class EditNetwork(nn.Module):
-    """All that MEND learns: a transform per shape or site, an edit learning rate per site."""
+class RunningNorm(nn.Module):
+    """Normalisation with each unit's mean and standard deviation over all tokens counted so far
+    (Welford 1962; blocks are merged as in Chan et al. 1979).
+    """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, int]], config: MENDConfig) -> None:
+    mean: Tensor
+    squares: Tensor
+    """Sum of squared deviations from the mean, per unit."""
+    count: Tensor
+    """Number of tokens."""
+
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.sites = tuple(shapes)
-        sites_of: dict[str, list[str]] = {}
-        for site, (out, in_) in shapes.items():
-            # names of modules must not hold dots
-            key = f"{in_}x{out}" if config.shared else site.replace(".", "-")
-            sites_of.setdefault(key, []).append(site)
-        self.place = {
-            site: (key, mode) for key, sites in sites_of.items() for mode, site in enumerate(sites)
-        }
-        self.transforms = nn.ModuleDict(
-            {
-                key: GradientTransform(in_, out, config, modes=len(sites) if config.shared else 0)
-                for key, sites in sites_of.items()
-                for out, in_ in [shapes[sites[0]]]
-            }
-        )
-        self.edit_lrs = nn.Parameter(torch.full((len(shapes),), config.edit_lr))
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("squares", torch.zeros(width))
+        self.register_buffer("count", torch.zeros(()))
 
-    def forward(self, captured: Captured, *, update: bool) -> dict[str, LowRank]:
-        """One low-rank delta per row and site, of rank = tokens that bear on the edit."""
-        captured, deltas = captured.reached(), {}
-        for number, site in enumerate(self.sites):
-            key, mode = self.place[site]
-            x, delta = self.transforms[key](
-                captured.x[site], captured.delta[site], mode, update=update
-            )
-            deltas[site] = LowRank(u=self.edit_lrs[number] * delta, v=x)
-        return deltas
+    @torch.no_grad()
+    def update(self, x: Float[Tensor, "*rows width"], counted: Bool[Tensor, "*rows"]) -> None:
+        """Add the counted tokens of all processes: no loop over tokens, no host sync. A block with
+        a NaN is left out, so that the statistics stay usable after the step that failed.
+        """
+        there, axes = counted.unsqueeze(-1), tuple(range(x.ndim - 1))
+        added, total = _sum_over_processes(counted.sum().to(x), x.where(there, 0).sum(axes))
+        mean = total / added.clamp(min=1)
+        (squares,) = _sum_over_processes(((x - mean).where(there, 0) ** 2).sum(axes))
+        sound = (mean.isfinite() & squares.isfinite()).all()
+        added = added.where(sound, 0)
+        mean, squares = mean.where(sound, 0), squares.where(sound, 0)
+        count = (self.count + added).clamp(min=1)
+        away = mean - self.mean
+        self.squares += squares + away**2 * (self.count * added / count)
+        self.mean += away * (added / count)
+        self.count += added
+
+    @property
+    def std(self) -> Float[Tensor, " width"]:
+        """Standard deviation of each unit."""
+        return (self.squares / (self.count - 1).clamp(min=1)).sqrt()
+
+    def forward(self, x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
+        std = self.std
+        alive = std > DEAD * self.mean.abs().clamp(min=std.max())
+        return (x - self.mean) / (std + EPSILON) * alive
+
+
+def _sum_over_processes(*tensors: Tensor) -> list[Tensor]:
+    """Return the sums over the processes of `accelerate launch`."""
+    return [cast("Tensor", reduce(tensor, "sum")) for tensor in tensors]
+
+
+class IDMLP(nn.Module):
+    """The network g: `hidden_layers` + 1 low-rank layers. The identity until it is trained."""
+
+    def __init__(self, width: int, *, rank: int, hidden_layers: int, modes: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(LRLinear(width, rank, modes) for _ in range(hidden_layers + 1))
+
+    def forward(self, x: Float[Tensor, "*rows width"], mode: int) -> Float[Tensor, "*rows width"]:
+        for layer in self.layers:
+            x = layer(x, mode)
+        return x
+
+
+class LRLinear(nn.Module):
+    """A low-rank layer: x + max(0, (U V x + b) · scale + shift). It starts as the identity, U = 0.
+
+    Each mode (a site that shares the layer) has its own scale and shift, if there are modes.
+    """
+
+    def __init__(self, width: int, rank: int, modes: int) -> None:
+        super().__init__()
+        mid = min(rank, width)
+        self.u = nn.Parameter(torch.zeros(width, mid))
+        self.v = nn.Parameter(torch.randn(mid, width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.mode_scale = nn.Parameter(torch.ones(modes, width)) if modes else None
+        self.mode_shift = nn.Parameter(torch.zeros(modes, width)) if modes else None
+
+    def forward(self, x: Float[Tensor, "*rows width"], mode: int) -> Float[Tensor, "*rows width"]:
+        z = x @ self.v.T @ self.u.T + self.bias
+        if self.mode_scale is not None and self.mode_shift is not None:
+            z = z * self.mode_scale[mode] + self.mode_shift[mode]
+        # Every z starts at 0, where the gradients of relu and, since torch 2.14, of clamp are 0.
+        return torch.where(z < 0, 0.0, z) + x
 
 
 class MENDLearner(Learner):
@@ -254,28 +299,3 @@ class MENDLearner(Learner):
                 {"params": [self.network.edit_lrs], "lr": self._config.lr_lr},
             ]
         )
-
-
-class MEND(DeltaEditor[MENDConfig], LearnedEditor[MENDConfig]):
-    """`fit` costs per step one capture and one forward and backward over the probes; `apply` costs
-    one capture.
-    """
-
-    method: ClassVar[str] = "mend"
-    config_class: ClassVar[type[EditorConfig]] = MENDConfig
-
-    def facts(self, vlm: VLM) -> dict[str, Any]:
-        return {"shapes": {site: list(vlm.shape(site)) for site in self.config.sites_of(vlm)}}
-
-    def build(self, facts: Mapping[str, Any]) -> EditNetwork:
-        shapes = {site: (int(out), int(in_)) for site, (out, in_) in facts["shapes"].items()}
-        return EditNetwork(shapes, self.config)
-
-    def learner(self, vlm: VLM, network: EditNetwork, cases: Sequence[EditCase]) -> MENDLearner:
-        require_probes(cases, list(self.config.probe_weights), self.method)
-        return MENDLearner(vlm, network, self.config)
-
-    @torch.no_grad()
-    def deltas(self, vlm: VLM, requests: Sequence[Example]) -> dict[str, LowRank]:
-        network = self.network_on(vlm)
-        return network(vlm.capture(requests, network.sites), update=False)

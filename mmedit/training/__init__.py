@@ -1,1 +1,1 @@
-"""Training for editors that learn: one outer loop, its checkpoints. It knows no method."""
+"""Training of editors that learn: the loop and its checkpoints. Knows no editing method."""

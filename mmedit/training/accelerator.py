@@ -1,4 +1,4 @@
-"""Accelerate, set up for one training."""
+"""The Accelerator of a training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmedit.training.settings import TrainingConfig
 def accelerator_for(
     config: TrainingConfig, device: torch.device, folder: Path | None
 ) -> Accelerator:
-    """Accelerate, set up anew. Raises ConfigError where a tracker is not installed."""
+    """Return a new Accelerator for this training. Raises ConfigError if a tracker is missing."""
     available = {
         "tensorboard": installed.is_tensorboard_available,
         "wandb": installed.is_wandb_available,
@@ -27,11 +27,12 @@ def accelerator_for(
         if not available[tracker]():
             raise ConfigError(
                 f"the tracker {tracker!r} is not installed: pip install {tracker}; or train "
-                "without: --set editor.training.trackers=[]"
+                "without it: --set editor.training.trackers=[]"
             )
     if "tensorboard" in config.trackers and folder is None:
-        raise ConfigError("tensorboard writes into the training's folder; give one")
-    # One process may train several editors, each with its own precision, and alone also device.
+        raise ConfigError("tensorboard writes into the training's folder; name a folder")
+    # A process may train several editors, each with its own precision. Without other processes,
+    # each may also have its own device.
     AcceleratorState._reset_state(reset_partial_state=number_of_processes() == 1)
     return Accelerator(
         device_placement=False,  # the learner is made where the VLM is
@@ -44,5 +45,5 @@ def accelerator_for(
 
 
 def cuda_devices() -> list[int]:
-    """All GPUs, by number."""
+    """Return the numbers of all GPUs."""
     return list(range(torch.cuda.device_count()))

@@ -1,5 +1,5 @@
-"""Which cases make which batch, and which seed belongs to what: functions of a number, so that
-training can be taken up anywhere.
+"""The cases of each batch, and the seeds of training. Both depend on numbers alone, so training can
+resume at any step.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import torch
 
 
 def batch_indices(number: int, size: int, cases: int, seed: int) -> list[int]:
-    """The cases of the batch of that number in endless passes over all of them, each in its own
-    random order; batches are cut across the passes.
+    """Return the indices of the cases in the batch of that number.
+
+    The batches go through all cases again and again, each time in a new random order; a batch may
+    span the end of one pass and the start of the next.
     """
     places = range(number * size, (number + 1) * size)
     return [_permutation(place // cases, cases, seed)[place % cases] for place in places]
@@ -19,12 +21,12 @@ def batch_indices(number: int, size: int, cases: int, seed: int) -> list[int]:
 
 @lru_cache(maxsize=4)
 def _permutation(epoch: int, cases: int, seed: int) -> list[int]:
-    generator = torch.Generator().manual_seed(mixed_seed(seed, epoch))
+    generator = torch.Generator().manual_seed(mix_seed(seed, epoch))
     return torch.randperm(cases, generator=generator).tolist()
 
 
-def mixed_seed(*numbers: int) -> int:
-    """One seed from several numbers."""
+def mix_seed(*numbers: int) -> int:
+    """Return one seed made from several numbers."""
     mixed = 0
     for number in numbers:
         mixed = (mixed * 1_000_003 + number + 1) % 2**63

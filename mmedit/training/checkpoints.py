@@ -1,10 +1,10 @@
-"""Checkpoints of a training: whole or not there.
+"""Checkpoints of a training.
 
 folder/checkpoints/step-000200/   tensors.safetensors (parameters, buffers, optimiser), state.json
 
-A checkpoint is written beside its place, flushed to the disk and renamed, and renamed before it is
-deleted, so that neither `kill -9` nor a full disk leaves half of one. The last one and the best one
-are kept.
+A checkpoint is written under another name, flushed to the disk and then renamed; before it is
+deleted it is renamed too. So neither `kill -9` nor a full disk leaves half a checkpoint. The last
+and the best checkpoint are kept.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ NAME = re.compile(r"step-(\d+)")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Checkpoint:
-    """Everything that training goes on from: after `step` steps."""
+    """Everything that training needs to resume after `step` steps."""
 
     step: int
     tensors: Mapping[str, Tensor]
     state: Mapping[str, Any]
-    """Plain JSON."""
+    """Everything that is not a tensor, as plain JSON."""
 
 
 class Checkpoints:
@@ -46,19 +46,19 @@ class Checkpoints:
         self.folder = folder
 
     def steps(self) -> list[int]:
-        """Of which steps there is a whole checkpoint, in order."""
+        """Return the steps that have a checkpoint, in ascending order."""
         found = (NAME.fullmatch(path.name) for path in self.folder.glob("step-*"))
         return sorted(int(match[1]) for match in found if match)
 
     def save(self, checkpoint: Checkpoint, *, keep: int | None = None) -> None:
-        """Write one, then delete all others but that of step `keep`.
+        """Write a checkpoint, then delete all others except that of step `keep`.
 
-        Raises TrainingError where it cannot be written; the earlier ones are then still there.
+        Raises TrainingError if it cannot be written; the earlier checkpoints are then kept.
         """
         place = self._place(checkpoint.step)
         partial = place.with_name(f".{place.name}.partial")
         try:
-            for left in self.folder.glob(".step-*"):  # by a kill
+            for left in self.folder.glob(".step-*"):  # left by a kill
                 shutil.rmtree(left, ignore_errors=True)
             partial.mkdir(parents=True)
             # safetensors refuses memory that two names share (tied weights)
@@ -89,7 +89,7 @@ class Checkpoints:
         shutil.rmtree(hidden, ignore_errors=True)
 
     def load(self, step: int) -> Checkpoint:
-        """Raises TrainingError where it is damaged."""
+        """Read the checkpoint of a step. Raises TrainingError if it is damaged."""
         place = self._place(step)
         try:
             state = json.loads((place / STATE).read_text(encoding="utf-8"))
@@ -97,12 +97,12 @@ class Checkpoints:
             return Checkpoint(step=int(state.pop("step")), tensors=tensors, state=state)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise TrainingError(
-                f"the checkpoint {place} is damaged: {error}. Delete that folder to go on from an "
+                f"the checkpoint {place} is damaged: {error}. Delete that folder to resume from an "
                 "earlier one, or from the beginning."
             ) from error
 
     def advice(self) -> str:
-        """What is left, and how to go on from there."""
+        """Say which checkpoint is left, and how to resume from it."""
         steps = self.steps()
         if not steps:
             return "No checkpoint has been written yet."
@@ -116,39 +116,23 @@ class Checkpoints:
 
 
 def checkpoints_in(folder: Path) -> Checkpoints:
-    """Those that a training in this folder leaves."""
+    """Return the checkpoints of the training in a folder."""
     return Checkpoints(folder / "checkpoints")
 
 
-def steps_done(folder: Path) -> int:
-    """Of the training in a folder, up to its last checkpoint; 0 where there is none."""
-    return max(checkpoints_in(folder).steps(), default=0)
-
-
-def seconds_spent(folder: Path) -> float:
-    """By the training in a folder, up to its last checkpoint."""
-    done = steps_done(folder)
-    return checkpoints_in(folder).load(done).state["seconds"] if done else 0.0
-
-
-def discard(folder: Path) -> None:
-    """Delete the checkpoints of a training that has come to its end."""
-    shutil.rmtree(checkpoints_in(folder).folder, ignore_errors=True)
-
-
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as `prefix.name`."""
+    """Return the tensors with their names as `prefix.name`."""
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `prefixed`; other tensors are left out."""
+    """Return the tensors named `prefix.name` with their names as `name`; leave out all others."""
     start = f"{prefix}."
     return {k.removeprefix(start): t for k, t in tensors.items() if k.startswith(start)}
 
 
 def flat_state(state: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimiser's state as named tensors, and what is no tensor."""
+    """Return an optimiser's state as named tensors, and its other values by name."""
     named = {f"optimizer.{i}.{k}": v for i, values in state.items() for k, v in values.items()}
     tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
     return tensors, {name: value for name, value in named.items() if name not in tensors}
@@ -157,7 +141,7 @@ def flat_state(state: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, Tensor
 def nested_state(
     tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]
 ) -> dict[int, dict[str, Any]]:
-    """The inverse of `flat_state`."""
+    """Return an optimiser's state from what `flat_state` gave."""
     state: dict[int, dict[str, Any]] = {}
     for name, value in {**under("optimizer", tensors), **under("optimizer", scalars)}.items():
         number, key = name.split(".", 1)
@@ -166,7 +150,7 @@ def nested_state(
 
 
 def dotted(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested mappings, by the path to each."""
+    """Return the leaves of nested mappings, by the dotted path to each."""
     leaves: dict[str, Any] = {}
     for name, value in nested.items():
         path = f"{prefix}{name}"

@@ -18,8 +18,8 @@ from mmedit.methods.ke import (
     KEConfig,
     KELearner,
     KENetwork,
-    embedded_conditions,
-    preds,
+    embed_conditions,
+    generate_preds,
     root_mean_square,
 )
 from mmedit.training.settings import TrainingConfig
@@ -86,10 +86,10 @@ def test_norm_of_an_edit_is_that_of_its_matrix():
 
 def test_condition_is_the_answer_before_the_new_answer_and_the_prompt(vlm: NetworkVLM, cases):
     request = cases[0].request
-    (said,) = preds(vlm, [request], config())
+    (said,) = generate_preds(vlm, [request], config())
     assert said
     assert said == vlm.generate([request], max_new_tokens=12)[0]
-    embedded, lengths = embedded_conditions(vlm, [request], [said], config())
+    embedded, lengths = embed_conditions(vlm, [request], [said], config())
     (ids,) = vlm.frozen.tokenize([f"{said} >> {request.target} || {request.prompt}"])
     assert lengths == [min(len(ids), 32)]
     assert torch.equal(embedded[0], vlm.frozen.embed(torch.tensor(ids[:32])))
@@ -97,14 +97,14 @@ def test_condition_is_the_answer_before_the_new_answer_and_the_prompt(vlm: Netwo
 
 def test_rows_of_unequal_length_have_the_conditions_of_each_alone(vlm: NetworkVLM, cases):
     requests = [case.request for case in cases[:4]]
-    said = preds(vlm, requests, config())
+    said = generate_preds(vlm, requests, config())
     network = KENetwork({"site": (4, 4)}, vlm.frozen.hidden, config())
-    embedded, lengths = embedded_conditions(vlm, requests, said, config())
+    embedded, lengths = embed_conditions(vlm, requests, said, config())
     assert len(set(lengths)) > 1
     together = network.conditioner(embedded, lengths)
     for row, request in enumerate(requests):
         alone = network.conditioner(
-            *embedded_conditions(vlm, [request], said[row : row + 1], config())
+            *embed_conditions(vlm, [request], said[row : row + 1], config())
         )
         torch.testing.assert_close(together[row : row + 1], alone)
 

@@ -19,7 +19,7 @@ from mmedit.config import load_editor
 from mmedit.datasets.easyvqa import cases as easyvqa
 from mmedit.errors import ConfigError, DataError, ModelError
 from mmedit.methods.serac import SERAC, SERACConfig, SERACNetwork, scope
-from mmedit.methods.serac.counterfactual import Told, told
+from mmedit.methods.serac.counterfactual import CounterfactualInput, make_inputs
 from mmedit.methods.serac.memory import SERACVLM, Memory, SoftSERACVLM
 from mmedit.training.settings import TrainingConfig
 from mmedit.vlm.interface import VLM
@@ -202,7 +202,7 @@ def test_in_scope_the_counterfactual_model_answers(editor, vlm, requests_):
     for row, example in enumerate(asked):
         _, nearest = edited.memory.nearest(embed(editor, vlm, [example]), {})
         edit = requests_[int(nearest)]
-        logits = network.counterfactual(told([edit], [example], vlm.frozen), vlm.frozen)
+        logits = network.counterfactual(make_inputs([edit], [example], vlm.frozen), vlm.frozen)
         text = vlm.predict([example]).is_text[0].sum()
         torch.testing.assert_close(found.logits[row, :text], logits[0, :text], rtol=1e-4, atol=1e-5)
 
@@ -216,20 +216,20 @@ def test_generation_is_routed_row_by_row(editor, vlm, requests_):
     assert (score > 0.5).tolist() == [False, True, False]
     said = edited.generate(asked, max_new_tokens=5)
     assert [said[0], said[2]] == vlm.generate([asked[0], asked[2]], max_new_tokens=5)
-    answers = told(requests_[:1], asked[1:2], vlm.frozen)
+    answers = make_inputs(requests_[:1], asked[1:2], vlm.frozen)
     made = network_of(editor, vlm).counterfactual.generate(answers, vlm.frozen, max_new_tokens=5)
     assert said[1] == made[0]
 
 
 def test_generated_tokens_are_the_likeliest_predicted_ones(editor, vlm, requests_):
     frozen, model = vlm.frozen, network_of(editor, vlm).counterfactual
-    rows = told(requests_, requests_, frozen)
+    rows = make_inputs(requests_, requests_, frozen)
     (end,) = frozen.ends
     for row in rows:
         ids: list[int] = []
         while len(ids) < 4 and end not in ids:
             asked = row.asked._replace(answer=tuple(ids))
-            logits = model([Told(row.edit, asked, row.image)], frozen)
+            logits = model([CounterfactualInput(row.edit, asked, row.image)], frozen)
             ids.append(int(logits[0, -1].argmax()))
         said = model.generate([row], frozen, max_new_tokens=4)
         assert said == frozen.decode(torch.tensor([ids]))
@@ -241,7 +241,7 @@ def test_logits_are_those_of_the_whole_sequence(vlm, requests_):
     """Against a plain forward over all positions of one row, without padding."""
     model = untrained(vlm).counterfactual
     frozen = vlm.frozen
-    rows = told(requests_[1:3], requests_[:2], frozen)
+    rows = make_inputs(requests_[1:3], requests_[:2], frozen)
     found = model(rows, frozen)
     (separator,) = frozen.tokenize(["\n"])
     for number, row in enumerate(rows):
@@ -266,7 +266,7 @@ def test_end_of_the_answer_is_learnt_from_the_token_behind_it(vlm, requests_):
     memory = Memory(edits=tuple(requests_), keys=keys, visible=own)
     SoftSERACVLM(vlm, network, memory, threshold=0.5, on_end=told_of.append).predict(requests_)
     for row, request in enumerate(requests_):
-        logits = network.counterfactual(told([request], [request], vlm.frozen), vlm.frozen)
+        logits = network.counterfactual(make_inputs([request], [request], vlm.frozen), vlm.frozen)
         wanted = -logits[0, -1].log_softmax(-1)[vlm.frozen.ends[0]]
         torch.testing.assert_close(told_of[0][row], wanted, rtol=1e-4, atol=1e-5)
 
@@ -366,7 +366,7 @@ def test_a_question_that_the_counterfactual_model_cannot_take_is_refused(editor,
     long = replace(requests_[0], prompt="what color is it? " * 60)
     model = network_of(editor, vlm).counterfactual
     with pytest.raises(ModelError, match=r"make a sequence of \d+ tokens; the .* model takes 512"):
-        model(told([long], [long], vlm.frozen), vlm.frozen)
+        model(make_inputs([long], [long], vlm.frozen), vlm.frozen)
 
 
 def test_counterfactual_model_with_other_tokens_is_refused(vlm, cases, tmp_path: Path):

@@ -13,7 +13,7 @@ from golden_vlm import golden_vlm
 from mmedit.cases import Example
 from mmedit.methods.serac import memory
 from mmedit.methods.serac.memory import SERACVLM, Memory
-from mmedit.methods.serac.similarity import Distance, classification_loss, log_similarity, mixture
+from mmedit.methods.serac.similarity import Distance, classification_loss, log_similarity, mix
 from mmedit.vlm.interface import Predictions
 
 CASES = golden_cases("serac")
@@ -67,7 +67,7 @@ def test_nearest_cached_edits_are_those_of_the_published_code(case: GoldenCase):
 @pytest.mark.parametrize("case", SOFT, ids=ids(SOFT))
 def test_soft_mixtures_are_those_of_the_published_code(case: GoldenCase):
     base, other = case.tensors["base_logits"], case.tensors["counterfactual_logits"]
-    found = mixture(base, other[:, -base.shape[1] :], case.tensors["scope_score"])
+    found = mix(base, other[:, -base.shape[1] :], case.tensors["scope_score"])
     torch.testing.assert_close(found, case.tensors["output_logits"], rtol=0, atol=1e-5)
 
 

@@ -1,18 +1,24 @@
-"""SERAC (Mitchell et al. 2022): edits are kept in a cache beside the VLM, and no weight changes.
+"""SERAC: edits are kept in a cache beside the VLM, and no weight changes (Mitchell et al. 2022,
+Memory-Based Model Editing at Scale).
 
     s = max_i exp(-scale · d(scope(question), scope(edit_i))²)
 
-A question with s > 0.5 is answered by a small counterfactual model, which is told the nearest
-edit; any other one by the VLM. For training both are mixed:
+If s > 0.5, a small counterfactual model, which reads the nearest edit, answers the question;
+otherwise the VLM does. In training both are mixed:
 
     log((1 - s) · p_base + s · p_counterfactual)
 
-Losses: the published one on the mixture (`mmedit.editors.objective`; `c_base`, `c_edit`, `i_edit`,
-`c_loc`, `i_loc`), and, weighed by `c_scope`, the original paper's classification of which question
-is in which edit's scope, with pairs from all cases of a batch. Differences from EasyEdit's
-SERAC_MULTI, each of which is a fault there: no answer is shown to the scope; the projection that
-lets the counterfactual model see the image is trained, and kept; image locality is trained on
-(`i_loc=0`: as there); the cache holds all edits; the counterfactual model learns where answers end.
+The loss has two parts: the published loss on the mixture (`mmedit.editors.objective`), and, with
+weight `c_scope`, the original paper's classification of question and edit pairs as in scope or not,
+with pairs from all cases of a batch.
+
+Differences from EasyEdit's SERAC_MULTI:
+
+- The scope never sees an answer.
+- The projection that shows the image to the counterfactual model is trained, and saved.
+- Image locality is trained on (`i_loc=0` is EasyEdit's choice).
+- The cache holds all edits.
+- The counterfactual model learns where answers end.
 """
 
 from __future__ import annotations
@@ -29,7 +35,7 @@ from mmedit.editors.base import EditorConfig
 from mmedit.editors.learned import LearnedEditor
 from mmedit.editors.objective import ObjectiveConfig, groups, outcome, require_probes
 from mmedit.methods.serac.counterfactual import Counterfactual, counterfactual_facts
-from mmedit.methods.serac.memory import SERACVLM, Memory, SoftSERACVLM, remember
+from mmedit.methods.serac.memory import Memory, SoftSERACVLM, remember
 from mmedit.methods.serac.scope import (
     MultimodalScope,
     Scope,
@@ -37,8 +43,8 @@ from mmedit.methods.serac.scope import (
     multimodal_scope_facts,
     text_scope_facts,
 )
-from mmedit.methods.serac.similarity import Distance, classification_loss, log_similarity, mixture
-from mmedit.training.loop import Learner
+from mmedit.methods.serac.similarity import Distance, classification_loss, log_similarity
+from mmedit.training.learner import Learner
 from mmedit.training.settings import TrainingConfig
 from mmedit.vlm.interface import VLM
 
@@ -47,39 +53,57 @@ IN_SCOPE = (Probe.RELIABILITY, Probe.TEXT_GENERALITY, Probe.IMAGE_GENERALITY)
 
 
 class SERACConfig(ObjectiveConfig):
-    """Defaults are EasyEdit's for BLIP-2 (hparams/TRAINING/SERAC/blip2.yaml), where it has them."""
+    """Settings of SERAC. Defaults are EasyEdit's for BLIP-2 (hparams/TRAINING/SERAC/blip2.yaml), if
+    it has them.
+    """
 
     scope: Literal["text", "multimodal"] = "multimodal"
+    """What the scope compares: prompts (text, the paper's), or prompts and images (multimodal)."""
     scope_encoder: str | None = None
-    """Of the text scope: a Hugging Face encoder (distilbert-base-cased); none: a new small one."""
+    """Hugging Face encoder of the text scope; null: a new small one. EasyEdit:
+    distilbert-base-cased.
+    """
     clip: str | None = None
-    """Of the multimodal scope: OpenCLIP's ARCHITECTURE/WEIGHTS; none: the VLM's own features."""
+    """OpenCLIP model of the multimodal scope, ARCHITECTURE/WEIGHTS; null: the VLM's own features.
+    """
     scope_width: int = Field(default=128, ge=4, multiple_of=4)
+    """Width of the scope's embeddings, if no pretrained encoder sets it."""
     scope_layers: int = Field(default=2, ge=1)
+    """Layers of a new encoder of the text scope."""
     distance: Distance = "squared_euclidean"
+    """Distance d of two embeddings. Paper: squared_euclidean."""
     heads: int = Field(default=1, ge=1)
-    """The embedding is cut into so many parts, and the nearest part counts."""
+    """Number of parts that embeddings are cut into; the nearest part counts. 1: not cut."""
     bound: bool = False
-    """Put tanh on embeddings."""
+    """Apply tanh to embeddings before they are compared."""
     scale: float = Field(default=1.0, gt=0)
+    """Factor of the distance in s. Paper: 1."""
     threshold: float = Field(default=0.5, ge=0, le=1)
+    """A question with s above this is answered by the counterfactual model. Paper: 0.5."""
     counterfactual: str | None = None
-    """A causal language model with the VLM's tokenizer (facebook/opt-125m); none: a new small one.
+    """Pretrained causal language model with the VLM's tokenizer, for example facebook/opt-125m;
+    null: a new small one.
     """
     counterfactual_width: int = Field(default=128, ge=8, multiple_of=8)
+    """Width of a new counterfactual model."""
     counterfactual_layers: int = Field(default=3, ge=1)
+    """Layers of a new counterfactual model."""
     c_scope: float = Field(default=1.0, ge=0)
-    """Of the supervised classification of scopes; 0: the published mixture alone."""
+    """Weight of the classification of pairs as in scope or not; 0: the mixture alone, as in
+    EasyEdit.
+    """
     c_end: float = Field(default=0.1, ge=0)
-    """Of the counterfactual model's NLL of ending its answer."""
+    """Weight of the counterfactual model's NLL of ending its answer."""
     lr: float = Field(default=1e-5, gt=0)
+    """Learning rate. EasyEdit: 1e-5."""
     training: TrainingConfig = TrainingConfig(steps=50_000)
+    """Settings of the training loop."""
 
     @field_validator("clip")
     @classmethod
     def _clip_has_weights(cls, clip: str | None) -> str | None:
         if clip is not None and not all(clip.partition("/")):
-            raise ValueError("ARCHITECTURE/WEIGHTS was wanted, for instance ViT-B-32/openai")
+            raise ValueError("expected ARCHITECTURE/WEIGHTS, for example ViT-B-32/openai")
         return clip
 
     @model_validator(mode="after")
@@ -92,7 +116,7 @@ class SERACConfig(ObjectiveConfig):
 
 
 class SERACNetwork(nn.Module):
-    """All that SERAC learns."""
+    """Everything that SERAC learns: a scope and a counterfactual model."""
 
     def __init__(self, facts: Mapping[str, Any], config: SERACConfig) -> None:
         super().__init__()
@@ -107,8 +131,8 @@ class SERACNetwork(nn.Module):
 
 
 class SERACLearner(Learner):
-    """The outer loss: one forward of the VLM over the probes (and one over those of locality), one
-    forward and backward of scope and counterfactual model.
+    """The outer loss. A batch costs one forward of the VLM over the probes, one over the locality
+    probes, and one forward and backward of scope and counterfactual model.
     """
 
     def __init__(self, vlm: VLM, network: SERACNetwork, config: SERACConfig) -> None:
@@ -147,7 +171,9 @@ class SERACLearner(Learner):
     def _scope_loss(
         self, cases: Sequence[EditCase], probes: Sequence[Probe], keys: Tensor
     ) -> Tensor:
-        """Every probe of the batch against every edit: in scope are a case's own ones."""
+        """Return the classification loss over all pairs of a probe and an edit. In scope are the
+        request and the generality probes of the edit's own case.
+        """
         asked = [case.probes[probe][0] for probe in probes for case in cases]
         embedded = self.network.scope(asked, self._vlm.frozen)
         found = log_similarity(embedded, keys, **self.network.similarity)
@@ -161,9 +187,10 @@ class SERACLearner(Learner):
 
 
 class SERAC(LearnedEditor[SERACConfig]):
-    """`apply` costs an embedding of the requests, and no forward of the VLM."""
+    """SERAC. `apply` costs an embedding of the requests, and no forward of the VLM."""
 
     method: ClassVar[str] = "serac"
+    paper: ClassVar[str] = "Mitchell et al. 2022, Memory-Based Model Editing at Scale"
     config_class: ClassVar[type[EditorConfig]] = SERACConfig
 
     def facts(self, vlm: VLM) -> dict[str, Any]:
@@ -205,14 +232,3 @@ class SERAC(LearnedEditor[SERACConfig]):
             return vlm
         network = self.network_on(vlm)
         return remember(vlm, network, requests, threshold=self.config.threshold, each=each)
-
-
-__all__ = [
-    "SERAC",
-    "SERACVLM",
-    "SERACConfig",
-    "SERACNetwork",
-    "classification_loss",
-    "log_similarity",
-    "mixture",
-]

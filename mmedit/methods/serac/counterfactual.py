@@ -1,7 +1,8 @@
-"""The counterfactual model: a small causal language model that is told the edit in its prompt and
-answers in its light. It sees the image through a trained projection of the VLM's frozen features.
+"""SERAC's counterfactual model: a small causal language model that reads an edit, then a question,
+and answers accordingly. A trained projection of the VLM's frozen features shows it the image. Its
+input is:
 
-image tokens | the edit's prompt, its answer | the question | the answer
+    image tokens | the edit's prompt, its answer | the question | the answer
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ SEPARATOR = "\n"
 
 
 @dataclass(frozen=True)
-class Told:
+class CounterfactualInput:
     """One row: the edit and the question as token ids, and the image of the question."""
 
     edit: Segments
@@ -39,12 +40,12 @@ class Told:
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """A batch as the language model gets it."""
+    """A batch as the language model reads it."""
 
     embedded: Float[Tensor, "batch sequence hidden"]
     mask: Tensor
     start: list[int]
-    """Of every row, where the question's text begins."""
+    """Position of the question's first token, per row."""
 
 
 class Counterfactual(nn.Module):
@@ -73,9 +74,11 @@ class Counterfactual(nn.Module):
             ) from error
         self.lm.load_state_dict(loaded.state_dict())
 
-    def forward(self, told: Sequence[Told], frozen: Frozen) -> Float[Tensor, "batch more vocab"]:
-        """Logits about every token of the questions' prompts and answers, and in one place more
-        about what comes after: entry t of a row is about its text token t.
+    def forward(
+        self, told: Sequence[CounterfactualInput], frozen: Frozen
+    ) -> Float[Tensor, "batch more vocab"]:
+        """Return logits about every token of the questions' prompts and answers: entry t of a row
+        is about its text token t. One entry more is about the token after the last.
         """
         answers = [[*row.asked.prompt, *row.asked.answer] for row in told]
         rows = self._rows(told, answers, frozen)
@@ -90,8 +93,10 @@ class Counterfactual(nn.Module):
         return self._in_vocabulary(logits)
 
     @torch.no_grad()
-    def generate(self, told: Sequence[Told], frozen: Frozen, *, max_new_tokens: int) -> list[str]:
-        """Greedy answers."""
+    def generate(
+        self, told: Sequence[CounterfactualInput], frozen: Frozen, *, max_new_tokens: int
+    ) -> list[str]:
+        """Return greedy answers."""
         rows = self._rows(told, [list(row.asked.prompt) for row in told], frozen, side="left")
         made = self.lm.generate(
             inputs_embeds=rows.embedded,
@@ -104,7 +109,11 @@ class Counterfactual(nn.Module):
         return frozen.decode(made)
 
     def _rows(
-        self, told: Sequence[Told], texts: Sequence[Sequence[int]], frozen: Frozen, side="right"
+        self,
+        told: Sequence[CounterfactualInput],
+        texts: Sequence[Sequence[int]],
+        frozen: Frozen,
+        side="right",
     ) -> _Rows:
         (separator,) = frozen.tokenize([SEPARATOR])
         device = self.projection.weight.device
@@ -127,7 +136,7 @@ class Counterfactual(nn.Module):
         if longest > (most := self.lm.config.max_position_embeddings):
             raise ModelError(
                 f"image, edit and question make a sequence of {longest} tokens; the counterfactual "
-                f"model takes {most}. Shorten them, or take another one (editor.counterfactual)."
+                f"model takes {most}. Shorten them, or name another model (editor.counterfactual)."
             )
         first = longest - lengths if side == "left" else torch.zeros_like(lengths)
         place = torch.arange(longest) - first
@@ -138,21 +147,23 @@ class Counterfactual(nn.Module):
             seen = self.projection(torch.cat(features).to(device)).to(embedded)
             embedded = embedded.masked_scatter((kind == IMAGE).unsqueeze(-1).to(device), seen)
         else:
-            embedded = embedded + unused(self.projection)
+            embedded = embedded + depend_on(self.projection)
         embedded = embedded + self.kinds(kind.to(device))
         return _Rows(embedded, mask.to(device), start)
 
     def _in_vocabulary(self, logits: Tensor) -> Tensor:
-        """Vocabularies are padded differently for models of one tokenizer."""
+        """Return the logits with the width of the VLM's vocabulary, which models with the same
+        tokenizer may pad differently.
+        """
         more = self.vocabulary - logits.shape[-1]
         if more <= 0:
             return logits[..., : self.vocabulary]
         return nn.functional.pad(logits, (0, more), value=torch.finfo(logits.dtype).min)
 
 
-def unused(module: nn.Module) -> Tensor:
-    """A zero with the gradients of what a batch has no use for: data parallelism wants one for
-    every parameter in every step.
+def depend_on(module: nn.Module) -> Tensor:
+    """Return a zero that depends on the parameters of a module that a batch does not use: data
+    parallelism needs a gradient for every parameter in every step.
     """
     return 0 * torch.stack([parameter.sum() for parameter in module.parameters()]).sum()
 
@@ -160,8 +171,8 @@ def unused(module: nn.Module) -> Tensor:
 def counterfactual_facts(
     name: str | None, width: int, layers: int, frozen: Frozen
 ) -> dict[str, Any]:
-    """What a Counterfactual is built from: a pretrained model's config, or that of a new small one
-    over the VLM's tokens. Raises ModelError where the two cut texts differently.
+    """Return the facts of a Counterfactual: the config of a pretrained model, or of a new small one
+    over the VLM's tokens. Raises ModelError if a pretrained one tokenizes differently from the VLM.
     """
     if name is None:
         config = LlamaConfig(
@@ -196,18 +207,20 @@ def _same_tokens(name: str, frozen: Frozen) -> Any:
     if list(theirs)[-len(ours) // 2 :] != ours[-len(ours) // 2 :]:
         raise ModelError(
             f"the counterfactual model {name!r} cuts texts into other tokens than the VLM, so that "
-            "their predictions cannot be mixed; take one of the VLM's own family, for instance "
-            "facebook/opt-125m for OPT, or none (editor.counterfactual=null), for a new small one"
+            "their predictions cannot be mixed; name one of the VLM's own family, for example "
+            "facebook/opt-125m for OPT, or null (editor.counterfactual=null) for a new small one"
         )
     return config
 
 
-def told(edits: Sequence[Example], asked: Sequence[Example], frozen: Frozen) -> list[Told]:
-    """What the model is told of every question and the edit it belongs to."""
+def make_inputs(
+    edits: Sequence[Example], asked: Sequence[Example], frozen: Frozen
+) -> list[CounterfactualInput]:
+    """Return the model's input for every question and the edit that applies to it."""
     segments = frozen.segments([*edits, *asked])
     images = frozen.image_features(asked)
     return [
-        Told(edit, question, image)
+        CounterfactualInput(edit, question, image)
         for edit, question, image in zip(
             segments[: len(edits)], segments[len(edits) :], images, strict=True
         )

@@ -1,4 +1,4 @@
-"""SERAC's cache of edits, and the VLM that looks questions up in it."""
+"""SERAC's cache of edits, and the VLM that answers questions with it."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ from torch import Tensor
 
 from mmedit.cases import Example
 from mmedit.errors import DataError
-from mmedit.methods.serac.counterfactual import Counterfactual, told
+from mmedit.methods.serac.counterfactual import Counterfactual, make_inputs
 from mmedit.methods.serac.scope import Scope
-from mmedit.methods.serac.similarity import log_similarity, mixture
+from mmedit.methods.serac.similarity import log_similarity, mix
 from mmedit.vlm.interface import VLM, Captured, Predictions, WrappedVLM
 
-Embedded = Float[Tensor, "batch width"]
+Embeddings = Float[Tensor, "batch width"]
 
 
 class Network(Protocol):
-    """What SERAC has learnt."""
+    """The networks that SERAC has learnt."""
 
     scope: Scope
     counterfactual: Counterfactual
     similarity: dict[str, Any]
     """Settings of `log_similarity`."""
 
-    def parameters(self) -> Any: ...
+    def parameters(self) -> Any:
+        """Return all parameters."""
+        ...
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -38,10 +40,10 @@ class Memory:
     edits: tuple[Example, ...]
     keys: Float[Tensor, "edits width"]
     visible: Bool[Tensor, "rows edits"] | None = None
-    """Which edits every row of a batch is answered under; None: all, whatever the batch."""
+    """The edits that each row of a batch is answered under; None: all edits for all rows."""
 
-    def with_all(self, edits: Sequence[Example], keys: Embedded) -> Memory:
-        """With more edits, which every row sees."""
+    def with_all(self, edits: Sequence[Example], keys: Embeddings) -> Memory:
+        """Return the memory with more edits, which every row sees."""
         visible = self.visible
         if visible is not None:
             visible = torch.cat([visible, visible.new_ones(len(visible), len(edits))], dim=1)
@@ -49,8 +51,10 @@ class Memory:
             edits=(*self.edits, *edits), keys=torch.cat([self.keys, keys]), visible=visible
         )
 
-    def with_each(self, edits: Sequence[Example], keys: Embedded) -> Memory:
-        """With one more edit for each row. Raises DataError where rows differ in number."""
+    def with_each(self, edits: Sequence[Example], keys: Embeddings) -> Memory:
+        """Return the memory with one more edit for each row. Raises DataError unless there are as
+        many edits as rows.
+        """
         rows, before = len(edits), self.visible
         if before is None:
             before = torch.ones(rows, len(self.edits), dtype=torch.bool, device=keys.device)
@@ -63,16 +67,16 @@ class Memory:
         )
 
     def select(self, rows: Sequence[int]) -> Memory:
-        """Row i sees what row rows[i] saw."""
+        """Return the memory in which row i sees the edits that row rows[i] saw."""
         if self.visible is None:
             return self
         return replace(self, visible=self.visible[list(rows)])
 
     def nearest(
-        self, asked: Embedded, similarity: dict[str, Any]
+        self, asked: Embeddings, similarity: dict[str, Any]
     ) -> tuple[Float[Tensor, " batch"], Int[Tensor, " batch"]]:
-        """Similarity to the nearest edit that a row sees, and which one that is; of equally near
-        ones the newest. One matrix product.
+        """Return, per row, the similarity to the nearest edit that it sees, and the index of that
+        edit; among equally near edits the newest. One matrix product.
         """
         found = log_similarity(asked, self.keys, **similarity)
         if self.visible is not None:
@@ -83,12 +87,12 @@ class Memory:
 
 
 class SERACVLM(WrappedVLM):
-    """A VLM that answers a question in the scope of a cached edit by the counterfactual model, and
-    any other one itself.
+    """A VLM that answers questions in the scope of a cached edit with the counterfactual model, and
+    all others itself.
 
-    `predict` costs a forward of the VLM and, where questions are in scope, one of the small model
-    for those; `generate` one of the two for each row. Captured gradients and representations are
-    those of the VLM inside.
+    `predict` costs a forward of the VLM, and one of the counterfactual model for the rows in scope;
+    `generate` costs one of the two for each row. Captured gradients and representations are those
+    of the VLM inside.
     """
 
     def __init__(
@@ -137,7 +141,7 @@ class SERACVLM(WrappedVLM):
         said: dict[int, str] = {}
         if ours:
             edits = [self.memory.edits[chosen[row]] for row in ours]
-            asked = told(edits, [examples[row] for row in ours], self.frozen)
+            asked = make_inputs(edits, [examples[row] for row in ours], self.frozen)
             made = self.network.counterfactual.generate(
                 asked, self.frozen, max_new_tokens=max_new_tokens
             )
@@ -169,14 +173,16 @@ class SERACVLM(WrappedVLM):
         self, examples: Sequence[Example], rows: Sequence[int], nearest: Tensor
     ) -> Float[Tensor, "rows more vocab"]:
         edits = [self.memory.edits[edit] for edit in nearest[list(rows)].tolist()]
-        asked = told(edits, [examples[row] for row in rows], self.frozen)
+        asked = make_inputs(edits, [examples[row] for row in rows], self.frozen)
         return self.network.counterfactual(asked, self.frozen)
 
 
 class SoftSERACVLM(SERACVLM):
-    """The published mixture of both models' probabilities, for training: every row costs a forward
-    of both. `logits` are log-probabilities. `on_end` is told the NLL, per row, of the answer
-    ending where it ends.
+    """The published mixture of both models' probabilities, for training. Every row costs a forward
+    of both; `logits` are log-probabilities.
+
+    `on_end` is called with the counterfactual model's NLL, per row, of ending the answer after its
+    last token.
     """
 
     def predict(self, examples: Sequence[Example]) -> Predictions:
@@ -186,7 +192,7 @@ class SoftSERACVLM(SERACVLM):
         answered = self._answer(examples, range(len(examples)), nearest)
         if self._on_end is not None:
             self._on_end(self._end_nll(base, answered))
-        return replace(base, logits=mixture(base.logits, answered[:, :-1], score))
+        return replace(base, logits=mix(base.logits, answered[:, :-1], score))
 
     def _end_nll(self, base: Predictions, answered: Tensor) -> Float[Tensor, " batch"]:
         place = torch.arange(base.target.shape[1], device=base.target.device)
@@ -195,16 +201,16 @@ class SoftSERACVLM(SERACVLM):
         return -ended.log_softmax(-1)[:, self.frozen.ends[0]]
 
 
-def _require_rows(there: int, wanted: int) -> None:
-    if there != wanted:
+def _require_rows(edits: int, rows: int) -> None:
+    if edits != rows:
         raise DataError(
-            f"{there} separate edits cannot answer {wanted} rows: row i is answered under edit i. "
-            "Use select(rows) to say which edit answers which row."
+            f"{edits} separate edits cannot answer {rows} rows: row i is answered under edit i. "
+            "Use select(rows) to choose the edit of each row."
         )
 
 
 def empty(width: int, device: torch.device) -> Memory:
-    """No edit."""
+    """Return a memory without edits."""
     return Memory(edits=(), keys=torch.empty(0, width, device=device))
 
 
@@ -216,7 +222,7 @@ def remember(
     threshold: float,
     each: bool,
 ) -> SERACVLM:
-    """The VLM with edits in its cache, joined to those that this network has cached already."""
+    """Return the VLM with more edits in its cache, after those that this network cached before."""
     with torch.no_grad():
         keys = network.scope(edits, vlm.frozen)
     if isinstance(vlm, SERACVLM) and vlm.network is network:

@@ -1,9 +1,9 @@
-"""Which of the cached edits, if any, a question belongs to: two scopes of one editor.
+"""SERAC's scope: an embedding of questions that decides which cached edit, if any, applies.
 
-`TextScope`, the paper's: the [CLS] state of a small Hugging Face encoder of the prompt. It sees no
-image, so every question in the words of an edit is in its scope, whatever it is about.
-`MultimodalScope`: image and text embeddings of frozen towers (OpenCLIP, or the VLM's own), each
-through a trained network. No scope ever sees an answer.
+`TextScope`, the paper's, is the [CLS] state of a small encoder of the prompt. It sees no image: a
+question in the words of an edit is in its scope, whatever image it is about. `MultimodalScope` has
+image and text embeddings of frozen towers (OpenCLIP, or the VLM's own), each followed by a trained
+network. Neither sees an answer.
 """
 
 from __future__ import annotations
@@ -25,21 +25,23 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, DistilBertConfig
 from mmedit.cases import Example
 from mmedit.errors import ModelError
 from mmedit.images import image_key, open_image
-from mmedit.methods.serac.counterfactual import unused
+from mmedit.methods.serac.counterfactual import depend_on
 from mmedit.metrics.clip_score import load_clip
 from mmedit.vlm.frozen import Frozen
 
 
 class Scope(nn.Module, ABC):
-    """Embeds questions; near ones are in scope of each other."""
+    """A network that embeds questions; two questions with near embeddings share an edit."""
 
     @abstractmethod
     def forward(self, examples: Sequence[Example], frozen: Frozen) -> Float[Tensor, "batch width"]:
-        """One embedding per question: of its prompt, and perhaps its image."""
+        """Return one embedding per question."""
 
 
 class TextScope(Scope):
-    """The first state of an encoder with its own tokenizer, or a new one over the VLM's tokens."""
+    """The first state of a pretrained encoder with its own tokenizer, or of a new encoder over the
+    VLM's tokens.
+    """
 
     def __init__(self, facts: Mapping[str, Any]) -> None:
         super().__init__()
@@ -72,7 +74,7 @@ class TextScope(Scope):
     def _read(self, prompts: Sequence[str], frozen: Frozen) -> tuple[Tensor, Tensor]:
         longest = self.encoder.config.max_position_embeddings
         if self._tokenizer_name is None:
-            first = frozen.vocabulary  # a token more than the VLM has
+            first = frozen.vocabulary  # one token more than the VLM has, as [CLS]
             rows = [torch.tensor([first, *ids][:longest]) for ids in frozen.tokenize(prompts)]
             lengths = torch.tensor([len(row) for row in rows])
             ids = pad_sequence(rows, batch_first=True)
@@ -86,7 +88,7 @@ class TextScope(Scope):
 
 
 def text_scope_facts(name: str | None, width: int, layers: int, frozen: Frozen) -> dict[str, Any]:
-    """What a TextScope is built from: a pretrained encoder's config, or that of a new small one."""
+    """Return the facts of a TextScope: the config of a pretrained or of a new small encoder."""
     if name is None:
         config = DistilBertConfig(
             vocab_size=frozen.vocabulary + 1,
@@ -107,23 +109,25 @@ def text_scope_facts(name: str | None, width: int, layers: int, frozen: Frozen) 
 
 
 class Towers(Protocol):
-    """Frozen embeddings of images and prompts."""
+    """Frozen networks that embed images and prompts."""
 
     def widths(self, frozen: Frozen) -> tuple[int, int]:
-        """Of image and text embeddings."""
+        """Return the widths of image and text embeddings."""
         ...
 
     def images(self, examples: Sequence[Example], frozen: Frozen) -> Float[Tensor, "batch width"]:
-        """One per example, all of which have an image."""
+        """Return one embedding per example; all examples must have an image."""
         ...
 
     def texts(self, prompts: Sequence[str], frozen: Frozen) -> Float[Tensor, "batch width"]:
-        """One per prompt."""
+        """Return one embedding per prompt."""
         ...
 
 
 class OwnTowers:
-    """The VLM's own: the mean of an image's tokens, the mean of a prompt's token embeddings."""
+    """The VLM's own embeddings: the mean of an image's tokens, the mean of a prompt's token
+    embeddings.
+    """
 
     def widths(self, frozen: Frozen) -> tuple[int, int]:
         return frozen.hidden, frozen.hidden
@@ -142,7 +146,9 @@ class OwnTowers:
 
 
 class ClipTowers:
-    """OpenCLIP's, by "ARCHITECTURE/WEIGHTS". Embeddings are kept by content."""
+    """The towers of an OpenCLIP model, named "ARCHITECTURE/WEIGHTS". Image embeddings are cached by
+    content.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -180,8 +186,8 @@ class ClipTowers:
 
 
 class MultimodalScope(Scope):
-    """cat(f(image), g(text)) with a small trained network for each; no image is a vector of its
-    own.
+    """cat(f(image), g(text)) with a small trained network for each. A question without image has a
+    learnt vector in place of f(image).
     """
 
     def __init__(self, facts: Mapping[str, Any]) -> None:
@@ -200,12 +206,12 @@ class MultimodalScope(Scope):
             seen = self.image(self._towers.images([examples[row] for row in rows], frozen))
             image = image.index_copy(0, torch.tensor(rows, device=seen.device), seen)
         else:
-            image = image + unused(self.image)
+            image = image + depend_on(self.image)
         return torch.cat([image, text], dim=-1)
 
 
 def multimodal_scope_facts(clip: str | None, width: int, frozen: Frozen) -> dict[str, Any]:
-    """What a MultimodalScope is built from."""
+    """Return the facts of a MultimodalScope."""
     towers: Towers = ClipTowers(clip) if clip else OwnTowers()
     image_width, text_width = towers.widths(frozen)
     return {"clip": clip, "width": width, "image_width": image_width, "text_width": text_width}
@@ -223,5 +229,5 @@ def _image(example: Example) -> Path | Image.Image:
 
 
 def _digest(name: str) -> str:
-    """Of a name that may be a path, for the names of cached tensors."""
+    """Return a hash of a name that may be a path, for the keys of cached tensors."""
     return hashlib.blake2b(name.encode(), digest_size=8).hexdigest()

@@ -1,4 +1,4 @@
-"""How near two embeddings are, and what follows: SERAC's formulas (Mitchell et al. 2022)."""
+"""SERAC's formulas (Mitchell et al. 2022): similarity, mixture, and classification loss."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ def log_similarity(
     bound: bool = False,
     scale: float = 1.0,
 ) -> Float[Tensor, "tests cache"]:
-    """-scale · distance of every test to every cached edit; its exponential is the similarity.
+    """Return -scale · distance of every test to every cached edit, the log of the similarity.
 
-    With `heads` the embeddings are cut into equal parts, and the nearest part counts; `bound` puts
-    tanh on them first. One matrix product, in float64: squares of near equals cancel.
+    With several `heads` the embeddings are cut into equal parts, and the smallest distance counts.
+    `bound` applies tanh first. One matrix product in float64, since squares of nearly equal numbers
+    cancel.
     """
     if bound:
         tests, cache = tests.tanh(), cache.tanh()
@@ -44,12 +45,12 @@ def _parts(embedded: Float[Tensor, "n width"], heads: int) -> Float[Tensor, "hea
     return embedded.double().reshape(len(embedded), heads, -1).transpose(0, 1)
 
 
-def mixture(
+def mix(
     base: Float[Tensor, "batch text vocab"],
     counterfactual: Float[Tensor, "batch text vocab"],
     score: Float[Tensor, " batch"],
 ) -> Float[Tensor, "batch text vocab"]:
-    """log((1 - s) · p_base + s · p_counterfactual + ε), in float32."""
+    """Return log((1 - s) · p_base + s · p_counterfactual + ε), in float32."""
     s = score.float()[:, None, None]
     both = (1 - s) * base.float().softmax(-1) + s * counterfactual.float().softmax(-1)
     return (both + EPSILON).log()
@@ -58,8 +59,8 @@ def mixture(
 def classification_loss(
     log_similarities: Float[Tensor, "tests cache"], in_scope: Bool[Tensor, "tests cache"]
 ) -> Float[Tensor, ""]:
-    """Mean of -log s over the pairs in scope, plus mean of -log(1 - s) over the others; a kind of
-    which there is no pair counts nothing.
+    """Return the mean of -log s over the pairs in scope, plus the mean of -log(1 - s) over the
+    others. A mean over no pairs is 0.
     """
     outside = -torch.expm1(log_similarities)
     outside = outside.where(outside > 0, EPSILON)
