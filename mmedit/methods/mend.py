@@ -64,8 +64,8 @@ class MENDConfig(SitesConfig, ObjectiveConfig):
     combine: bool = True
     """Use one g on x and δ together; false: one network for x and one for δ. MMEdit: true."""
     sides: Literal["both", "x", "delta", "smaller"] = "both"
-    """With `combine` false, what is transformed; the other side is only normalised. "smaller" is
-    the narrower of the two at each site (the paper's one-sided variant). MMEdit: both.
+    """With `combine` false, the sides that are transformed; the other one is only normalised.
+    "smaller" is the narrower one at each site (the paper's one-sided variant). MMEdit: both.
     """
     lr: float = Field(default=1e-6, gt=0)
     """Learning rate of g. MMEdit: 1e-6."""
@@ -145,10 +145,9 @@ class EditNetwork(nn.Module):
 
 
 class GradientTransform(nn.Module):
-    """The transform (x, δ) -> (x~, δ~), for all sites of one shape or for one site."""
+    """The transform (x, δ) -> (x~, δ~), for `modes` sites of one shape, or (0) for one site."""
 
     def __init__(self, x_width: int, delta_width: int, config: MENDConfig, modes: int) -> None:
-        """`modes`: number of sites that share it, each with its own scale and shift; 0: neither."""
         super().__init__()
         self.normalise = config.norm
         self.x_norm = RunningNorm(x_width)

@@ -24,6 +24,7 @@ from mmedit.adapters.inputs import PaddingSide
 from mmedit.cache import TensorCache
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.deltas import LowRank, linear_at
+from mmedit.editors.base import Fitting
 from mmedit.errors import ImageError, ModelError, SiteError
 from mmedit.methods.ft import FT, FTConfig
 from mmedit.methods.ke import KE, KEConfig
@@ -444,8 +445,7 @@ def test_methods_with_a_model_of_their_own_learn_and_edit(vlm, tmp_path: Path, m
         )
         for number, asked in enumerate(SEEN)
     ]
-    editor = LEARNT[method]()
-    editor.fit(vlm, cases)
+    editor = LEARNT[method]().fit(vlm, Fitting(cases))
     editor.save(tmp_path)
     edited = type(editor).load(tmp_path).apply_each(vlm, SEEN)
     before, after = vlm.predict(SEEN), edited.predict(SEEN)

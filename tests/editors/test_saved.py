@@ -24,12 +24,13 @@ from mmedit.config import load_editor
 from mmedit.datasets.easyvqa import cases as easyvqa
 from mmedit.datasets.easyvqa.pictures import load_pictures
 from mmedit.editors import saved
+from mmedit.editors.base import Fitting
 from mmedit.editors.saved import origin_of
 from mmedit.errors import EditorError
 from mmedit.methods.ft import FT, FTConfig
 from mmedit.methods.mend import MEND, MENDConfig
 from mmedit.training import loop
-from mmedit.training.checkpoints import steps_done
+from mmedit.training.resume import steps_done
 from mmedit.training.settings import TrainingConfig
 from mmedit.vlm.loading import load_vlm
 from mmedit.vlm.network import NetworkVLM
@@ -47,8 +48,7 @@ def cases() -> list[EditCase]:
 def editor(vlm: NetworkVLM, cases: list[EditCase]) -> MEND:
     training = TrainingConfig(steps=2, batch_size=2)
     made = MEND(MENDConfig(sites=SITES, rank=8, lr=1e-3, edit_lr=1e-2, training=training))
-    made.fit(vlm, cases, seed=3)
-    return made
+    return made.fit(vlm, Fitting(cases, seed=3))
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_a_crash_between_the_two_files_is_noticed(folder: Path, monkeypatch: pyt
         moved.append(new)
         move(old, new)
 
-    monkeypatch.setattr(saved.os, "replace", crash)
+    monkeypatch.setattr(os, "replace", crash)
     with pytest.raises(KeyboardInterrupt):
         other.save(folder)
     monkeypatch.undo()
@@ -178,8 +178,9 @@ def test_an_editor_of_another_version_says_so(
     [
         ("", "is not valid JSON"),
         ('{"method": "me', "is not valid JSON"),
-        ("[]", "does not say what `mmedit fit` writes"),
-        ("null", "does not say what `mmedit fit` writes"),
+        ("[]", "is not what `mmedit fit` writes"),
+        ("null", "is not what `mmedit fit` writes"),
+        ("[" * 100_000, "is not valid JSON"),
     ],
 )
 def test_a_description_that_is_none_is_refused(text: str, said: str, folder: Path):
@@ -351,7 +352,7 @@ def test_the_card_says_what_the_editor_is(hub: Hub, editor: MEND, vlm: NetworkVL
 
 def test_the_card_of_a_method_that_is_not_fitted_says_so(tmp_path: Path):
     FT(FTConfig()).save(tmp_path)
-    assert "fitted on nothing" in saved.model_card(saved.read_description(tmp_path), "me/ft")
+    assert "It is not fitted" in saved.model_card(saved.read_description(tmp_path), "me/ft")
 
 
 def test_another_method_on_the_hub_is_refused(hub: Hub, editor: MEND):
@@ -361,7 +362,7 @@ def test_another_method_on_the_hub_is_refused(hub: Hub, editor: MEND):
 
 
 def test_what_is_not_on_the_hub_is_one_message(hub: Hub):
-    with pytest.raises(EditorError, match="me/nothing is no folder, and cannot be fetched"):
+    with pytest.raises(EditorError, match="me/nothing is not a folder, and cannot be fetched"):
         MEND.from_pretrained("me/nothing")
 
 
@@ -393,7 +394,7 @@ def test_a_push_that_fails_is_one_message(
 
 
 def test_a_name_that_the_hub_does_not_take_is_one_message(editor: MEND):
-    with pytest.raises(EditorError, match="is no name on the hub; owner/name was wanted"):
+    with pytest.raises(EditorError, match="is not a valid hub id; expected owner/name"):
         editor.push_to_hub("a/b/c")
     with pytest.raises(EditorError, match="cannot be fetched from the hub"):
         MEND.from_pretrained("a/b/c")
@@ -442,8 +443,8 @@ def test_an_editor_is_loaded_by_its_hub_id(
     ("arguments", "message"),
     [
         (("push", "nowhere", "me/editor"), "has no editor.json"),
-        (("edit", "--editor", "me/no", "--prompt", "a", "--target", "b"), "me/no is no folder"),
-        (("fit", "--editor", "me/no", "--out", "x"), "me/no is no folder"),
+        (("edit", "--editor", "me/no", "--prompt", "a", "--target", "b"), "me/no is not a folder"),
+        (("fit", "--editor", "me/no", "--out", "x"), "me/no is not a folder"),
     ],
 )
 def test_what_is_not_there_is_one_message(mmedit_, hub: Hub, arguments, message):

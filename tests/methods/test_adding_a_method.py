@@ -18,7 +18,7 @@ import torch
 from mmedit import config, evaluate, load_editor
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.datasets.easyvqa import cases as easyvqa
-from mmedit.editors.base import Editor
+from mmedit.editors.base import Editor, Fitting
 from mmedit.methods import EDITORS
 from mmedit.storage import config_folder
 from mmedit.training.settings import TrainingConfig
@@ -74,9 +74,7 @@ def editors(modules, vlm: NetworkVLM, train_cases) -> dict[str, Editor]:
     for module in modules.values():
         names |= vars(module)
     made = {method: eval(line, names)() for method, line in LINES.items()}
-    for editor in made.values():
-        editor.fit(vlm, train_cases)
-    return made
+    return {method: editor.fit(vlm, Fitting(train_cases)) for method, editor in made.items()}
 
 
 @pytest.fixture(params=CLASSES)
@@ -151,12 +149,12 @@ def test_step_sizes_are_learnt(vlm, train_cases, tmp_path: Path):
     ]  # fmt: skip
     _, editor = load_editor("learnt-step", "embedded", overrides)
     told: list[float] = []
-    editor.fit(
-        vlm,
+    fitting = Fitting(
         train_cases,
         progress=lambda _, done, total, figures: told.append(float(figures.split()[1])),
         folder=tmp_path,
     )
+    editor = editor.fit(vlm, fitting)
     assert sum(told[-3:]) < 0.9 * sum(told[:3])
     sizes = editor.state()["sizes"]
     assert not torch.allclose(sizes, torch.full_like(sizes, 0.01))

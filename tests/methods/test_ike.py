@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.deltas import Dense
+from mmedit.editors.base import Fitting
 from mmedit.errors import DataError, EditorError
 from mmedit.methods.ike import IKE, IKEConfig, InContextVLM
 from mmedit.vlm.interface import VLM, Captured, Identity, Predictions, WrappedVLM
@@ -86,9 +87,7 @@ def training_cases() -> list[EditCase]:
 
 
 def fitted(vlm: VLM, **settings: object) -> IKE:
-    editor = IKE(IKEConfig.model_validate({"k": 3} | settings))
-    editor.fit(vlm, training_cases())
-    return editor
+    return IKE(IKEConfig.model_validate({"k": 3} | settings)).fit(vlm, Fitting(training_cases()))
 
 
 def at(angle: float, *, target: str = "new") -> Example:
@@ -142,7 +141,7 @@ def test_demonstrations_copy_rephrase_and_leave_alone_in_turn(circle: OnCircle):
 def test_case_without_the_probe_for_its_turn_is_copied(circle: OnCircle):
     bare = [EditCase(id=case.id, request=case.request) for case in training_cases()]
     editor = IKE(IKEConfig(k=2))
-    editor.fit(circle, bare)
+    editor = editor.fit(circle, Fitting(bare))
     context = context_of(editor.apply(circle, [at(59)]))
     assert context.startswith(
         "New Fact: northeast request northeast answer\nPrompt: northeast request northeast answer\n"
@@ -209,7 +208,8 @@ def test_more_cases_than_go_in_one_batch_are_all_indexed(circle: OnCircle):
         EditCase(id=str(n), request=Example(prompt=f"{n} request", target="t")) for n in range(150)
     ]
     editor, reports = IKE(IKEConfig(k=1)), []
-    editor.fit(circle, many, progress=lambda _, done, total, figures: reports.append((done, total)))
+    fitting = Fitting(many, progress=lambda _, done, total, figures: reports.append((done, total)))
+    editor = editor.fit(circle, fitting)
     assert reports == [(64, 150), (128, 150), (150, 150)]
     # The mean lies inside the arc: seen from there no two cases are in the same direction.
     assert all(
@@ -221,7 +221,7 @@ def test_real_representations_find_the_case_that_is_the_request(tiny_vlm: Networ
     prompts = ["what color is the shape?", "a photo of", "is there a red circle in the image?"]
     cases = [EditCase(id=p, request=Example(prompt=p, target="yes")) for p in prompts]
     editor = IKE(IKEConfig(k=1))
-    editor.fit(tiny_vlm, cases)
+    editor = editor.fit(tiny_vlm, Fitting(cases))
     for prompt in prompts:
         context = context_of(editor.apply(tiny_vlm, [Example(prompt=prompt, target="no")]))
         assert context.startswith(f"New Fact: {prompt} yes\n")
@@ -255,7 +255,7 @@ def test_editor_that_was_not_fitted_says_so(tiny_vlm: NetworkVLM):
 
 def test_editor_cannot_be_fitted_on_nothing(tiny_vlm: NetworkVLM):
     with pytest.raises(DataError, match="none were given"):
-        IKE(IKEConfig()).fit(tiny_vlm, [])
+        IKE(IKEConfig()).fit(tiny_vlm, Fitting([]))
 
 
 def test_editor_fitted_on_another_vlm_is_refused(circle: OnCircle):

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mmedit.cases import EditCase, Example
 from mmedit.datasets.easyvqa import cases as easyvqa
 from mmedit.deltas import LowRank
+from mmedit.editors.base import Fitting
 from mmedit.errors import DataError
 from mmedit.methods.ke import (
     KE,
@@ -169,13 +170,13 @@ def test_the_vlms_own_answers_are_asked_once_per_case(vlm: NetworkVLM, cases, mo
 def test_cases_without_locality_cannot_train_the_constraint(vlm: NetworkVLM, cases):
     bare = [EditCase(id=case.id, request=case.request) for case in cases]
     with pytest.raises(DataError, match="text_locality, image_locality"):
-        KE(config()).fit(vlm, bare)
-    KE(config(constraint="l2")).fit(vlm, bare)
+        KE(config()).fit(vlm, Fitting(bare))
+    KE(config(constraint="l2")).fit(vlm, Fitting(bare))
 
 
 def test_loaded_editor_needs_no_vlm_to_be_built(vlm: NetworkVLM, cases, tmp_path: Path):
     editor = KE(config())
-    editor.fit(vlm, cases)
+    editor = editor.fit(vlm, Fitting(cases))
     editor.save(tmp_path)
     loaded = KE.load(tmp_path)
     assert loaded.config == editor.config

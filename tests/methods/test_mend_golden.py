@@ -201,9 +201,8 @@ def editor_of(case: GoldenCase, vlm: VLM) -> MEND:
     editor = MEND(config_of(case))
     shapes = {site: list(vlm.shape(site)) for site in sites_of(case)}
     network = edit_network(case, vlm, statistics="stats_before")
-    editor.load_state(dict(network.state_dict()), {"facts": {"shapes": shapes}})
-    editor.origin = origin_of(vlm, sites_of(case), [], seed=0)
-    return editor
+    origin = origin_of(vlm, sites_of(case), [], seed=0)
+    return editor.load_state(dict(network.state_dict()), {"facts": {"shapes": shapes}}, origin)
 
 
 def pooled(captured: Captured, batch: Mapping[str, Tensor]) -> Captured:

@@ -10,7 +10,7 @@ import torch
 from mmedit.adapters.weights import weights_hash
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.datasets.easyvqa import cases as easyvqa
-from mmedit.editors.base import Editor
+from mmedit.editors.base import Editor, Fitting
 from mmedit.errors import SiteError
 from mmedit.methods import EDITORS
 from mmedit.methods.ft import FT, FTConfig
@@ -97,8 +97,7 @@ def probes(cases: list[EditCase]) -> list[Example]:
 @pytest.fixture(scope="session", params=EDITORS_UNDER_TEST)
 def editor(request: pytest.FixtureRequest, vlm: NetworkVLM, train_cases: list[EditCase]) -> Editor:
     made = EDITORS_UNDER_TEST[request.param]()
-    made.fit(vlm, train_cases, seed=0)
-    return made
+    return made.fit(vlm, Fitting(train_cases))
 
 
 def close(first: torch.Tensor, second: torch.Tensor) -> None:
@@ -152,8 +151,8 @@ def assert_clean(vlm: NetworkVLM) -> None:
 
 
 def test_same_seed_gives_the_same_edit(editor, request, vlm, requests_, probes, train_cases):
-    again = EDITORS_UNDER_TEST[request.node.callspec.params["editor"]]()
-    again.fit(vlm, train_cases, seed=0)
+    unfitted = EDITORS_UNDER_TEST[request.node.callspec.params["editor"]]()
+    again = unfitted.fit(vlm, Fitting(train_cases))
     first = editor.apply(vlm, requests_[:1]).predict(probes).logits
     assert torch.equal(again.apply(vlm, requests_[:1]).predict(probes).logits, first)
 

@@ -17,9 +17,10 @@ from transformers import DistilBertConfig, DistilBertModel, OPTConfig, OPTForCau
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.config import load_editor
 from mmedit.datasets.easyvqa import cases as easyvqa
+from mmedit.editors.base import Fitting
 from mmedit.errors import ConfigError, DataError, ModelError
 from mmedit.methods.serac import SERAC, SERACConfig, SERACNetwork, scope
-from mmedit.methods.serac.counterfactual import CounterfactualInput, make_inputs
+from mmedit.methods.serac.counterfactual import Briefing, make_inputs
 from mmedit.methods.serac.memory import SERACVLM, Memory, SoftSERACVLM
 from mmedit.training.settings import TrainingConfig
 from mmedit.vlm.interface import VLM
@@ -50,9 +51,7 @@ def requests_(cases: list[EditCase]) -> list[Example]:
 
 @pytest.fixture(scope="module")
 def editor(vlm: NetworkVLM, cases: list[EditCase]) -> SERAC:
-    made = SERAC(config())
-    made.fit(vlm, cases, seed=0)
-    return made
+    return SERAC(config()).fit(vlm, Fitting(cases))
 
 
 def network_of(editor: SERAC, vlm: VLM) -> SERACNetwork:
@@ -229,7 +228,7 @@ def test_generated_tokens_are_the_likeliest_predicted_ones(editor, vlm, requests
         ids: list[int] = []
         while len(ids) < 4 and end not in ids:
             asked = row.asked._replace(answer=tuple(ids))
-            logits = model([CounterfactualInput(row.edit, asked, row.image)], frozen)
+            logits = model([Briefing(row.edit, asked, row.image)], frozen)
             ids.append(int(logits[0, -1].argmax()))
         said = model.generate([row], frozen, max_new_tokens=4)
         assert said == frozen.decode(torch.tensor([ids]))
@@ -319,7 +318,7 @@ def test_text_scope_starts_from_a_pretrained_encoder(vlm, cases, requests_, tmp_
     tokenizer.save_pretrained(tmp_path)
     pretrained = DistilBertModel.from_pretrained(tmp_path)
     editor = SERAC(config(scope="text", scope_encoder=str(tmp_path), lr=1e-12))
-    editor.fit(vlm, cases)
+    editor = editor.fit(vlm, Fitting(cases))
     read = tokenizer(requests_[0].prompt, return_tensors="pt")
     with torch.no_grad():
         wanted = pretrained(
@@ -352,7 +351,7 @@ def test_counterfactual_model_starts_from_a_pretrained_one(
     vocabulary = vlm.frozen.vocabulary
     pretrained = tiny_opt(tmp_path, vlm, vocabulary + more)
     editor = SERAC(config(counterfactual=str(tmp_path), lr=1e-12))
-    editor.fit(vlm, cases)
+    editor = editor.fit(vlm, Fitting(cases))
     lm = network_of(editor, vlm).counterfactual.lm
     weight = pretrained.get_input_embeddings().weight
     torch.testing.assert_close(lm.get_input_embeddings().weight, weight, rtol=0, atol=1e-6)
@@ -373,13 +372,13 @@ def test_counterfactual_model_with_other_tokens_is_refused(vlm, cases, tmp_path:
     tiny_opt(tmp_path, vlm, vlm.frozen.vocabulary)
     tiny.build_processor().tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="cuts texts into other tokens than the VLM"):
-        SERAC(config(counterfactual=str(tmp_path))).fit(vlm, cases)
+        SERAC(config(counterfactual=str(tmp_path))).fit(vlm, Fitting(cases))
 
 
 @pytest.mark.parametrize("part", ["counterfactual", "scope_encoder"])
 def test_pretrained_part_that_is_nowhere_is_named(vlm, cases, tmp_path: Path, part: str):
     with pytest.raises(ModelError, match=r"nowhere' cannot be loaded"):
-        SERAC(config(scope="text", **{part: str(tmp_path / "nowhere")})).fit(vlm, cases)
+        SERAC(config(scope="text", **{part: str(tmp_path / "nowhere")})).fit(vlm, Fitting(cases))
 
 
 def test_multimodal_scope_takes_openclips_embeddings_each_image_once(
@@ -402,7 +401,7 @@ def test_multimodal_scope_takes_openclips_embeddings_each_image_once(
         clip, "encode_image", lambda image, **k: (seen.append(len(image)), encode(image, **k))[1]
     )
     editor = SERAC(config(clip="tiny/random"))
-    editor.fit(vlm, cases)
+    editor = editor.fit(vlm, Fitting(cases))
     embedded = embed(editor, vlm, requests_)
     before = sum(seen)
     assert torch.equal(embed(editor, vlm, requests_), embedded)

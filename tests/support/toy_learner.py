@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from mmedit.cases import EditCase, Example
-from mmedit.training.loop import Learner, train
+from mmedit.editors.base import Fitting
+from mmedit.training.learner import Learner
+from mmedit.training.loop import train
 from mmedit.training.settings import TrainingConfig
 
 CASES = [EditCase(id=f"case-{n}", request=Example(prompt="p", target="t")) for n in range(7)]
@@ -98,15 +100,8 @@ def train_toy(
     identity: Mapping[str, Any] | None = None,
     **changes: object,
 ) -> int:
-    return train(
-        toy,
-        CASES,
-        settings(**changes),
-        seed=seed,
-        validation=validation,
-        folder=folder,
-        identity=identity,
-    )
+    fitting = Fitting(CASES, validation=validation, seed=seed, folder=folder)
+    return train(toy, settings(**changes), fitting, identity=identity)
 
 
 def log_lines(folder: Path) -> list[dict[str, float]]:

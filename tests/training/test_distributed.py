@@ -15,7 +15,7 @@ from toy_learner import Toy, log_lines, train_toy
 
 from mmedit import cli
 from mmedit.errors import TrainingError
-from mmedit.training.checkpoints import steps_done
+from mmedit.training.resume import steps_done
 
 # The loop
 

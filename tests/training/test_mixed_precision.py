@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mmedit.datasets.easyvqa import cases as easyvqa
+from mmedit.editors.base import Fitting
 from mmedit.methods.ke import KE, KEConfig
 from mmedit.methods.mend import MEND, MENDConfig
 from mmedit.methods.serac import SERAC, SERACConfig
@@ -27,8 +28,7 @@ EDITORS: dict[str, Any] = {
 @pytest.mark.parametrize("name", EDITORS)
 def test_training_in_bf16_learns_float32_parameters_that_edit(vlm, name: str):
     cases = easyvqa.load("train", limit=8)
-    editor = EDITORS[name]()
-    editor.fit(vlm, cases)
+    editor = EDITORS[name]().fit(vlm, Fitting(cases))
     assert all(t.dtype == torch.float32 and t.isfinite().all() for t in editor.state().values())
     requests = [case.request for case in cases[:2]]
     logits = editor.apply_each(vlm, requests).predict(requests).logits

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from mmedit.cases import EditCase, Example
+from mmedit.editors.base import Fitting
 from mmedit.errors import DataError, MmeditError, TrainingError
 from mmedit.progress import Progress, silent
 from mmedit.training import loop
-from mmedit.training.loop import Learner, train
+from mmedit.training.learner import Learner
+from mmedit.training.loop import train
 from mmedit.training.settings import TrainingConfig
 
 CASES = [EditCase(id=f"case-{n}", request=Example(prompt="p", target="t")) for n in range(7)]
@@ -68,16 +70,8 @@ class Outer(Learner):
         folder: Path | None = None,
         identity: Mapping[str, str] | None = None,
     ) -> int:
-        return train(
-            self,
-            cases,
-            config,
-            seed=seed,
-            validation=validation,
-            progress=progress,
-            folder=folder,
-            identity=identity,
-        )
+        fitting = Fitting(cases, validation=validation, seed=seed, progress=progress, folder=folder)
+        return train(self, config, fitting, identity=identity)
 
 
 def settings(**changes: object) -> TrainingConfig:

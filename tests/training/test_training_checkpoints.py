@@ -23,16 +23,12 @@ from toy_learner import VALIDATION, Meddle, Toy, log_lines, train_toy
 
 from mmedit.cases import EditCase
 from mmedit.datasets.easyvqa import cases as easyvqa
+from mmedit.editors.base import Fitting
 from mmedit.errors import ConfigError, TrainingError
 from mmedit.methods.mend import MEND, MENDConfig
 from mmedit.training import accelerator, checkpoints, loop
-from mmedit.training.checkpoints import (
-    Checkpoint,
-    Checkpoints,
-    checkpoints_in,
-    seconds_spent,
-    steps_done,
-)
+from mmedit.training.checkpoints import Checkpoint, Checkpoints, checkpoints_in
+from mmedit.training.resume import seconds_spent, steps_done
 from mmedit.training.settings import TrainingConfig
 from mmedit.vlm.network import NetworkVLM
 
@@ -201,7 +197,10 @@ def stopped_mend(
 ) -> Path:
     folder = tmp_path_factory.mktemp("stopped")
     with pytest.raises(KeyboardInterrupt):
-        mend().fit(vlm, cases[:8], validation=cases[8:], progress=stop_in_step_3, folder=folder)
+        mend().fit(
+            vlm,
+            Fitting(cases[:8], validation=cases[8:], progress=stop_in_step_3, folder=folder),
+        )
     assert steps_done(folder) == 2
     return folder
 
@@ -210,9 +209,10 @@ def test_mend_goes_on_from_its_last_checkpoint_bit_for_bit(
     vlm: NetworkVLM, cases: list[EditCase], stopped_mend: Path, tmp_path: Path
 ):
     whole, continued = mend(), mend()
-    whole.fit(vlm, cases[:8], validation=cases[8:], folder=tmp_path / "whole")
+    whole = whole.fit(vlm, Fitting(cases[:8], validation=cases[8:], folder=tmp_path / "whole"))
     shutil.copytree(stopped_mend, tmp_path / "cut")
-    continued.fit(vlm, cases[:8], validation=cases[8:], folder=tmp_path / "cut")
+    cut = Fitting(cases[:8], validation=cases[8:], folder=tmp_path / "cut")
+    continued = continued.fit(vlm, cut)
     assert_same(continued, whole)
     counts = [tensor for name, tensor in whole.state().items() if name.endswith("count")]
     assert counts
@@ -235,7 +235,7 @@ def test_mend_with_other_settings_does_not_go_on(
     named: str,
 ):
     with pytest.raises(TrainingError, match=named):
-        mend(**changes).fit(vlm, cases[:8], validation=cases[8:], folder=stopped_mend)
+        mend(**changes).fit(vlm, Fitting(cases[:8], validation=cases[8:], folder=stopped_mend))
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,10 @@ def test_mend_on_other_cases_does_not_go_on(
     named: str,
 ):
     with pytest.raises(TrainingError, match=f"holds another training: its {named}"):
-        mend().fit(vlm, cases[trained], validation=cases[validated], seed=seed, folder=stopped_mend)
+        mend().fit(
+            vlm,
+            Fitting(cases[trained], validation=cases[validated], seed=seed, folder=stopped_mend),
+        )
 
 
 def test_mend_on_another_vlm_does_not_go_on(
@@ -265,7 +268,7 @@ def test_mend_on_another_vlm_does_not_go_on(
     other = vlm.identity._replace(weights="other")
     monkeypatch.setattr(NetworkVLM, "identity", property(lambda self: other))
     with pytest.raises(TrainingError, match=r"its vlm\.weights is .*, here 'other'"):
-        mend().fit(vlm, cases[:8], validation=cases[8:], folder=stopped_mend)
+        mend().fit(vlm, Fitting(cases[:8], validation=cases[8:], folder=stopped_mend))
 
 
 # Another training in the folder
@@ -352,8 +355,8 @@ KILLED = """
 import os, signal, sys, time
 from pathlib import Path
 import torch
-from mmedit.training.checkpoints import steps_done
 from mmedit.training.checkpoints import checkpoints_in
+from mmedit.training.resume import steps_done
 from toy_learner import VALIDATION, Toy, log_lines, train_toy
 
 root = Path(sys.argv[1])

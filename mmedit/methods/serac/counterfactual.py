@@ -30,8 +30,8 @@ SEPARATOR = "\n"
 
 
 @dataclass(frozen=True)
-class CounterfactualInput:
-    """One row: the edit and the question as token ids, and the image of the question."""
+class Briefing:
+    """The input of one row: the edit and the question as token ids, and the question's image."""
 
     edit: Segments
     asked: Segments
@@ -75,13 +75,13 @@ class Counterfactual(nn.Module):
         self.lm.load_state_dict(loaded.state_dict())
 
     def forward(
-        self, told: Sequence[CounterfactualInput], frozen: Frozen
+        self, inputs: Sequence[Briefing], frozen: Frozen
     ) -> Float[Tensor, "batch more vocab"]:
         """Return logits about every token of the questions' prompts and answers: entry t of a row
         is about its text token t. One entry more is about the token after the last.
         """
-        answers = [[*row.asked.prompt, *row.asked.answer] for row in told]
-        rows = self._rows(told, answers, frozen)
+        answers = [[*row.asked.prompt, *row.asked.answer] for row in inputs]
+        rows = self._rows(inputs, answers, frozen)
         lengths = torch.tensor([len(answer) for answer in answers])
         start = torch.tensor(rows.start).unsqueeze(-1)
         place = torch.arange(int(lengths.max()) + 1)
@@ -94,10 +94,10 @@ class Counterfactual(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, told: Sequence[CounterfactualInput], frozen: Frozen, *, max_new_tokens: int
+        self, inputs: Sequence[Briefing], frozen: Frozen, *, max_new_tokens: int
     ) -> list[str]:
         """Return greedy answers."""
-        rows = self._rows(told, [list(row.asked.prompt) for row in told], frozen, side="left")
+        rows = self._rows(inputs, [list(row.asked.prompt) for row in inputs], frozen, side="left")
         made = self.lm.generate(
             inputs_embeds=rows.embedded,
             attention_mask=rows.mask,
@@ -110,7 +110,7 @@ class Counterfactual(nn.Module):
 
     def _rows(
         self,
-        told: Sequence[CounterfactualInput],
+        inputs: Sequence[Briefing],
         texts: Sequence[Sequence[int]],
         frozen: Frozen,
         side="right",
@@ -118,7 +118,7 @@ class Counterfactual(nn.Module):
         (separator,) = frozen.tokenize([SEPARATOR])
         device = self.projection.weight.device
         ids, kinds, start = [], [], []
-        for row, text in zip(told, texts, strict=True):
+        for row, text in zip(inputs, texts, strict=True):
             images = 0 if row.image is None else len(row.image)
             parts = (
                 (IMAGE, (0,) * images),
@@ -142,7 +142,7 @@ class Counterfactual(nn.Module):
         place = torch.arange(longest) - first
         mask = ((place >= 0) & (place < lengths)).long()
         embedded = self.lm.get_input_embeddings()(together)
-        features = [row.image for row in told if row.image is not None]
+        features = [row.image for row in inputs if row.image is not None]
         if features:
             seen = self.projection(torch.cat(features).to(device)).to(embedded)
             embedded = embedded.masked_scatter((kind == IMAGE).unsqueeze(-1).to(device), seen)
@@ -215,12 +215,12 @@ def _same_tokens(name: str, frozen: Frozen) -> Any:
 
 def make_inputs(
     edits: Sequence[Example], asked: Sequence[Example], frozen: Frozen
-) -> list[CounterfactualInput]:
+) -> list[Briefing]:
     """Return the model's input for every question and the edit that applies to it."""
     segments = frozen.segments([*edits, *asked])
     images = frozen.image_features(asked)
     return [
-        CounterfactualInput(edit, question, image)
+        Briefing(edit, question, image)
         for edit, question, image in zip(
             segments[: len(edits)], segments[len(edits) :], images, strict=True
         )
