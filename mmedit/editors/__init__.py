@@ -1,1 +1,1 @@
-"""What all editing methods share."""
+"""The base of all editing methods: editor, fitting, outer loss, saved editors."""

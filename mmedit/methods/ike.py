@@ -39,7 +39,7 @@ class IKEConfig(EditorConfig):
     k: int = Field(default=32, ge=0)
     """Number of demonstrations; 0: none, and nothing to fit. Paper: 32."""
     retrieval: Literal["text", "image", "both"] = "both"
-    """What is compared to find the nearest training cases: the prompts, the images, or both."""
+    """Parts of a case that retrieval compares: the prompts, the images, or both."""
 
 
 @dataclass(frozen=True, eq=False)

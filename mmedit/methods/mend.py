@@ -64,7 +64,7 @@ class MENDConfig(SitesConfig, ObjectiveConfig):
     combine: bool = True
     """Use one g on x and δ together; false: one network for x and one for δ. MMEdit: true."""
     sides: Literal["both", "x", "delta", "smaller"] = "both"
-    """With `combine` false, the sides that are transformed; the other one is only normalised.
+    """Sides that are transformed if `combine` is false; the other one is only normalised.
     "smaller" is the narrower one at each site (the paper's one-sided variant). MMEdit: both.
     """
     lr: float = Field(default=1e-6, gt=0)

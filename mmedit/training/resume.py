@@ -53,7 +53,7 @@ def discard(folder: Path) -> None:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Standing:
-    """How far a training has come, besides the tensors that it trains."""
+    """State of a training, without the tensors that it trains."""
 
     step: int = 0
     """Number of optimiser steps done."""
@@ -74,7 +74,7 @@ class TrainingFolder:
 
     path: Path
     identity: Mapping[str, Any]
-    """What a training must share with a checkpoint to resume from it; plain JSON."""
+    """Facts that a training and a checkpoint must share for resuming; plain JSON."""
     accelerator: Accelerator
     learner: nn.Module
     optimizer: Any

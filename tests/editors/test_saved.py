@@ -19,19 +19,22 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
-from mmedit.cases import EditCase, dataset_hash
+from mmedit.cases import EditCase, Example, dataset_hash
 from mmedit.config import load_editor
 from mmedit.datasets.easyvqa import cases as easyvqa
 from mmedit.datasets.easyvqa.pictures import load_pictures
 from mmedit.editors import saved
-from mmedit.editors.base import Fitting
+from mmedit.editors.base import Editor, Fitting
 from mmedit.editors.saved import origin_of
 from mmedit.errors import EditorError
 from mmedit.methods.ft import FT, FTConfig
+from mmedit.methods.ike import IKE, IKEConfig, InContextVLM
 from mmedit.methods.mend import MEND, MENDConfig
+from mmedit.metrics.multiclass_log_probs import answer_nll
 from mmedit.training import loop
 from mmedit.training.resume import steps_done
 from mmedit.training.settings import TrainingConfig
+from mmedit.vlm.interface import VLM, Predictions
 from mmedit.vlm.loading import load_vlm
 from mmedit.vlm.network import NetworkVLM
 
@@ -187,6 +190,85 @@ def test_a_description_that_is_none_is_refused(text: str, said: str, folder: Pat
     (folder / "editor.json").write_text(text)
     with pytest.raises(EditorError, match=said):
         MEND.load(folder)
+
+
+def test_wrong_settings_are_named_without_the_text_of_pydantic(folder: Path):
+    rewrite(folder, lambda d: d["config"].update(learning_rate=1, rank="many"))
+    with pytest.raises(EditorError) as raised:
+        MEND.load(folder)
+    said = str(raised.value)
+    assert "config.learning_rate: " in said
+    assert "config.rank: " in said
+    assert "pydantic" not in said
+    assert "\n" not in said
+
+
+def test_an_editor_that_learns_but_was_fitted_on_nothing_is_refused(folder: Path):
+    rewrite(folder, lambda described: described.update(origin=None))
+    with pytest.raises(EditorError, match="was never fitted") as raised:
+        MEND.load(folder)
+    assert "mmedit fit --editor mend" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [{"a": [1]}, "x", [], None, {"a": [10**9, 10**9]}, {"a": [10**12, 10**12]}, {"a": [-1, 2]}],
+    ids=repr,
+)
+def test_shapes_that_are_not_those_of_the_tensors_are_refused_before_anything_is_built(
+    shapes: object, folder: Path
+):
+    """Some of them would take terabytes."""
+    rewrite(folder, lambda described: described["notes"]["facts"].update(shapes=shapes))
+    with pytest.raises(EditorError, match="fit the editor anew") as raised:
+        MEND.load(folder)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_index_of_another_size_than_its_demonstrations_is_refused(
+    vlm: NetworkVLM, cases: list[EditCase], tmp_path: Path
+):
+    IKE(IKEConfig(k=2)).fit(vlm, Fitting(cases)).save(tmp_path)
+    rewrite(tmp_path, lambda described: described["notes"]["demonstrations"].pop())
+    with pytest.raises(EditorError, match="do not fit the 3 demonstrations"):
+        IKE.load(tmp_path)
+
+
+# Editors of earlier versions
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "editors"
+EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
+
+
+def test_an_index_saved_by_an_earlier_version_makes_the_edit_it_made(
+    vlm: NetworkVLM, cases: list[EditCase]
+):
+    loaded = IKE.load(GOLDEN / "ike").apply(vlm, [cases[0].request])
+    assert isinstance(loaded, InContextVLM)
+    assert loaded.context == EXPECTED["ike"]["context"]
+
+
+def test_a_network_saved_by_an_earlier_version_makes_the_edit_it_made(
+    vlm: NetworkVLM, cases: list[EditCase]
+):
+    request, made = cases[0].request, EXPECTED["mend"]
+    edited = MEND.load(GOLDEN / "mend").apply(vlm, [request])
+    change = edited.weight(made["site"]) - vlm.weight(made["site"])
+    assert change.norm().item() == pytest.approx(made["norm"], rel=1e-4)
+    torch.testing.assert_close(change[:4, :4], torch.tensor(made["block"]), rtol=1e-3, atol=1e-6)
+    found = [answer_nll(p.logits, p.target, p.is_answer) for p in predictions(vlm, edited, request)]
+    assert torch.cat(found).tolist() == pytest.approx(made["nll"], rel=1e-4)
+
+
+def predictions(vlm: VLM, edited: VLM, request: Example) -> list[Predictions]:
+    return [each.predict([request]) for each in (vlm, edited)]
+
+
+@pytest.mark.parametrize("method", [IKE, MEND])
+def test_an_editor_of_an_earlier_version_is_saved_as_it_was(method: type[Editor], tmp_path: Path):
+    method.load(GOLDEN / method.method).save(tmp_path)
+    for name in FILES:
+        assert (tmp_path / name).read_bytes() == (GOLDEN / method.method / name).read_bytes()
 
 
 def test_tensors_of_other_settings_are_refused(folder: Path):

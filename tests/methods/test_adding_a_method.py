@@ -1,4 +1,4 @@
-"""The methods of docs/adding-a-method.md, taken from the page and put through its four steps."""
+"""The methods of docs/adding-a-method.md, taken from the page and put through its steps."""
 
 from __future__ import annotations
 
@@ -25,9 +25,14 @@ from mmedit.training.settings import TrainingConfig
 from mmedit.vlm.network import NetworkVLM
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding-a-method.md"
+ROOT = PAGE.parents[1]
 TEXT = PAGE.read_text(encoding="utf-8")
-FILES = dict(re.findall(r"`mmedit/editors/(\w+)\.py`:\n\n```python\n(.*?)```", TEXT, re.DOTALL))
+INTRODUCTION = TEXT.partition("\n## ")[0]
+FILES = dict(re.findall(r"`mmedit/methods/(\w+)\.py`:\n\n```python\n(.*?)```", TEXT, re.DOTALL))
 YAMLS = dict(re.findall(r"`configs/editor/([\w-]+)\.yaml`.*?```yaml\n(.*?)```", TEXT, re.DOTALL))
+TOUCHED = re.findall(
+    r"`([\w/.-]+)`", "".join(re.findall(r"^\| (`.*?) \|", INTRODUCTION, re.MULTILINE))
+)
 LINES = dict(re.findall(r'^    "([\w-]+)": (lambda: .*),$', TEXT, re.MULTILINE))
 CLASSES = {"step": ("step", "Step"), "learnt-step": ("learnt_step", "LearntStep")}
 
@@ -91,6 +96,33 @@ def probes() -> list[Example]:
     kinds = (Probe.TEXT_LOCALITY, Probe.IMAGE_LOCALITY, Probe.TEXT_GENERALITY)
     cases = easyvqa.load("test", limit=3)
     return [case.probes[kind][0] for case, kind in zip(cases, kinds, strict=True)]
+
+
+def test_the_page_names_the_files_to_touch_and_counts_them():
+    new = {"mmedit/methods/step.py", "configs/editor/step.yaml"}
+    assert {name for name in TOUCHED if not (ROOT / name).exists()} == new
+    there = set(TOUCHED) - new
+    assert len(there) == 4
+    assert "one new Python file and one new settings file; four existing files" in INTRODUCTION
+    for name in there:
+        assert "mend" in (ROOT / name).read_text(encoding="utf-8").lower(), name
+
+
+def test_every_method_is_in_the_tables_of_both_readmes():
+    for name in (name for name in TOUCHED if name.startswith("README")):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        rows = " ".join(line for line in text.splitlines() if line.startswith("| `"))
+        missing = [m for m in EDITORS.keys() - CLASSES.keys() if f"`{m}`" not in rows]
+        assert missing == [], name
+
+
+def test_no_file_but_those_named_knows_a_single_method():
+    """What else in the package named a method would have to be touched too."""
+    for path in [*(ROOT / "mmedit").rglob("*.py"), ROOT / "pyproject.toml"]:
+        name = str(path.relative_to(ROOT))
+        if not name.startswith("mmedit/methods/"):
+            imported = re.findall(r"mmedit\.methods\.\w+", path.read_text(encoding="utf-8"))
+            assert imported == [], name
 
 
 def test_the_page_shows_everything_that_the_steps_need():

@@ -58,7 +58,7 @@ class SERACConfig(ObjectiveConfig):
     """
 
     scope: Literal["text", "multimodal"] = "multimodal"
-    """What the scope compares: prompts (text, the paper's), or prompts and images (multimodal)."""
+    """Parts that the scope compares: prompts (text, the paper's), or also images (multimodal)."""
     scope_encoder: str | None = None
     """Hugging Face encoder of the text scope; null: a new small one. EasyEdit:
     distilbert-base-cased.
