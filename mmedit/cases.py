@@ -64,22 +64,40 @@ class Example:
 
 
 class Probe(StrEnum):
-    """What a probe measures; the value is its name in records and tables. Text and image
-    reliability are questions about what the edit says, without and with its image (MMKE-Bench).
+    """What a probe measures. The value is its name in records, `heading` its name above the columns
+    of a table. Text and image reliability ask about the content of the edit, without and with its
+    image (MMKE-Bench).
+
+    >>> Probe.TEXT_GENERALITY.value, Probe.TEXT_GENERALITY.heading, Probe.TEXT_GENERALITY.title
+    ('text_generality', 'T-Gen', 'Text generality')
     """
 
-    RELIABILITY = "reliability"
-    TEXT_RELIABILITY = "text_reliability"
-    IMAGE_RELIABILITY = "image_reliability"
-    TEXT_GENERALITY = "text_generality"
-    IMAGE_GENERALITY = "image_generality"
-    TEXT_LOCALITY = "text_locality"
-    IMAGE_LOCALITY = "image_locality"
-    PORTABILITY = "portability"
+    heading: str
+
+    RELIABILITY = "reliability", "Rel"
+    TEXT_RELIABILITY = "text_reliability", "T-Rel"
+    IMAGE_RELIABILITY = "image_reliability", "I-Rel"
+    TEXT_GENERALITY = "text_generality", "T-Gen"
+    IMAGE_GENERALITY = "image_generality", "I-Gen"
+    TEXT_LOCALITY = "text_locality", "T-Loc"
+    IMAGE_LOCALITY = "image_locality", "I-Loc"
+    PORTABILITY = "portability", "Port"
+
+    def __new__(cls, value: str, heading: str) -> Probe:
+        """Make a member; `Probe("reliability")` finds it by its value alone."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.heading = heading
+        return member
+
+    @property
+    def title(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]  # of str
+        """The name in words, for people: "Text generality"."""
+        return self.value.replace("_", " ").capitalize()
 
     @property
     def is_locality(self) -> bool:
-        """Whether the edit must leave the answer alone (else it must change it to the target)."""
+        """Whether the edit must leave the answer as it was; all other probes ask for the target."""
         return self in (Probe.TEXT_LOCALITY, Probe.IMAGE_LOCALITY)
 
 

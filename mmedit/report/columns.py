@@ -1,34 +1,36 @@
-"""What the columns of a table show: which score of an example, under which name, and which way is
-better. docs/protocol.md defines the scores.
+"""The columns of a method table: scores (`Measure`) and costs (`CostColumn`).
 
-`Measure.metric` is the metric class. Two numbers can be compared where their classes are equal.
+Each column says its name, its definition, how its value is computed from records, and how it is
+written. A new column is one row in `COLUMN_SETS` or `COSTS`; all formats and footnotes read these
+tables. docs/protocol.md defines the scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from types import MappingProxyType
 from typing import Any, Literal
 
-from mmedit.cases import Probe
-from mmedit.records.schema import ProbeRecord
+import numpy as np
 
-HEADINGS = {
-    Probe.RELIABILITY: "Rel",
-    Probe.TEXT_RELIABILITY: "T-Rel",
-    Probe.IMAGE_RELIABILITY: "I-Rel",
-    Probe.TEXT_GENERALITY: "T-Gen",
-    Probe.IMAGE_GENERALITY: "I-Gen",
-    Probe.TEXT_LOCALITY: "T-Loc",
-    Probe.IMAGE_LOCALITY: "I-Loc",
-    Probe.PORTABILITY: "Port",
-}
+from mmedit.cases import Probe
+from mmedit.records.schema import ProbeRecord, Record
+
+Column = tuple[str, str]
+"""The key of a column: the heading of its probe, or `COST`, and its own name."""
+COST = "cost"
+N = ("", "n")
+"""The column that holds the number of records of each row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """One column of a split. `of` gives None where an example was not scored so."""
+    """One score column. `of` reads the score of one example, None if it was not measured.
+
+    `metric` is the metric class: two numbers may be compared if their classes are equal.
+    """
 
     name: str
     metric: str
@@ -38,20 +40,42 @@ class Measure:
     format: str = ".1f"
     better: Literal["higher", "lower", "neither"] = "higher"
     all_or_nothing: bool = False
-    """Whether an example scores 0 or 1: then the interval is Wilson's."""
+    """Whether an example scores 0 or 1. The interval is then Wilson's."""
     optional: bool = False
-    """Whether it may be missing from all records of a method: then its cell is empty."""
+    """Whether all records of a method may lack it. Its cell is then empty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostColumn:
+    """One cost column; less is better.
+
+    `of` takes the records of a row, at least one, and its seconds of training, and gives the value,
+    None if it is not known. The table leaves the column out if no row has a value. `text` writes
+    the value.
+    """
+
+    name: str
+    definition: str
+    of: Callable[[Sequence[Record], float | None], float | None]
+    text: Callable[[float], str]
+
+    @property
+    def column(self) -> Column:
+        """The key of the column in a method table."""
+        return (COST, self.name)
 
 
 @dataclass(frozen=True)
 class ColumnSet:
-    """What `--columns` chooses: the columns of the splits that must change, and of locality."""
+    """The columns that one value of `--columns` selects: `answers` for the probes that the edit
+    must change, `locality` for those that it must not.
+    """
 
     answers: tuple[Measure, ...]
     locality: tuple[Measure, ...]
 
     def of(self, probe: Probe) -> tuple[Measure, ...]:
-        """The columns of one split."""
+        """Return the columns of one probe."""
         return self.locality if probe.is_locality else self.answers
 
 
@@ -89,13 +113,13 @@ EXACT_MATCH = Measure(
 TOP1_ANSWER = Measure(
     name="tok",
     metric="locality/top1_answer",
-    definition="share of answer tokens predicted as the unedited model does",
+    definition="share of answer tokens predicted as the base model does",
     of=_locality("top1_answer"),
 )
 EXACT_ANSWER = Measure(
     name="EM",
     metric="locality/exact_answer",
-    definition="share of answers with every token predicted as the unedited model does",
+    definition="share of answers with every token predicted as the base model does",
     of=_locality("exact_answer"),
     all_or_nothing=True,
 )
@@ -123,7 +147,7 @@ _LOCALITY = (
     Measure(
         name="KL",
         metric="locality/kl",
-        definition="KL(unedited ‖ edited) in nats, over answer tokens",
+        definition="KL(base ‖ edited) in nats, over answer tokens",
         of=_locality("kl"),
         percent=False,
         format=".2g",
@@ -132,32 +156,91 @@ _LOCALITY = (
 )
 _CONTAINS = "share of answers that contain an accepted one"
 _EXACT = "share of answers that equal the target, both normalised"
-_UNCHANGED = "share of answers that are the unedited model's, token for token"
+_UNCHANGED = "share of answers that equal the base model's, character by character"
 _FREE = (
     _generated("fluency", "fluency", "n-gram entropy in bits", percent=False, better="neither"),
-    _generated("repeats", "repeated", "share of trigrams that were said before", better="lower"),
+    _generated("repeats", "repeated", "share of trigrams that occurred before", better="lower"),
     _generated("judge", "judge", "verdict of the LLM judge"),
 )
-_SAID = (
+_TO_TARGET = (
     _generated("contains", "contains", _CONTAINS, all_or_nothing=True),
     _generated("exact", "exact", _EXACT, all_or_nothing=True),
     _generated("ROUGE-L", "rouge_l", "longest common subsequence with the target, F1"),
     _generated("CLIP", "clip_score", "CLIPScore of image and answer", percent=False, format=".3f"),
 )
-_KEPT = _generated("same", "unchanged", _UNCHANGED, all_or_nothing=True)
+_SAME = _generated("same", "unchanged", _UNCHANGED, all_or_nothing=True)
 
 COLUMN_SETS: Mapping[str, ColumnSet] = MappingProxyType(
     {
         "default": ColumnSet((TOKEN_ACCURACY, EXACT_MATCH), (TOP1_ANSWER, EXACT_ANSWER)),
-        "generation": ColumnSet((*_SAID, *_FREE), (_KEPT, *_FREE)),
+        "generation": ColumnSet((*_TO_TARGET, *_FREE), (_SAME, *_FREE)),
         "locality": ColumnSet((), _LOCALITY),
     }
 )
 
 
+def _seconds(seconds: float) -> str:
+    if seconds >= 100:
+        return f"{seconds:.0f}"
+    if seconds >= 1:
+        return f"{seconds:.2f}"
+    return f"{seconds:#.2g}" if seconds >= 1e-4 else "0"
+
+
+def _parameters(number: float) -> str:
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return str(int(number))
+
+
+def _most_parameters(records: Sequence[Record]) -> int | None:
+    found = [record.extra_parameters for record in records]
+    return max((number for number in found if number is not None), default=None)
+
+
+COSTS: tuple[CostColumn, ...] = (
+    CostColumn(
+        name="s/edit",
+        definition="median wall time of applying one edit",
+        of=lambda records, _: median(record.seconds for record in records),
+        text=_seconds,
+    ),
+    CostColumn(
+        name="p95 s",
+        definition="95th percentile of that time",
+        of=lambda records, _: float(np.quantile([record.seconds for record in records], 0.95)),
+        text=_seconds,
+    ),
+    CostColumn(
+        name="peak GB",
+        definition="peak memory until then (on a GPU: of tensors; on a CPU: of the process)",
+        of=lambda records, _: max(record.peak_memory_bytes for record in records) / 1e9,
+        text="{:.2f}".format,
+    ),
+    CostColumn(
+        name="params",
+        definition="largest number of parameters that an edit adds",
+        of=lambda records, _: _most_parameters(records),
+        text=_parameters,
+    ),
+    CostColumn(
+        name="train s",
+        definition="seconds of training before the first edit",
+        of=lambda _, training_seconds: training_seconds,
+        text=_seconds,
+    ),
+)
+
+
+def cost_of(column: Column) -> CostColumn | None:
+    """Return the cost of a table's column, None for scores and n."""
+    return next((cost for cost in COSTS if cost.column == column), None)
+
+
 def measure_of(heading: str, name: str) -> Measure | None:
-    """The measure of a table's column, None for its costs and n."""
-    probe = next((probe for probe, known in HEADINGS.items() if known == heading), None)
+    """Return the measure of a table's column, None for costs and n."""
+    probe = next((probe for probe in Probe if probe.heading == heading), None)
     if probe is None:
         return None
     shown = (measure for columns in COLUMN_SETS.values() for measure in columns.of(probe))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from mmedit.cases import Probe
 from mmedit.errors import DataError, UnknownNameError
 from mmedit.records.schema import ProbeRecord, Record
-from mmedit.report.columns import COLUMN_SETS, HEADINGS, Measure
+from mmedit.report.columns import COLUMN_SETS, Measure
 from mmedit.report.intervals import Summary, summarise
 from mmedit.report.runs import Method
 from mmedit.report.scores import Pairs, edit_scores, pair
@@ -126,7 +126,7 @@ def _difference(
 ) -> Difference:
     scale = 100 if measure.percent else 1
     return Difference(
-        split=HEADINGS[probe],
+        split=probe.heading,
         measure=measure,
         first=scale * float(pairs.first.mean()),
         second=scale * float(pairs.second.mean()),
@@ -146,7 +146,7 @@ def _disagreements(ours: Record, theirs: Record) -> Iterator[Disagreement]:
                 wanted = (a.generated_pre if probe.is_locality else a.target) or a.target
                 yield Disagreement(
                     case=ours.case_id,
-                    split=HEADINGS[probe],
+                    split=probe.heading,
                     prompt=a.prompt,
                     wanted=wanted,
                     first=_said(a),

@@ -1,7 +1,7 @@
 """Published values beside measured ones, each with its metric class.
 
-configs/published/*.yaml hold them as data. A difference is given only where both numbers are of one
-metric class: an exact match says nothing about a token accuracy.
+The values are data in configs/published/*.yaml. A difference is given only if both numbers are of
+one metric class: an exact match says nothing about a token accuracy.
 """
 
 from __future__ import annotations
@@ -12,25 +12,24 @@ from dataclasses import dataclass
 
 import pandas
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from mmedit.cases import Probe
 from mmedit.errors import DataError, UnknownNameError
-from mmedit.report.columns import HEADINGS, Measure, measure_of
+from mmedit.report.columns import Measure, measure_of
 from mmedit.report.intervals import Summary
 from mmedit.report.runs import Origin
 from mmedit.report.scores import is_base
 from mmedit.report.table import column_names
+from mmedit.settings import Settings
 from mmedit.storage import config_folder
 
 NOT_COMPARABLE = "not comparable"
 Names = dict[str, tuple[str, ...]]
 
 
-class Published(BaseModel):
-    """`configs/published/*.yaml`. `models`, `datasets` and `methods` hold other names of each."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Published(Settings):
+    """A file of configs/published. `models`, `datasets` and `methods` hold other names of each."""
 
     source: str
     notes: tuple[str, ...] = ()
@@ -39,7 +38,7 @@ class Published(BaseModel):
     datasets: Names
     methods: Names = {}
     values: dict[str, dict[str, dict[str, tuple[float | None, ...]]]]
-    """By model, dataset and method; a value for each of `metrics`, in order, or null."""
+    """By model, dataset and method: one value for each of `metrics`, in order, or null."""
 
     @model_validator(mode="after")
     def _complete(self) -> Published:
@@ -58,7 +57,7 @@ class Published(BaseModel):
 
 @dataclass(frozen=True)
 class Beside:
-    """A measured cell and the published value of the same method and split."""
+    """A measured cell and the published value of the same method and probe."""
 
     editor: str
     split: str
@@ -69,13 +68,13 @@ class Beside:
 
     @property
     def difference(self) -> float | None:
-        """Measured less published; None where the two are of different metric classes."""
+        """Measured minus published, in points; None if the two are of different metric classes."""
         return self.measured.mean - self.value if self.metric == self.measure.metric else None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All cells that have a published value, and what must be said of the others."""
+    """All cells that have a published value, and notes about the others."""
 
     source: str
     rows: tuple[Beside, ...]
@@ -83,19 +82,19 @@ class Comparison:
 
 
 def published_names() -> list[str]:
-    """What `--published` takes."""
+    """List the tables that `--published` can name."""
     return sorted(file.stem for file in (config_folder() / "published").glob("*.yaml"))
 
 
 def load_published(name: str) -> Published:
-    """The published values of one paper; UnknownNameError or DataError."""
+    """Read the published values of one paper. Raises UnknownNameError and DataError."""
     if name not in published_names():
         raise UnknownNameError("published table", name, published_names())
     file = config_folder() / "published" / f"{name}.yaml"
     try:
         return Published.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
     except (yaml.YAMLError, ValidationError) as error:
-        raise DataError(f"{file} is no table of published values: {error}") from error
+        raise DataError(f"{file} is not a valid table of published values: {error}") from error
 
 
 def compare_with_published(
@@ -109,7 +108,7 @@ def compare_with_published(
     """Put the published value beside every cell of a method table that has one.
 
     Rows are matched by the method's label, their VLM and dataset by the names of `origins`, which
-    `model` and `dataset` replace. Raises DataError where no row has a published counterpart.
+    `model` and `dataset` replace. Raises DataError if no row has a published value.
     """
     rows: list[Beside] = []
     missing: list[str] = []
@@ -139,7 +138,7 @@ def _beside(
     table: pandas.DataFrame, editor: str, published: Published, values: tuple[float | None, ...]
 ) -> list[Beside]:
     by_split = {
-        HEADINGS[probe]: (value, metric)
+        probe.heading: (value, metric)
         for (probe, metric), value in zip(published.metrics.items(), values, strict=True)
     }
     found: list[Beside] = []
@@ -151,18 +150,18 @@ def _beside(
     return found
 
 
-def _named(names: Names, wanted: str, kind: str, *, chosen: bool) -> str | None:
-    for name, others in names.items():
-        if wanted.casefold() in {name.casefold(), *(other.casefold() for other in others)}:
-            return name
+def _named(names: Names, name: str, kind: str, *, chosen: bool) -> str | None:
+    for published, others in names.items():
+        if name.casefold() in {published.casefold(), *(other.casefold() for other in others)}:
+            return published
     if chosen:
-        raise UnknownNameError(f"published {kind}", wanted, names)
+        raise UnknownNameError(f"published {kind}", name, names)
     return None
 
 
 def _method(published: Published, editor: str) -> str | None:
-    """By label, which may have the run or the fitted folder behind it in parentheses."""
-    bare = "base" if is_base(editor) else re.sub(r" \([^()]*\)$", "", editor)
+    """Find the method by its label; the run and the fitted folder may follow in parentheses."""
+    bare = "base" if is_base(editor) else re.sub(r"( \([^()]*\))+$", "", editor)
     names = {method: (method, *published.methods.get(method, ())) for method in _methods(published)}
     for label in (editor.casefold(), bare.casefold()):
         for method, others in names.items():

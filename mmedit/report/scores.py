@@ -1,6 +1,6 @@
-"""One value per edit: what tables average, and what paired tests pair.
+"""One value per edit: tables average these values, and paired tests pair them.
 
-An edit that asks several examples in one split is averaged within the edit first.
+An edit that asks several examples for one probe counts with the mean of their scores.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from mmedit.records.schema import Record
 from mmedit.report.columns import Measure
 from mmedit.report.intervals import Summary, summarise, summarise_share
 
-BASE = "base"  # the editor's name in the records of the unedited model
+BASE = "base"
+"""The editor's name in the records of the base model."""
 
 
 def is_base(label: str) -> bool:
-    """Whether a row is the unedited model's, also that of a further run: "base (runs/x)"."""
+    """Return whether a row is the base model's: "base", or of several runs "base (runs/x)"."""
     return label == BASE or label.startswith(f"{BASE} (")
 
 
 def all_by_editor(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """The records of every editor, in the order in which the editors first appear."""
+    """Group records by editor, in the order in which the editors first appear."""
     grouped: dict[str, list[Record]] = {}
     for record in records:
         grouped.setdefault(record.editor, []).append(record)
@@ -35,10 +36,11 @@ def all_by_editor(records: Iterable[Record]) -> dict[str, list[Record]]:
 
 
 def by_editor(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """Of every editor the records that a table is made of: each edit once. Of a sequence these are
-    the tests at its last checkpoint.
+    """Group by editor the records that a table shows: each edit once. For a sequence these are the
+    tests at its last checkpoint. An editor without any is left out.
     """
-    return {editor: _last_tests(found) for editor, found in all_by_editor(records).items()}
+    tests = {editor: _last_tests(found) for editor, found in all_by_editor(records).items()}
+    return {editor: found for editor, found in tests.items() if found}
 
 
 def _last_tests(records: Sequence[Record]) -> list[Record]:
@@ -50,7 +52,7 @@ def _last_tests(records: Sequence[Record]) -> list[Record]:
 
 @dataclass(frozen=True)
 class EditScores:
-    """The values of one method in one column, as measured (0 to 1 where they are shares)."""
+    """The values of one method in one column, as measured (shares from 0 to 1)."""
 
     measure: Measure
     cases: tuple[str, ...]
@@ -58,10 +60,10 @@ class EditScores:
     values: NDArray[np.float64]
 
     def summary(self) -> Summary:
-        """Mean, interval and n, in percent where the measure is shown so.
+        """Return mean, interval and n, in percent if the measure is shown so.
 
-        A share has Wilson's interval where examples score 0 or 1, and where all edits score 0 or
-        all score 1: a bootstrap would then claim certainty.
+        A share has Wilson's interval if examples score 0 or 1, and if all edits score 0 or all
+        score 1: a bootstrap would then claim certainty.
         """
         extreme = self.measure.percent and bool(np.isin(self.values.mean(), (0.0, 1.0)))
         wilson = self.measure.all_or_nothing or extreme
@@ -81,10 +83,10 @@ class Pairs:
 
 
 def edit_scores(records: Sequence[Record], probe: Probe, measure: Measure) -> EditScores | None:
-    """The values of one editor's records in one column.
+    """Return the values of one editor's records in one column.
 
-    None where no edit asks this split, or where none was measured so and the measure is optional.
-    Raises DataError where some edits, or all and the measure is not optional, lack the score.
+    None if no edit has this probe, or if the measure is optional and no edit has the score. Raises
+    DataError if some edits lack the score, or all and the measure is not optional.
     """
     asked = [record for record in records if record.probes.get(probe)]
     values = [_case_score(record, probe, measure) for record in asked]
@@ -112,7 +114,7 @@ def _case_score(record: Record, probe: Probe, measure: Measure) -> float | None:
 
 
 def pair(first: EditScores, second: EditScores) -> Pairs:
-    """The edits that both methods have, by case id; a case measured twice counts with its mean."""
+    """Pair the edits of two methods by case id; a case that was measured twice counts by its mean."""
     a, b = _by_case(first), _by_case(second)
     shared = tuple(case for case in a if case in b)
     images = dict(zip(first.cases, first.clusters, strict=True))

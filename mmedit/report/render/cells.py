@@ -1,32 +1,21 @@
-"""What of a table is shown, and how it is marked: rounded values, intervals, the best of a column,
-and the values that are not significantly different from it.
+"""The cells of a method table as they are shown: rounded values, intervals, the best value of each
+column, and the values that do not differ significantly from it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isnan
-from types import MappingProxyType
+from typing import Any
 
 import pandas
 
-from mmedit.report.columns import measure_of
+from mmedit.report.columns import COST, Column, N, cost_of, measure_of
 from mmedit.report.intervals import Summary
 from mmedit.report.scores import is_base
 from mmedit.report.significance import ALPHA
-from mmedit.report.table import (
-    COST,
-    EDIT_SECONDS,
-    EDIT_SECONDS_P95,
-    MEMORY,
-    PARAMETERS,
-    TRAINING_SECONDS,
-    Column,
-    N,
-    Score,
-    column_names,
-)
+from mmedit.report.table import Score, column_names
 
 MISSING = "–"
 TIED = "†"
@@ -39,18 +28,19 @@ class Cell:
     value: str
     spread: str = ""
     """The interval around the value: "±1.5", or "+1.0 −2.3" where its sides differ."""
-    n: int | None = None  # only where neither the row nor the footnote tells it
+    n: int | None = None
+    """Number of edits; None if the row's n or the footnote says it."""
     best: bool = False
     tied: bool = False
-    """Not the best, and not significantly different from it."""
+    """Whether it is not the best, but not significantly different from it."""
 
 
 def cells(table: pandas.DataFrame) -> dict[Column, list[Cell]]:
-    """Round a table to what is shown, column by column, and mark the best value of each.
+    """Round the values of a table and mark the best of each column.
 
-    Values that look the same tie, and ties are all best. The unedited model competes in no column:
-    its locality is 100 by definition and it costs nothing. One method alone is not best either, nor
-    the cheapest where another's cost is unknown or all cost the same.
+    Values that look the same tie, and all of them are best. The base model competes in no column:
+    its locality is 100 by definition and it costs nothing. No cell is best if there is one method
+    only; nor among costs if one of them is unknown or all are equal.
     """
     return {column: _column(table, column) for column in column_names(table)}
 
@@ -81,13 +71,13 @@ def _own_counts(table: pandas.DataFrame, column: Column) -> list[int | None]:
 
 
 def common_n(table: pandas.DataFrame, column: Column) -> int | None:
-    """The n of a split where all methods that have it agree; otherwise n stands in the cells."""
+    """Return the n that all cells of a column share, else None: each cell then says its own."""
     counts = {cell.n for cell in table[column] if isinstance(cell, Summary)}
     return counts.pop() if len(counts) == 1 else None
 
 
 def _best(table: pandas.DataFrame, column: Column, plain: Sequence[Cell]) -> str | None:
-    """How the best value of a column looks; None where none shall be called so."""
+    """Return the best value of a column as it is shown, None if no cell is to be marked."""
     rivals = {
         str(editor): (cell.value, value)
         for editor, value, cell in zip(table.index, table[column], plain, strict=True)
@@ -104,17 +94,18 @@ def _best(table: pandas.DataFrame, column: Column, plain: Sequence[Cell]) -> str
     return (min if lower else max)(known, key=known.__getitem__)
 
 
-def _cell(column: Column, value: object) -> Cell:
+def _cell(column: Column, value: Any) -> Cell:
     if value is None or (isinstance(value, float) and isnan(value)):
         return Cell(MISSING)
     if isinstance(value, Summary):
         measure = measure_of(*column)
         return summary_cell(value, measure.format if measure else ".1f")
-    return Cell(_COSTS.get(column, str)(value))
+    cost = cost_of(column)
+    return Cell(cost.text(value) if cost else str(value))
 
 
 def summary_cell(summary: Summary, format: str) -> Cell:
-    """A mean and its interval: one half-width, or both sides where they differ by a quarter."""
+    """Round a mean and its interval: one half-width, or both sides if they differ by a quarter."""
     value = f"{summary.mean:{format}}"
     up, down = summary.high - summary.mean, summary.mean - summary.low
     if isnan(up) or summary.high == summary.low:
@@ -123,29 +114,3 @@ def summary_cell(summary: Summary, format: str) -> Cell:
         return Cell(value, f"±{summary.half_width:{format}}")
     sides = [(sign, f"{side:{format}}") for sign, side in (("+", up), ("−", down))]
     return Cell(value, " ".join(sign + side for sign, side in sides if float(side)))
-
-
-def _seconds(seconds: float) -> str:
-    if seconds >= 100:
-        return f"{seconds:.0f}"
-    if seconds >= 1:
-        return f"{seconds:.2f}"
-    return f"{seconds:#.2g}" if seconds >= 1e-4 else "0"
-
-
-def _parameters(number: int) -> str:
-    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{letter}"
-    return str(number)
-
-
-_COSTS: Mapping[Column, Callable[..., str]] = MappingProxyType(
-    {
-        EDIT_SECONDS: _seconds,
-        EDIT_SECONDS_P95: _seconds,
-        MEMORY: "{:.2f}".format,
-        PARAMETERS: _parameters,
-        TRAINING_SECONDS: _seconds,
-    }
-)

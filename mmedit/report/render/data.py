@@ -7,11 +7,11 @@ from math import isnan
 
 import pandas
 
-from mmedit.report.columns import measure_of
+from mmedit.report.columns import COST, Column, N, measure_of
 from mmedit.report.published import NOT_COMPARABLE, Beside, Comparison
 from mmedit.report.render.cells import Cell, cells
 from mmedit.report.render.footnotes import footnote
-from mmedit.report.table import COST, Column, N, Score, column_names
+from mmedit.report.table import Score, column_names
 
 
 def as_csv(table: pandas.DataFrame, published: Comparison | None) -> str:

@@ -1,43 +1,21 @@
-"""What a reader must know about a table: metrics, n, intervals, tests, costs."""
+"""The footnote of a method table: abbreviations, metrics, n, intervals, tests, costs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
 import pandas
 
-from mmedit.report.columns import Measure, measure_of
+from mmedit.cases import Probe
+from mmedit.report.columns import Column, Measure, N, cost_of, measure_of
 from mmedit.report.intervals import LEVEL, RESAMPLES
 from mmedit.report.render.cells import TIED, common_n
 from mmedit.report.significance import ALPHA, PERMUTATIONS
-from mmedit.report.table import (
-    EDIT_SECONDS,
-    EDIT_SECONDS_P95,
-    MEMORY,
-    NOTES,
-    PARAMETERS,
-    TRAINING_SECONDS,
-    Column,
-    N,
-    Score,
-    column_names,
-)
-
-_COST_DEFINITIONS: Mapping[Column, str] = MappingProxyType(
-    {
-        EDIT_SECONDS: "median wall time of applying one edit",
-        EDIT_SECONDS_P95: "its 95th percentile",
-        MEMORY: "the most memory held until then (on a GPU by tensors, else by the process)",
-        PARAMETERS: "the most parameters that an edit adds",
-        TRAINING_SECONDS: "seconds of training before the first edit",
-    }
-)
+from mmedit.report.table import NOTES, Score, column_names
 
 
 def footnote(table: pandas.DataFrame, *, intervals: bool = True) -> str:
-    """What stands in the table: metrics, n, intervals where they are shown, tests, costs."""
+    """Write what a reader must know of a table; `intervals` says whether it shows them."""
     notes = (
+        _probes_note(table),
         _metrics_note(table),
         _intervals_note(table) if intervals else "",
         _marks_note(table),
@@ -45,6 +23,12 @@ def footnote(table: pandas.DataFrame, *, intervals: bool = True) -> str:
         *table.attrs.get(NOTES, ()),
     )
     return " ".join(note for note in notes if note)
+
+
+def _probes_note(table: pandas.DataFrame) -> str:
+    shown = {heading for heading, _ in column_names(table)}
+    named = [f"{probe.heading}: {probe.title.lower()}" for probe in Probe if probe.heading in shown]
+    return f"{', '.join(named)}."
 
 
 def _metrics_note(table: pandas.DataFrame) -> str:
@@ -55,7 +39,7 @@ def _metrics_note(table: pandas.DataFrame) -> str:
         definitions.setdefault(measure.name, measure.definition)
     defined = "; ".join(f"{name}: {definition}" for name, definition in definitions.items())
     local = dict.fromkeys(h for h, m in _measures(table) if m.definition != definitions[m.name])
-    agreement = f" ({' and '.join(local)}: agreement with the unedited model)" if local else ""
+    agreement = f" ({' and '.join(local)}: agreement with the base model)" if local else ""
     return f"{defined}{agreement}; mean over n edits{''.join(fewer)}, shares in percent."
 
 
@@ -72,7 +56,7 @@ def _intervals_note(table: pandas.DataFrame) -> str:
     names = dict.fromkeys(m.name for _, m in _measures(table) if m.all_or_nothing)
     wilson = "Wilson on the effective number of edits"
     return (
-        f"±: half the {100 * LEVEL:.0f} % interval, or + and − where its sides differ ("
+        f"±: half the {100 * LEVEL:.0f} % interval, or + and − if its sides differ ("
         f"bootstrap over images, {RESAMPLES} resamples; {wilson} for "
         f"{', '.join([*names, 'shares of 0 and of 100 %'])})."
     )
@@ -88,16 +72,13 @@ def _marks_note(table: pandas.DataFrame) -> str:
         return ""
     return (
         f"Bold: best of its column; {TIED}: not significantly different from it (paired over the "
-        "edits that both have: exact McNemar for 0/1 scores where every image occurs once, else "
+        "edits that both have: exact McNemar for 0/1 scores if every image occurs once, else "
         f"{PERMUTATIONS:,} sign flips of whole images; p ≥ {ALPHA} after Holm's correction over "
         "the methods)."
     )
 
 
 def _costs_note(table: pandas.DataFrame) -> str:
-    shown = [
-        f"{column[1]}: {definition}"
-        for column, definition in _COST_DEFINITIONS.items()
-        if column in table.columns
-    ]
+    costs = filter(None, map(cost_of, column_names(table)))
+    shown = [f"{cost.name}: {cost.definition}" for cost in costs]
     return f"{'; '.join(shown)}." if shown else ""

@@ -7,11 +7,12 @@ from pathlib import Path
 import pandas
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from mmedit.report.columns import N
 from mmedit.report.published import Comparison
 from mmedit.report.render.cells import cells
 from mmedit.report.render.footnotes import footnote
 from mmedit.report.render.published import BESIDE, beside_note, beside_rows
-from mmedit.report.table import N, column_names
+from mmedit.report.table import column_names
 
 
 def html(table: pandas.DataFrame, published: Comparison | None) -> str:

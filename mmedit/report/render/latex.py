@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import pandas
 
-from mmedit.report.columns import measure_of
+from mmedit.report.columns import Column, measure_of
 from mmedit.report.published import Comparison
 from mmedit.report.render.cells import MISSING, Cell, cells
 from mmedit.report.render.footnotes import footnote
 from mmedit.report.render.published import BESIDE, beside_note, beside_rows
-from mmedit.report.table import Column, column_names
+from mmedit.report.table import column_names
 
 
 def latex_table(

@@ -19,7 +19,6 @@ from PIL import Image, ImageOps
 from mmedit.cases import Probe
 from mmedit.errors import ImageError
 from mmedit.records.schema import ProbeRecord, Record, RunManifest
-from mmedit.report.columns import HEADINGS
 from mmedit.report.intervals import Summary
 from mmedit.report.render.html import TEMPLATES, html_parts
 from mmedit.report.scores import BASE
@@ -28,16 +27,6 @@ from mmedit.storage import write_atomically
 
 REPORT = "report.html"
 THUMBNAIL_PIXELS = 128
-_NAMES = {
-    Probe.RELIABILITY: "Reliability",
-    Probe.TEXT_RELIABILITY: "Text reliability",
-    Probe.IMAGE_RELIABILITY: "Image reliability",
-    Probe.TEXT_GENERALITY: "Text generality",
-    Probe.IMAGE_GENERALITY: "Image generality",
-    Probe.TEXT_LOCALITY: "Text locality",
-    Probe.IMAGE_LOCALITY: "Image locality",
-    Probe.PORTABILITY: "Portability",
-}
 _PLOTTED = (Probe.RELIABILITY, Probe.IMAGE_LOCALITY)  # what must change, and what must not
 _PICTURED = {
     Probe.RELIABILITY: "request",
@@ -138,13 +127,13 @@ def write_report(
 
 
 def _bars(row: Mapping[tuple[str, str], object]) -> list[Bar]:
-    found = [(probe, row.get((HEADINGS[probe], "EM"))) for probe in _PLOTTED]
+    found = [(probe, row.get((probe.heading, "EM"))) for probe in _PLOTTED]
     return [_bar(probe, cell) for probe, cell in found if isinstance(cell, Summary)]
 
 
 def _bar(probe: Probe, cell: Summary) -> Bar:
     low, high = (cell.mean, cell.mean) if isnan(cell.low) else (cell.low, cell.high)
-    return Bar(_PLOTTED.index(probe), _NAMES[probe], cell.mean, low, high - low)
+    return Bar(_PLOTTED.index(probe), probe.title, cell.mean, low, high - low)
 
 
 def _gallery(
@@ -193,7 +182,7 @@ def _question(probe: Probe, number: int, methods: Mapping[str, Record]) -> Quest
     example = next(iter(asked.values()))
     wanted = "the answer must not change" if probe.is_locality else f"target: {example.target}"
     answers = tuple(_answer(name, probe, record) for name, record in asked.items())
-    return Question(_NAMES[probe], example.prompt, wanted, answers)
+    return Question(probe.title, example.prompt, wanted, answers)
 
 
 def _answer(editor: str, probe: Probe, asked: ProbeRecord) -> Answer:

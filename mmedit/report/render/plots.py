@@ -25,24 +25,12 @@ from matplotlib.patches import Patch
 from mmedit.cases import Probe
 from mmedit.errors import RunError
 from mmedit.records.schema import Record
-from mmedit.report.columns import EXACT_MATCH, HEADINGS, TOKEN_ACCURACY, Measure
+from mmedit.report.columns import EXACT_MATCH, TOKEN_ACCURACY, Measure
 from mmedit.report.intervals import Summary
 from mmedit.report.scores import by_editor, edit_scores, is_base
 from mmedit.report.table import method_table
 from mmedit.storage import make_folder
 
-NAMES = MappingProxyType(
-    {
-        Probe.RELIABILITY: "reliability",
-        Probe.TEXT_RELIABILITY: "text\nreliability",
-        Probe.IMAGE_RELIABILITY: "image\nreliability",
-        Probe.TEXT_GENERALITY: "text\ngenerality",
-        Probe.IMAGE_GENERALITY: "image\ngenerality",
-        Probe.TEXT_LOCALITY: "text\nlocality",
-        Probe.IMAGE_LOCALITY: "image\nlocality",
-        Probe.PORTABILITY: "portability",
-    }
-)
 MAX_LENGTHS = 8
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
 _MARKERS = "osD^vPX*"
@@ -114,7 +102,7 @@ def looks_of(editors: Sequence[str]) -> dict[str, Look]:
 def _tradeoff(table: pandas.DataFrame, looks: Mapping[str, Look]) -> Figure | None:
     """Exact match of the request against that of each locality split."""
     local = [
-        probe for probe in Probe if probe.is_locality and (HEADINGS[probe], "EM") in table.columns
+        probe for probe in Probe if probe.is_locality and (probe.heading, "EM") in table.columns
     ]
     if not local or ("Rel", "EM") not in table.columns:
         return None
@@ -122,10 +110,10 @@ def _tradeoff(table: pandas.DataFrame, looks: Mapping[str, Look]) -> Figure | No
     for axes, probe in zip(figure.subplots(1, len(local), squeeze=False)[0], local, strict=True):
         for editor, look in looks.items():
             row = table.loc[editor]
-            _point(axes, look, row["Rel", "EM"], row[HEADINGS[probe], "EM"])
+            _point(axes, look, row["Rel", "EM"], row[probe.heading, "EM"])
         axes.set(xlim=(-4, 104), ylim=(-4, 104), aspect="equal")
         axes.set_xlabel("reliability, exact match (%)")
-        axes.set_ylabel(f"{NAMES[probe].replace(chr(10), ' ')}, exact match (%)")
+        axes.set_ylabel(f"{probe.title.lower()}, exact match (%)")
     legend(figure, looks)
     return figure
 
@@ -142,7 +130,7 @@ def _point(axes: Axes, look: Look, x: object, y: object) -> None:
 
 def _splits(table: pandas.DataFrame, looks: Mapping[str, Look]) -> Figure:
     """Bars of every split: token accuracy above, exact match below."""
-    probes = [probe for probe in Probe if (HEADINGS[probe], "EM") in table.columns]
+    probes = [probe for probe in Probe if (probe.heading, "EM") in table.columns]
     width = 0.84 / len(looks)
     inches = max(6.0, 0.22 * len(looks) * len(probes) + 1.5)
     figure = Figure(figsize=(min(inches, 16), 5.6), layout="constrained")
@@ -152,7 +140,7 @@ def _splits(table: pandas.DataFrame, looks: Mapping[str, Look]) -> Figure:
         strict=True,
     ):
         for place, (editor, look) in enumerate(looks.items()):
-            cells = [table.loc[editor, (HEADINGS[probe], name)] for probe in probes]
+            cells = [table.loc[editor, (probe.heading, name)] for probe in probes]
             known = [(x, cell) for x, cell in enumerate(cells) if isinstance(cell, Summary)]
             shift = (place - (len(looks) - 1) / 2) * width
             axes.bar(
@@ -162,7 +150,7 @@ def _splits(table: pandas.DataFrame, looks: Mapping[str, Look]) -> Figure:
                 error_kw={"elinewidth": 1, "ecolor": "#333333", "capsize": 1.5},
             )  # fmt: skip
         axes.set(ylabel=title, ylim=(0, 104), xticks=range(len(probes)))
-        axes.set_xticklabels([NAMES[probe] for probe in probes])
+        axes.set_xticklabels([probe.title.lower().replace(" ", "\n") for probe in probes])
         axes.grid(visible=False, axis="x")
     legend(figure, looks, bars=True)
     return figure

@@ -16,7 +16,7 @@ from mmedit.cases import Probe
 from mmedit.records.schema import Record
 from mmedit.report.columns import COLUMN_SETS, Measure
 from mmedit.report.intervals import Summary
-from mmedit.report.render.plots import NAMES, STYLE, Look, legend, looks_of, saved, sides
+from mmedit.report.render.plots import STYLE, Look, legend, looks_of, saved, sides
 from mmedit.report.scores import all_by_editor, is_base
 from mmedit.report.sequences import COLLAPSED, abilities, curve, forgetting, is_sequence
 from mmedit.storage import make_folder
@@ -64,7 +64,7 @@ def _sequence(rows: Mapping[str, Sequence[Record]], looks: Mapping[str, Look]) -
     figure = Figure(figsize=(3.4 * ACROSS, 2.7 * down + 0.4), layout="constrained")
     panels = figure.subplots(down, ACROSS, sharex=True, sharey=True, squeeze=False).flatten()
     for axes, probe in zip(panels, probes, strict=False):
-        _panel(axes, NAMES[probe])
+        _panel(axes, probe.title.lower())
         for editor, found in rows.items():
             _line(axes, looks[editor], curve(found, probe, _exact(probe)))
     if any(known.values()):
@@ -106,7 +106,7 @@ def _forgetting(rows: Mapping[str, Sequence[Record]], looks: Mapping[str, Look])
 def _panel(axes: Axes, title: str) -> None:
     axes.set_xscale("log")
     axes.set(ylim=(-4, 104))
-    axes.set_title(title.replace("\n", " "), fontsize=10)
+    axes.set_title(title, fontsize=10)
     axes.xaxis.set_major_formatter("{x:,.0f}")
 
 

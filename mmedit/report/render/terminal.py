@@ -11,12 +11,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from mmedit.report.columns import COST, Column, N
 from mmedit.report.comparison import PairedComparison
 from mmedit.report.published import Comparison
 from mmedit.report.render.cells import TIED, Cell, cells
 from mmedit.report.render.footnotes import footnote
 from mmedit.report.render.published import BESIDE, beside_note, beside_rows
-from mmedit.report.table import COST, Column, N
 
 WIDTH = 80
 _GAP = 2
