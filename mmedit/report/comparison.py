@@ -1,8 +1,8 @@
-"""Two methods on the same edits: the mean paired difference of every column with its interval and
-p-value, and the edits on which they disagree.
+"""Compare two methods on the same edits: the mean paired difference of each column with its interval
+and p-value, and the questions on which the two disagree.
 
-d_i = second_i - first_i over the edits that both have. The interval is the bootstrap over images of
-mean(d) (`mmedit.report.intervals`), the test that of `mmedit.report.significance`.
+d_i = second_i - first_i over the edits that both have. The interval is the bootstrap of mean(d)
+over images (`mmedit.report.intervals`); the test is in `mmedit.report.significance`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from mmedit.report.significance import PairedTest, holm, paired_test
 
 @dataclass(frozen=True)
 class Difference:
-    """One column: both means, and the second's less the first's with its interval, as shown (shares
-    in percent). `first_only` and `second_only` count the edits where one scores more.
+    """One column: both means, and second minus first with its interval, as shown (shares in percent).
+    `first_only` and `second_only` count the edits on which one scores more.
     """
 
     split: str
@@ -33,19 +33,19 @@ class Difference:
     difference: Summary
     tested: PairedTest
     p_holm: float
-    """Corrected for the number of columns."""
+    """The p-value, corrected for the number of columns."""
     first_only: int
     second_only: int
 
 
 @dataclass(frozen=True)
 class Disagreement:
-    """One question that exactly one of the two methods answered as wanted."""
+    """One question that exactly one of the two methods answered as expected."""
 
     case: str
     split: str
     prompt: str
-    wanted: str
+    expected: str
     first: str
     second: str
     first_is_right: bool
@@ -59,14 +59,14 @@ class PairedComparison:
     second: Method
     pairs: int
     unpaired: tuple[int, int]
-    """Edits that only the first, and only the second, has."""
+    """Number of edits that only the first has, and that only the second has."""
     differences: tuple[Difference, ...]
     disagreements: tuple[Disagreement, ...]
 
 
 def compare(first: Method, second: Method, *, columns: str = "default") -> PairedComparison:
-    """Compare two methods edit by edit. Raises DataError where they have no edit in common, or
-    where one case id stands for two different edits.
+    """Compare two methods edit by edit. Raises DataError if they have no edit in common, or if one
+    case id stands for two different edits.
     """
     if columns not in COLUMN_SETS:
         raise UnknownNameError("set of columns", columns, COLUMN_SETS)
@@ -99,7 +99,7 @@ def _require_same_edit(case: str, ours: Record, theirs: Record) -> None:
     )
     if a != b:
         raise DataError(
-            f"case {case!r} is another edit in each run: {a} and {b}; compare runs of one dataset "
+            f"case {case!r} is a different edit in each run: {a} and {b}; compare runs of one dataset "
             "with one seed"
         )
 
@@ -143,12 +143,12 @@ def _disagreements(ours: Record, theirs: Record) -> Iterator[Disagreement]:
         asked = zip(ours.probes.get(probe, ()), theirs.probes.get(probe, ()), strict=False)
         for a, b in asked:
             if (right := _exact(a)) != _exact(b):
-                wanted = (a.generated_pre if probe.is_locality else a.target) or a.target
+                expected = (a.generated_pre if probe.is_locality else a.target) or a.target
                 yield Disagreement(
                     case=ours.case_id,
                     split=probe.heading,
                     prompt=a.prompt,
-                    wanted=wanted,
+                    expected=expected,
                     first=_said(a),
                     second=_said(b),
                     first_is_right=right == 1,

@@ -1,4 +1,4 @@
-"""How sure a mean is, where edits of one image succeed and fail together.
+"""Confidence intervals of a mean, for edits that succeed and fail together if they share an image.
 
 Bootstrap over whole clusters: θ* = Σ_c w_c S_c / Σ_c w_c n_c with w ~ Multinomial(C, 1/C), where
 S_c and n_c are the sum and the size of cluster c (Field and Welsh, "Bootstrapping clustered data",
@@ -12,7 +12,7 @@ Wilson for shares of right answers, on the effective number of edits n* = n / de
 effect deff = Var_clustered(p) / (p (1 - p) / (n - 1)) and Var_clustered(p) = C / (C - 1) · Σ_c (S_c
 - p n_c)² / n² (Korn and Graubard, "Confidence intervals for proportions with small expected number
 of positive counts estimated from survey data", Survey Methodology 1998; Franco et al., J. Survey
-Statistics and Methodology 2019). Where every image occurs once this is Wilson's interval.
+Statistics and Methodology 2019). If every image occurs once, this is Wilson's interval.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _DRAWS_AT_ONCE = 1_000_000  # bounds the memory, not the result
 class Summary:
     """A mean of `n` values with its interval.
 
-    `low` and `high` are NaN where there is a single cluster, which tells nothing about the spread.
+    `low` and `high` are NaN for a single cluster, which says nothing about the spread.
     """
 
     mean: float
@@ -46,7 +46,7 @@ class Summary:
 
     @property
     def half_width(self) -> float:
-        """Half of the interval: what stands behind ± in a table."""
+        """Half of the interval: the number after ± in a table."""
         return (self.high - self.low) / 2
 
     def __float__(self) -> float:
@@ -54,7 +54,7 @@ class Summary:
 
 
 def summarise(values: ArrayLike, clusters: Sequence[Hashable], *, seed: int = 0) -> Summary:
-    """Mean, 95 % clustered bootstrap interval and n of one value per edit.
+    """Return mean, 95 % clustered bootstrap interval and n of one value per edit.
 
     >>> summarise([1.0, 0.0, 1.0, 1.0], ["a", "a", "b", "c"])
     Summary(mean=0.75, low=0.5, high=1.0, n=4)
@@ -72,10 +72,10 @@ def clustered_bootstrap_interval(
     resamples: int = RESAMPLES,
     level: float = LEVEL,
 ) -> tuple[float, float]:
-    """Bootstrap interval of the mean, drawing whole clusters with replacement.
+    """Return the bootstrap interval of the mean, drawing whole clusters with replacement.
 
     `clusters[i]` names the cluster of `values[i]`; their order does not matter. A single cluster
-    gives (NaN, NaN): nothing can be drawn from it. Raises DataError for no values, NaN or infinity.
+    gives (NaN, NaN). Raises DataError for no values, NaN or infinity.
     """
     array = _checked(values, clusters)
     kinds, counts = _kinds_of_cluster(array, clusters)
@@ -89,7 +89,10 @@ def clustered_bootstrap_interval(
 def _quantiles(
     kinds: NDArray[np.float64], counts: NDArray[np.int64], level: float
 ) -> NDArray[np.float64]:
-    """Where of the resampled means the interval ends; a is from the means without one cluster."""
+    """Return the quantiles of the resampled means at which the interval ends.
+
+    The acceleration a comes from the means without one cluster.
+    """
     clusters, (totals, sizes) = int(counts.sum()), kinds.T
     left = (counts @ totals - totals) / (counts @ sizes - sizes)
     moved = (counts @ left) / clusters - left
@@ -101,7 +104,7 @@ def _quantiles(
 
 
 def summarise_share(values: ArrayLike, clusters: Sequence[Hashable]) -> Summary:
-    """Mean, 95 % Wilson interval and n of values between 0 and 1, one per edit.
+    """Return mean, 95 % Wilson interval and n of values between 0 and 1, one per edit.
 
     >>> summarise_share([1.0, 1.0, 1.0, 1.0], ["a", "b", "c", "d"])
     Summary(mean=1.0, low=0.510109..., high=1.0, n=4)
@@ -114,9 +117,10 @@ def summarise_share(values: ArrayLike, clusters: Sequence[Hashable]) -> Summary:
 def clustered_wilson_interval(
     values: ArrayLike, clusters: Sequence[Hashable], *, level: float = LEVEL
 ) -> tuple[float, float]:
-    """Wilson interval of a share on the effective number of edits; a single cluster tells none.
+    """Return the Wilson interval of a share on the effective number of edits.
 
-    Raises DataError for no values, NaN, infinity, or a value outside 0 to 1.
+    A single cluster gives (NaN, NaN). Raises DataError for no values, NaN, infinity, or a value
+    outside 0 to 1.
     """
     array = _checked(values, clusters)
     if array.min() < 0 or array.max() > 1:
@@ -130,14 +134,14 @@ def clustered_wilson_interval(
     share = float(array.mean())
     interval = proportion_confint(share * size, size, alpha=1 - level, method="wilson")
     low, high = np.asarray(interval, dtype=np.float64).tolist()
-    return min(low, share), max(high, share)  # as they are, but for rounding at 0 and 1
+    return min(low, share), max(high, share)  # against rounding at 0 and 1
 
 
 def _effective_size(kinds: NDArray[np.float64], counts: NDArray[np.int64], level: float) -> float:
-    """n / deff, at most n; the number of clusters where all values are equal, which tells no deff.
+    """Return n / deff, at most n; the number of clusters if all values are equal: deff is then unknown.
 
     With clusters of several edits the variance has C - 1 degrees of freedom, so Student's quantile
-    takes the place of the normal one.
+    replaces the normal one.
     """
     clusters, (totals, sizes) = int(counts.sum()), kinds.T
     n = float(counts @ sizes)
@@ -174,10 +178,10 @@ def _checked(values: ArrayLike, clusters: Sequence[Hashable]) -> NDArray[np.floa
 def _kinds_of_cluster(
     values: NDArray[np.float64], clusters: Sequence[Hashable]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The distinct (sum, size) of the clusters, sorted, and how many clusters have each.
+    """Return the distinct (sum, size) of the clusters, sorted, and how many clusters have each.
 
-    Clusters of one kind are exchangeable, so drawing kinds is drawing clusters. Accuracies have few
-    kinds: ten thousand edits take milliseconds instead of tens of millions of draws.
+    Clusters of one kind are exchangeable, so kinds can be drawn in place of clusters. Accuracies
+    have few kinds: ten thousand edits take milliseconds instead of tens of millions of draws.
     """
     codes: dict[Hashable, int] = {}
     code = np.array([codes.setdefault(cluster, len(codes)) for cluster in clusters])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pandas
 import yaml
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from mmedit.cases import Probe
 from mmedit.errors import DataError, UnknownNameError
@@ -36,7 +36,7 @@ class Published(Settings):
     metrics: dict[Probe, str]
     models: Names
     datasets: Names
-    methods: Names = {}
+    methods: Names = Field(default_factory=dict)
     values: dict[str, dict[str, dict[str, tuple[float | None, ...]]]]
     """By model, dataset and method: one value for each of `metrics`, in order, or null."""
 

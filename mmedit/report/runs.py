@@ -69,8 +69,12 @@ class _Run:
 
     @property
     def origin(self) -> Origin:
-        mode = _mode(self.manifest).get("kind", INDEPENDENT)
-        return Origin(self.manifest.vlm, self.manifest.dataset, mode)
+        return Origin(self.manifest.vlm, self.manifest.dataset, mode_of(self.manifest))
+
+
+def mode_of(manifest: RunManifest) -> str:
+    """Return how the edits of a run were made: "independent", "batch" or "sequential"."""
+    return str(_mode(manifest).get("kind", INDEPENDENT))
 
 
 def read_runs(paths: Iterable[Path], *, edits: int | None = None) -> Measured:
@@ -197,8 +201,9 @@ def read_methods(argument: str) -> list[Method]:
 
 
 def matched_methods(first: str, second: str) -> list[tuple[Method, Method]]:
-    """Pair the methods of two arguments of `mmedit compare`: one method each, or those with the same
-    label. Raises DataError if the pairs are not clear.
+    """Pair the methods of two runs: one method each, or the methods with the same label.
+
+    Raises DataError if the pairs are not clear.
     """
     ours, theirs = read_methods(first), read_methods(second)
     if len(ours) == len(theirs) == 1:
@@ -208,8 +213,7 @@ def matched_methods(first: str, second: str) -> list[tuple[Method, Method]]:
     same = ours[0].run.resolve() == theirs[0].run.resolve()
     if not pairs or (same and all(a.editor == b.editor for a, b in pairs)):
         raise DataError(
-            f"cannot tell which methods of {first} and {second} to compare; write RUN:EDITOR. There "
-            "are: "
-            f"{', '.join(f'{method.run}:{method.editor}' for method in [*ours, *theirs])}"
+            f"cannot tell which methods of {first} and {second} to compare; write RUN:EDITOR. "
+            f"Known: {', '.join(f'{method.run}:{method.editor}' for method in [*ours, *theirs])}"
         )
     return pairs

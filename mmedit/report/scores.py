@@ -114,7 +114,7 @@ def _case_score(record: Record, probe: Probe, measure: Measure) -> float | None:
 
 
 def pair(first: EditScores, second: EditScores) -> Pairs:
-    """Pair the edits of two methods by case id; a case that was measured twice counts by its mean."""
+    """Pair the edits of two methods by case id; a case measured twice counts with its mean."""
     a, b = _by_case(first), _by_case(second)
     shared = tuple(case for case in a if case in b)
     images = dict(zip(first.cases, first.clusters, strict=True))

@@ -1,5 +1,5 @@
-"""What a sequence of edits does: scores by number of edits, how soon an edit is forgotten, and
-where the VLM breaks down. From records alone.
+"""Sequences of edits: scores by number of edits, how soon an edit is forgotten, and after how many
+edits the VLM breaks down. All of it is read from records.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from mmedit.report.intervals import Summary
 from mmedit.report.scores import all_by_editor, edit_scores, is_base
 
 COLLAPSED = 0.5
-"""A VLM has collapsed where it answers less than this share of what it answered unedited."""
+"""A VLM has collapsed if its ability is less than this share of the base model's."""
 
 
 @dataclass(frozen=True)
 class Ability:
-    """What the VLM can do beside its edits, by number of edits: token accuracy on the truthful
-    answers to a fixed set of locality probes, from 0 to 1.
+    """What the VLM can do apart from its edits, by number of edits: token accuracy on the true answers
+    to a fixed set of locality probes, from 0 to 1.
     """
 
     unedited: float
@@ -30,7 +30,9 @@ class Ability:
 
     @property
     def collapsed(self) -> int | None:
-        """The number of edits from which on less than half of it is left, to the end."""
+        """The number of edits after which less than half of the ability is left, up to the end; None
+        if there is no such number.
+        """
         floor, found = COLLAPSED * self.unedited, None
         for edits, left in self.after.items():
             if left >= floor:
@@ -41,12 +43,12 @@ class Ability:
 
 
 def is_sequence(records: Sequence[Record]) -> bool:
-    """Whether these are of edits that were made one after another."""
+    """Return whether the records are of edits that were made one after another."""
     return any(record.test == "checkpoint" for record in records)
 
 
 def curve(records: Sequence[Record], probe: Probe, measure: Measure) -> list[tuple[int, Summary]]:
-    """At every checkpoint the number of edits, and the score of all of them."""
+    """Return, for each checkpoint, the number of edits and the score over all of them."""
     found = []
     for edits in sorted({r.edits for r in records if r.test == "checkpoint"}):
         tested = [r for r in records if r.test == "checkpoint" and r.edits == edits]
@@ -59,7 +61,7 @@ def curve(records: Sequence[Record], probe: Probe, measure: Measure) -> list[tup
 def forgetting(
     records: Sequence[Record], probe: Probe, measure: Measure
 ) -> list[tuple[int, Summary]]:
-    """After how many further edits (0: none) an edit is tested again, and its score then."""
+    """Return, for each number of further edits (0: none), the score of an edit after them."""
     later = [r for r in records if r.test in ("edit", "gap")]
     gaps = sorted({r.edits - r.place for r in later})
     if gaps == [0]:
@@ -73,7 +75,7 @@ def forgetting(
 
 
 def abilities(records: Sequence[Record]) -> dict[int, Ability]:
-    """By order; empty where ability was not tested."""
+    """Return the ability by order of the edits; empty if it was not tested."""
     asked = [r for r in records if r.test == "ability"]
     found = {}
     for order in sorted({r.order for r in asked}):
@@ -93,13 +95,14 @@ def _all(record: Record) -> list[ProbeRecord]:
 
 
 def not_finite(records: Sequence[Record]) -> int:
-    """On how many edits the VLM gave NaN or infinity right after them."""
+    """Count the edits right after which the VLM gave NaN or infinity."""
     edits = [r for r in records if r.test == "edit"]
-    return sum(not isfinite(r.probes[Probe.RELIABILITY][0].post.log_prob) for r in edits)
+    asked = [r.probes.get(Probe.RELIABILITY, ()) for r in edits]
+    return sum(not isfinite(examples[0].post.log_prob) for examples in asked if examples)
 
 
 def sequence_notes(records: Sequence[Record]) -> list[str]:
-    """What a table must say of the sequences in it: NaN, and collapse."""
+    """Write the notes of a table about its sequences: NaN, and collapse."""
     notes = []
     for editor, found in all_by_editor(records).items():
         if is_base(editor) or not is_sequence(found):
@@ -114,7 +117,5 @@ def sequence_notes(records: Sequence[Record]) -> list[str]:
         if faults:
             notes.append(f"{editor}: {', '.join(faults)}.")
     if any("collapsed" in note for note in notes):
-        notes.append(
-            "Collapsed: less than half of the truthful answers to the fixed probes are left."
-        )
+        notes.append("Collapsed: less than half of the true answers to the fixed probes are left.")
     return notes

@@ -1,11 +1,12 @@
-"""Whether two methods differ on the same edits, and which of many differences count.
+"""Tests whether two methods differ on the same edits, corrected for many comparisons.
 
-Exact McNemar: of the b + c edits that only one method got right, b are the first one's; under H0 b
-is Binomial(b + c, 1/2) (McNemar, Psychometrika 1947). It takes edits for independent, so it stands
-where every image occurs once. Else, and for scores that are not 0 or 1, images are permuted: T =
-|Σ_c s_c D_c| with s_c = ±1, D_c the summed difference of image c; p = (1 + #{T* ≥ T}) / (1 + R)
-(Phipson and Smyth, Stat. Appl. Genet. Mol. Biol. 2010). On 0 and 1 with images that occur once both
-are the same test. Many p-values are corrected as Holm does (Scand. J. Statistics 1979).
+Exact McNemar: of the b + c edits that only one method got right, b are the first method's; under H0
+b is Binomial(b + c, 1/2) (McNemar, Psychometrika 1947). The test assumes independent edits, so it
+is used if every image occurs once. Otherwise, and for scores that are not 0 or 1, images are
+permuted: T = |Σ_c s_c D_c| with s_c = ±1 and D_c the summed difference of image c; p = (1 + #{T* ≥
+T}) / (1 + R) (Phipson and Smyth, Stat. Appl. Genet. Mol. Biol. 2010). On scores of 0 and 1 with
+images that occur once, both are the same test. Several p-values are corrected by Holm's method
+(Scand. J. Statistics 1979).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from mmedit.errors import DataError
 
 ALPHA = 0.05
 PERMUTATIONS = 9_999
-_SIGNS_AT_ONCE = 250_000  # what the cache holds
+_SIGNS_AT_ONCE = 250_000  # fits into the processor's cache
 
 TestName = Literal["McNemar", "permutation"]
 
@@ -36,7 +37,7 @@ class PairedTest:
 
 
 def paired_test(first: ArrayLike, second: ArrayLike, clusters: Sequence[Hashable]) -> PairedTest:
-    """The test that fits: McNemar for 0 and 1 where every cluster is one edit, else permutation.
+    """Test with McNemar for scores of 0 and 1 if every cluster is one edit, else by permutation.
 
     >>> paired_test([1, 1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0, 0], "abcdefg")
     PairedTest(p=0.03125, test='McNemar')
@@ -45,7 +46,7 @@ def paired_test(first: ArrayLike, second: ArrayLike, clusters: Sequence[Hashable
     if a.shape != b.shape or a.ndim != 1 or len(a) != len(clusters) or len(a) == 0:
         raise DataError(
             f"values of shapes {a.shape} and {b.shape} with {len(clusters)} clusters; "
-            "a paired test wants both methods' values of the same edits, and at least one"
+            "a paired test needs both methods' values of the same edits, and at least one"
         )
     all_or_nothing = np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all()
     if all_or_nothing and len(set(clusters)) == len(clusters):
@@ -54,7 +55,7 @@ def paired_test(first: ArrayLike, second: ArrayLike, clusters: Sequence[Hashable
 
 
 def exact_mcnemar(first_only: int, second_only: int) -> float:
-    """Two-sided p-value from the edits that only one of two methods got right.
+    """Return the two-sided p-value from the edits that only one of two methods got right.
 
     >>> exact_mcnemar(8, 2)
     0.109375
@@ -70,7 +71,7 @@ def permuted_clusters(
     seed: int = 0,
     permutations: int = PERMUTATIONS,
 ) -> float:
-    """Two-sided p-value of a mean difference: the signs of whole clusters are flipped together."""
+    """Return the two-sided p-value of a mean difference, flipping the signs of whole clusters."""
     codes: dict[Hashable, int] = {}
     code = np.array([codes.setdefault(cluster, len(codes)) for cluster in clusters])
     sums = np.bincount(code, weights=differences)
@@ -89,10 +90,11 @@ def _flipped_sums(
     rng: np.random.Generator,
     permutations: int,
 ) -> NDArray[np.float64]:
-    """Σ ± of the clusters, `permutations` times.
+    """Draw the sum of all clusters with random signs, `permutations` times.
 
-    Clusters of one |difference| are exchangeable, and scores have few differences: a binomial draw
-    stands for all signs of one kind, a hundred times faster than `scipy.stats.permutation_test`.
+    Clusters with the same |difference| are exchangeable, and scores have few different differences:
+    one binomial draw replaces all signs of one kind, a hundred times faster than
+    `scipy.stats.permutation_test`.
     """
     if len(kinds) * 8 < counts.sum():
         plus = rng.binomial(counts, 0.5, size=(permutations, len(kinds)))
@@ -105,7 +107,7 @@ def _flipped_sums(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values corrected for their number, in their order.
+    """Correct p-values for their number and return them in the same order.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]

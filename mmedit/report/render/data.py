@@ -15,7 +15,7 @@ from mmedit.report.table import Score, column_names
 
 
 def as_csv(table: pandas.DataFrame, published: Comparison | None) -> str:
-    """Write a method table as CSV, a row per cell, not rounded."""
+    """Write a method table as CSV, one line per cell, not rounded."""
     rows = [row | _cost_row(table, row["editor"]) for row in _long_rows(table, published)]
     return pandas.DataFrame(rows).to_csv(index=False)
 
@@ -37,7 +37,7 @@ def as_json(table: pandas.DataFrame, published: Comparison | None) -> str:
 
 
 def _long_rows(table: pandas.DataFrame, published: Comparison | None) -> list[dict[str, object]]:
-    """One row per cell: as measured, not rounded."""
+    """Make one row per cell, as measured, not rounded."""
     values = {(row.editor, row.split, row.measure.name): row for row in (published or _NONE).rows}
     shown = cells(table)
     rows: list[dict[str, object]] = []

@@ -1,4 +1,4 @@
-"""A method table in LaTeX, with booktabs and graphicx: the splits, under them the costs."""
+"""A method table in LaTeX, with booktabs and graphicx: the scores, below them the costs."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mmedit.report.table import column_names
 def latex_table(
     table: pandas.DataFrame, beside: pandas.DataFrame | None = None, beside_note: str = ""
 ) -> str:
-    """A `table*` that is as wide as the page at most; `beside` is a further one."""
+    """Write a `table*` that is at most as wide as the page, and a second one for `beside`."""
     shown = cells(table)
-    splits = [column for column in column_names(table) if measure_of(*column) is not None]
-    costs = [column for column in column_names(table) if column not in splits]
-    tabulars = [_tabular(table, shown, part) for part in (splits, costs) if part]
+    scores = [column for column in column_names(table) if measure_of(*column) is not None]
+    costs = [column for column in column_names(table) if column not in scores]
+    tabulars = [_tabular(table, shown, part) for part in (scores, costs) if part]
     floats = [_float(tabulars, footnote(table))]
     if beside is not None:
         floats.append(_float([_plain_tabular(beside)], beside_note))
@@ -64,7 +64,7 @@ def _plain_tabular(table: pandas.DataFrame) -> str:
 
 
 def _group_rules(names: Sequence[Column]) -> str:
-    """A rule under every heading that spans several columns; column 1 is the editor's."""
+    """Draw a rule under each heading that spans several columns; column 1 is the editor's."""
     groups = [group for group, _ in names]
     spans = [(groups.index(group) + 2, groups.count(group)) for group in dict.fromkeys(groups)]
     rules = [rf"\cmidrule(lr){{{first}-{first + n - 1}}}" for first, n in spans if n > 1]
@@ -88,7 +88,7 @@ def _spread(spread: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Any text of a table or its notes as LaTeX in ASCII."""
+    """Write any text of a table or its notes as LaTeX in ASCII."""
     return text.translate(_ESCAPES)
 
 

@@ -28,7 +28,7 @@ def markdown(table: pandas.DataFrame, published: Comparison | None) -> str:
 
 
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> str:
-    """Aligned; the first `left` columns to the left, the others to the right."""
+    """Align the first `left` columns to the left, the others to the right."""
     lines = [list(header), *([text.replace("|", "\\|") for text in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = [

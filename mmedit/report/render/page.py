@@ -1,6 +1,6 @@
-"""One self-contained HTML page about a run: the table, its trade-off, and edits to look at.
+"""One HTML page about a run: the table, its trade-off, plots of sequences, and edits to look at.
 
-The page needs nothing from outside (images are embedded, there is no script), and every string of
+The page loads nothing from outside (images are embedded, there is no script), and every string of
 the records is escaped: prompts and generated answers are data, never markup.
 """
 
@@ -13,21 +13,28 @@ from functools import cache
 from io import BytesIO
 from math import isnan
 from pathlib import Path
+from types import MappingProxyType
 
+import pandas
 from PIL import Image, ImageOps
 
 from mmedit.cases import Probe
 from mmedit.errors import ImageError
-from mmedit.records.schema import ProbeRecord, Record, RunManifest
+from mmedit.records.schema import ProbeRecord, Record, RunManifest, notes_of
+from mmedit.report.columns import Column
 from mmedit.report.intervals import Summary
 from mmedit.report.render.html import TEMPLATES, html_parts
-from mmedit.report.scores import BASE
+from mmedit.report.render.sequence_plots import sequence_figures, svg_of
+from mmedit.report.runs import INDEPENDENT, mode_of
+from mmedit.report.scores import BASE, by_editor, is_base
+from mmedit.report.sequences import sequence_notes
 from mmedit.report.table import method_table
 from mmedit.storage import write_atomically
 
 REPORT = "report.html"
+EXAMPLES = 8
+"""Number of edits shown with pictures and answers."""
 THUMBNAIL_PIXELS = 128
-_PLOTTED = (Probe.RELIABILITY, Probe.IMAGE_LOCALITY)  # what must change, and what must not
 _PICTURED = {
     Probe.RELIABILITY: "request",
     Probe.IMAGE_GENERALITY: "image rephrase",
@@ -39,9 +46,9 @@ Images = Callable[[str], Path | None] | Mapping[str, Path]
 
 @dataclass(frozen=True)
 class Answer:
-    """What one method made of one question.
+    """The answers to one question before and after one method's edit.
 
-    `right` is None where no answer was generated; `score` is the exact match that is there instead.
+    `right` is None if no answer was generated; `score` is the exact match shown in its place.
     """
 
     editor: str
@@ -57,13 +64,13 @@ class Question:
 
     heading: str
     prompt: str
-    wanted: str
+    expected: str
     answers: tuple[Answer, ...]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One image of the gallery as a data URI; `uri` is None where the image was not to be had."""
+    """One image of the gallery as a data URI; `uri` is None if there is no file of the image."""
 
     caption: str
     uri: str | None
@@ -82,66 +89,100 @@ class GalleryCase:
 
 @dataclass(frozen=True)
 class Bar:
-    """One dot of the plot with its interval; all in percent of the axis."""
+    """One dot of the plot with its interval, all in percent of the axis."""
 
     lane: int
-    split: str
+    probe: str
     mean: float
     low: float
     width: float
 
 
 def write_report(
-    directory: Path,
+    folder: Path,
     records: Sequence[Record],
     *,
-    images: Images,
-    title: str,
-    intro: str,
-    examples: int = 4,
     manifest: RunManifest | None = None,
+    images: Images = MappingProxyType({}),
+    title: str = "",
+    examples: int = EXAMPLES,
 ) -> Path:
-    """Write `report.html` into `directory` and return its path.
+    """Write `report.html` into the folder of a run and return its path.
 
-    `images` maps a record's image string to a file that Pillow opens, or to None where there is
-    none to show. The gallery holds the first `examples` cases of the records. `manifest` adds the
-    command, the versions and the training times. Raises DataError for records that make no table,
-    ImageError for an image file that cannot be read, RunError where the page cannot be written.
+    `manifest` adds command, versions, notes and training times. `images` gives the file of an image
+    by its name in the records; an image without a file has no thumbnail. `title` replaces the
+    heading, which otherwise names the VLM and the dataset. `examples` is the number of edits shown.
+    Raises DataError for records that make no table, ImageError for a file that is not an image,
+    RunError if the page cannot be written.
     """
-    table = method_table(
-        records, training_seconds=(manifest.training_seconds or None) if manifest else None
-    )
-    plot = [(editor, _bars(table.loc[editor].to_dict())) for editor in table.index]
+    table = _table(records, manifest)
+    lanes = _lanes(table)
+    plot = [(editor, _bars(table.loc[editor].to_dict(), lanes)) for editor in table.index]
     thumbnail = cache(_thumbnails(images.get if isinstance(images, Mapping) else images))
+    title = title or (f"{manifest.vlm} on {manifest.dataset}" if manifest else folder.name)
     page = TEMPLATES.get_template("report.html.j2").render(
-        title=title,
-        intro=intro,
+        title=title or "Edits",
+        intro=_intro(table, records, manifest),
         manifest=manifest,
         **html_parts(table),
         plot=plot,
-        legend=sorted({(bar.lane, bar.split) for _, bars in plot for bar in bars}),
+        legend=sorted({(bar.lane, bar.probe) for _, bars in plot for bar in bars}),
+        figures=[
+            (name, _uri(svg_of(figure), "svg+xml"))
+            for name, figure in sequence_figures(records, title=title).items()
+        ],
         gallery=_gallery(records, examples, thumbnail),
     )
-    write_atomically(directory / REPORT, page.encode())
-    return directory / REPORT
+    write_atomically(folder / REPORT, page.encode())
+    return folder / REPORT
 
 
-def _bars(row: Mapping[tuple[str, str], object]) -> list[Bar]:
-    found = [(probe, row.get((probe.heading, "EM"))) for probe in _PLOTTED]
-    return [_bar(probe, cell) for probe, cell in found if isinstance(cell, Summary)]
+def _table(records: Sequence[Record], manifest: RunManifest | None) -> pandas.DataFrame:
+    return method_table(
+        records,
+        training_seconds=manifest.training_seconds if manifest else {},
+        notes=[*(notes_of(manifest) if manifest else []), *sequence_notes(records)],
+    )
 
 
-def _bar(probe: Probe, cell: Summary) -> Bar:
+def _intro(table: pandas.DataFrame, records: Sequence[Record], manifest: RunManifest | None) -> str:
+    methods = [str(editor) for editor in table.index if not is_base(str(editor))]
+    edits = len({record.case_id for record in records if record.test != "ability"})
+    alone = manifest is not None and mode_of(manifest) == INDEPENDENT
+    how = ", each made by itself from the base model" if alone else ""
+    return f"{edits:,} edits{how}. Methods: {', '.join(methods) or 'none'}."
+
+
+def _lanes(table: pandas.DataFrame) -> list[Probe]:
+    """Choose the probes of the plot: one that the edit must change, one that it must not."""
+    known = [probe for probe in Probe if (probe.heading, "EM") in table.columns]
+    changed = [probe for probe in known if not probe.is_locality]
+    kept = [probe for probe in reversed(known) if probe.is_locality]
+    return [*changed[:1], *kept[:1]]
+
+
+def _bars(row: Mapping[Column, object], lanes: Sequence[Probe]) -> list[Bar]:
+    found = [(probe, row.get((probe.heading, "EM"))) for probe in lanes]
+    return [
+        _bar(lanes.index(probe), probe.title, cell)
+        for probe, cell in found
+        if isinstance(cell, Summary)
+    ]
+
+
+def _bar(lane: int, probe: str, cell: Summary) -> Bar:
     low, high = (cell.mean, cell.mean) if isnan(cell.low) else (cell.low, cell.high)
-    return Bar(_PLOTTED.index(probe), probe.title, cell.mean, low, high - low)
+    return Bar(lane, probe, cell.mean, low, high - low)
 
 
 def _gallery(
     records: Sequence[Record], examples: int, thumbnail: Callable[[str], str | None]
 ) -> list[GalleryCase]:
     by_case: dict[str, dict[str, Record]] = {}
-    for record in records:
-        by_case.setdefault(record.case_id, {}).setdefault(record.editor, record)
+    for editor, found in by_editor(records).items():
+        for record in found:
+            if any(record.probes.values()):
+                by_case.setdefault(record.case_id, {}).setdefault(editor, record)
     return [_gallery_case(by_case[case], thumbnail) for case in list(by_case)[:examples]]
 
 
@@ -150,7 +191,7 @@ def _gallery_case(
 ) -> GalleryCase:
     methods = {name: record for name, record in by_editor.items() if name != BASE} or by_editor
     first = next(iter(methods.values()))
-    request = first.probes[Probe.RELIABILITY][0]
+    request = next(asked[0] for asked in first.probes.values() if asked)
     return GalleryCase(
         id=first.case_id,
         prompt=request.prompt,
@@ -180,9 +221,9 @@ def _question(probe: Probe, number: int, methods: Mapping[str, Record]) -> Quest
         if len(record.probes.get(probe, ())) > number
     }
     example = next(iter(asked.values()))
-    wanted = "the answer must not change" if probe.is_locality else f"target: {example.target}"
+    expected = "the answer must not change" if probe.is_locality else f"target: {example.target}"
     answers = tuple(_answer(name, probe, record) for name, record in asked.items())
-    return Question(probe.title, example.prompt, wanted, answers)
+    return Question(probe.title, example.prompt, expected, answers)
 
 
 def _answer(editor: str, probe: Probe, asked: ProbeRecord) -> Answer:
@@ -201,28 +242,32 @@ def _is_right(probe: Probe, asked: ProbeRecord) -> bool | None:
 
 def _exact_match(asked: ProbeRecord) -> str:
     if asked.locality is not None:
-        return f"EM with the unedited model {asked.locality.exact_answer:g}"
+        return f"EM with the base model {asked.locality.exact_answer:g}"
     return f"EM {asked.pre.exact_match:g} → {asked.post.exact_match:g}"
 
 
 def _thumbnails(find: Callable[[str], Path | None]) -> Callable[[str], str | None]:
     def thumbnail(name: str) -> str | None:
         path = find(name)
-        return None if path is None else _data_uri(path)
+        return _thumbnail(path) if path is not None and path.exists() else None
 
     return thumbnail
 
 
-def _data_uri(path: Path) -> str:
-    """A PNG thumbnail, turned upright."""
+def _thumbnail(path: Path) -> str:
+    """Make a PNG thumbnail, turned upright, as a data URI."""
     try:
         with Image.open(path) as image:
             small = ImageOps.exif_transpose(image).convert("RGBA")
         small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
     except (OSError, Image.DecompressionBombError) as error:
         raise ImageError(
-            f"cannot show {path}: {error}; give a readable image, or None to leave it out"
+            f"cannot show {path}: {error}; give a readable image, or no file to leave it out"
         ) from error
     png = BytesIO()
     small.save(png, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+    return _uri(png.getvalue(), "png")
+
+
+def _uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,8 +1,9 @@
-"""Three plots of a table's methods, as SVG and PNG: what an edit changes against what it leaves
-alone, every split, and both metrics by the length of the answer.
+"""Three plots of the methods of a table, as SVG and PNG: reliability against locality, every probe,
+and both metrics by the length of the answer.
 
-Colours are those of Okabe and Ito ("Color universal design", 2008), which the colour-blind tell
-apart; every method has a marker of its own too. The same records give the same SVG, byte for byte.
+The colours are those of Okabe and Ito ("Color universal design", 2008), which colour-blind readers
+can distinguish; each method has its own marker too. The same records give the same SVG, byte for
+byte.
 """
 
 from __future__ import annotations
@@ -23,18 +24,19 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from mmedit.cases import Probe
-from mmedit.errors import RunError
+from mmedit.errors import DataError, RunError
 from mmedit.records.schema import Record
 from mmedit.report.columns import EXACT_MATCH, TOKEN_ACCURACY, Measure
 from mmedit.report.intervals import Summary
 from mmedit.report.scores import by_editor, edit_scores, is_base
 from mmedit.report.table import method_table
-from mmedit.storage import make_folder
+from mmedit.storage import make_folder, replaced
 
 MAX_LENGTHS = 8
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
 _MARKERS = "osD^vPX*"
-_GREY = "#8a8a8a"
+_GREYS = ("#8a8a8a", "#c4c4c4", "#5a5a5a")
+"""Colours of base models, in turn."""
 STYLE: Mapping[Any, object] = MappingProxyType(
     {
         "svg.hashsalt": "mmedit",
@@ -52,7 +54,7 @@ STYLE: Mapping[Any, object] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Look:
-    """How one method looks in every plot."""
+    """The appearance of one row of the table in every plot."""
 
     colour: str
     marker: str
@@ -60,47 +62,79 @@ class Look:
     hatch: str = ""
 
 
-def write_plots(records: Sequence[Record], folder: Path) -> list[Path]:
-    """Write tradeoff, splits and lengths, each as .svg and .png, and return their paths."""
+def write_plots(records: Sequence[Record], folder: Path, *, title: str = "") -> list[Path]:
+    """Write tradeoff, splits and lengths, each as .svg and .png, and return their paths.
+
+    `title` says what was measured; the number of edits is added to it. Raises DataError for records
+    without reliability, and RunError.
+    """
+    table, rows = method_table(records), by_editor(records)
+    _require_reliability(rows)
     make_folder(folder)
-    table = method_table(records)
-    looks = looks_of(list(map(str, table.index)))
+    looks = looks_of(list(rows))
+    heading = title_with_n(title, rows)
     written: list[Path] = []
     with matplotlib.rc_context(dict(STYLE)):
         for name, figure in (
             ("tradeoff", _tradeoff(table, looks)),
             ("splits", _splits(table, looks)),
-            ("lengths", _lengths(by_editor(records), looks)),
+            ("lengths", _lengths(rows, looks)),
         ):
             if figure is not None:
+                figure.suptitle(heading, fontsize=10)
                 written += saved(figure, folder / name)
     return written
 
 
+def _require_reliability(rows: Mapping[str, Sequence[Record]]) -> None:
+    for editor, found in rows.items():
+        lacking = [r for r in found if not r.probes.get(Probe.RELIABILITY)]
+        if lacking:
+            raise DataError(
+                f"{editor}, case {lacking[0].case_id!r}: the record has no reliability, as "
+                f"{len(lacking)} of {len(found)} records; measure these edits again to plot them"
+            )
+
+
+def title_with_n(title: str, rows: Mapping[str, Sequence[Record]]) -> str:
+    """Return the title of a figure: what was measured, and the number of edits of the rows."""
+    counts = sorted({len(found) for found in rows.values()})
+    n = f"n = {counts[0]:,}" + (f" to {counts[-1]:,}" if len(counts) > 1 else "")
+    return f"{title}, {n}" if title else n
+
+
 def saved(figure: Figure, path: Path) -> list[Path]:
-    """Write an SVG and a PNG beside each other. Raises RunError."""
+    """Save a figure as an SVG and a PNG beside each other. Raises RunError."""
     svg, png = path.with_suffix(".svg"), path.with_suffix(".png")
     try:
-        figure.savefig(svg, metadata={"Date": None}, bbox_inches="tight")
-        figure.savefig(png, metadata={"Software": None}, bbox_inches="tight")
+        with replaced(svg) as partial:
+            figure.savefig(partial, format="svg", metadata={"Date": None}, bbox_inches="tight")
+        with replaced(png) as partial:
+            figure.savefig(partial, format="png", metadata={"Software": None}, bbox_inches="tight")
     except OSError as error:
         raise RunError(f"cannot write {svg}: {error.strerror}; choose another --out") from error
     return [svg, png]
 
 
 def looks_of(editors: Sequence[str]) -> dict[str, Look]:
-    """Markers shrink from method to method: where points lie on each other, all are seen."""
+    """Choose colour and marker of each row, the base models in greys. Markers shrink from method to
+    method: points that lie on each other all stay visible.
+    """
     methods = [editor for editor in editors if not is_base(editor)]
-    looks = {editor: Look(_GREY, "x", 9) for editor in editors}
+    bases = [editor for editor in editors if is_base(editor)]
+    looks = {
+        base: Look(_GREYS[place % len(_GREYS)], "x+1"[place % 3], 9, "..." * (place >= len(_GREYS)))
+        for place, base in enumerate(bases)
+    }
     for place, editor in enumerate(methods):
         colour, marker = _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
         hatch = "///" if place >= len(_COLOURS) else ""
         looks[editor] = Look(colour, marker, 15 - 8 * place / max(1, len(methods) - 1), hatch)
-    return looks
+    return {editor: looks[editor] for editor in editors}
 
 
 def _tradeoff(table: pandas.DataFrame, looks: Mapping[str, Look]) -> Figure | None:
-    """Exact match of the request against that of each locality split."""
+    """Draw exact match of the request against exact match of each locality probe."""
     local = [
         probe for probe in Probe if probe.is_locality and (probe.heading, "EM") in table.columns
     ]
@@ -129,7 +163,7 @@ def _point(axes: Axes, look: Look, x: object, y: object) -> None:
 
 
 def _splits(table: pandas.DataFrame, looks: Mapping[str, Look]) -> Figure:
-    """Bars of every split: token accuracy above, exact match below."""
+    """Draw bars of every probe: token accuracy above, exact match below."""
     probes = [probe for probe in Probe if (probe.heading, "EM") in table.columns]
     width = 0.84 / len(looks)
     inches = max(6.0, 0.22 * len(looks) * len(probes) + 1.5)
@@ -157,7 +191,7 @@ def _splits(table: pandas.DataFrame, looks: Mapping[str, Look]) -> Figure:
 
 
 def _lengths(rows: Mapping[str, Sequence[Record]], looks: Mapping[str, Look]) -> Figure:
-    """Both metrics of the request by the length of its answer, a panel per method."""
+    """Draw both metrics of the request by the length of its answer, one panel per method."""
     across = min(3, len(rows))
     down = ceil(len(rows) / across)
     bins = _length_bins([length for records in rows.values() for length in map(_length, records)])
@@ -199,7 +233,9 @@ def _length(record: Record) -> int:
 
 
 def _length_bins(lengths: Iterable[int]) -> list[tuple[int, int]]:
-    """(shortest, longest) of every bin: single lengths, or some with about as many answers each."""
+    """Return (shortest, longest) of every bin: single lengths if there are few, else ranges with
+    about equally many answers.
+    """
     found = sorted(lengths)
     distinct = sorted(set(found))
     if len(distinct) <= MAX_LENGTHS:
@@ -221,19 +257,19 @@ def _in_bin(records: Sequence[Record], limits: tuple[int, int], measure: Measure
 
 
 def sides(cells: Sequence[Summary]) -> list[list[float]]:
-    """Lengths of error bars, down and up."""
+    """Return the lengths of error bars, down and up."""
     down = [0.0 if isnan(cell.low) else cell.mean - cell.low for cell in cells]
     up = [0.0 if isnan(cell.high) else cell.high - cell.mean for cell in cells]
     return [[max(0.0, side) for side in sides] for sides in (down, up)]
 
 
 def _wrapped(editor: str) -> str:
-    """The run of "LABEL (RUN)" below the label."""
+    """Put the run of "LABEL (RUN)" below the label."""
     return editor.replace(" (", "\n(", 1)
 
 
 def legend(figure: Figure, looks: Mapping[str, Look], *, bars: bool = False) -> None:
-    """Above the panels, in as many lines as the labels need."""
+    """Put the legend above the panels, in as many lines as the labels need."""
     handles = [
         Patch(facecolor=look.colour, hatch=look.hatch, edgecolor="white", linewidth=0)
         if bars

@@ -1,4 +1,4 @@
-"""How published values are shown beside measured ones."""
+"""Published values beside measured ones, as text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ BESIDE = ("editor", "split", "metric", "measured", "published", "published metri
 
 
 def beside_rows(published: Comparison) -> list[tuple[str, ...]]:
-    """Published values beside measured ones, as they are shown, in the columns of `BESIDE`."""
+    """Write published values beside measured ones, in the columns of `BESIDE`."""
     return [_beside_row(row) for row in published.rows]
 
 
@@ -27,8 +27,8 @@ def _difference(row: Beside) -> str:
 
 
 def beside_note(published: Comparison) -> str:
-    """Where published values come from, and what has none."""
+    """Say where published values come from, and which rows have none."""
     return (
-        f"Published: {published.source}. The difference is measured less published, in points; "
+        f"Published: {published.source}. The difference is measured minus published, in points; "
         f"“{NOT_COMPARABLE}”: the two are of different metric classes. {' '.join(published.notes)}"
     ).strip()

@@ -1,10 +1,11 @@
-"""Plots of edits made one after another: every split and what the VLM can do beside them by number
-of edits, and how soon an edit is forgotten.
+"""Plots of edits made one after another: every probe and the VLM's other abilities by number of
+edits, and how soon an edit is forgotten.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from statistics import fmean
 
@@ -16,38 +17,58 @@ from mmedit.cases import Probe
 from mmedit.records.schema import Record
 from mmedit.report.columns import COLUMN_SETS, Measure
 from mmedit.report.intervals import Summary
-from mmedit.report.render.plots import STYLE, Look, legend, looks_of, saved, sides
+from mmedit.report.render.plots import STYLE, Look, legend, looks_of, saved, sides, title_with_n
 from mmedit.report.scores import all_by_editor, is_base
-from mmedit.report.sequences import COLLAPSED, abilities, curve, forgetting, is_sequence
+from mmedit.report.sequences import COLLAPSED, Ability, abilities, curve, forgetting, is_sequence
 from mmedit.storage import make_folder
 
 ACROSS = 3
-"""Panels beside each other."""
+"""Number of panels beside each other."""
 Points = Sequence[tuple[int, Summary]]
 
 
-def write_sequence_plots(records: Sequence[Record], folder: Path) -> list[Path]:
-    """Write sequence and, where edits were tested again after gaps, forgetting, as .svg and .png,
-    and return their paths; none where the records are of no sequence.
+def write_sequence_plots(records: Sequence[Record], folder: Path, *, title: str = "") -> list[Path]:
+    """Write sequence and, if edits were tested again after gaps, forgetting, each as .svg and .png,
+    and return their paths; none if the records are not of sequences.
+
+    `title` says what was measured; the number of edits is added to it. Raises RunError.
     """
+    figures = sequence_figures(records, title=title)
+    if figures:
+        make_folder(folder)
+    with matplotlib.rc_context(dict(STYLE)):
+        return [path for name, figure in figures.items() for path in saved(figure, folder / name)]
+
+
+def sequence_figures(records: Sequence[Record], *, title: str = "") -> dict[str, Figure]:
+    """Draw the plots of the sequences among the records, by name; empty if there is none."""
     rows = {
         editor: found
         for editor, found in all_by_editor(records).items()
         if is_sequence(found) and not is_base(editor)
     }
     if not rows:
-        return []
-    make_folder(folder)
+        return {}
     looks = looks_of(list(rows))
-    written: list[Path] = []
+    edited = {
+        editor: [record for record in found if record.test == "edit"]
+        for editor, found in rows.items()
+    }
+    heading = title_with_n(title, edited)
     with matplotlib.rc_context(dict(STYLE)):
-        for name, figure in (
-            ("sequence", _sequence(rows, looks)),
-            ("forgetting", _forgetting(rows, looks)),
-        ):
-            if figure is not None:
-                written += saved(figure, folder / name)
-    return written
+        drawn = {"sequence": _sequence(rows, looks), "forgetting": _forgetting(rows, looks)}
+        figures = {name: figure for name, figure in drawn.items() if figure is not None}
+        for figure in figures.values():
+            figure.suptitle(heading, fontsize=10)
+    return figures
+
+
+def svg_of(figure: Figure) -> bytes:
+    """Return a figure as an SVG file, to be put into a page."""
+    svg = BytesIO()
+    with matplotlib.rc_context(dict(STYLE)):
+        figure.savefig(svg, format="svg", metadata={"Date": None}, bbox_inches="tight")
+    return svg.getvalue()
 
 
 def _exact(probe: Probe) -> Measure:
@@ -55,37 +76,49 @@ def _exact(probe: Probe) -> Measure:
 
 
 def _sequence(rows: Mapping[str, Sequence[Record]], looks: Mapping[str, Look]) -> Figure:
-    """Exact match of every split, of all edits so far, and ability."""
+    """Draw exact match of every probe, of all edits so far, and ability."""
     asked = {probe for found in rows.values() for record in found for probe in record.probes}
     probes = [probe for probe in Probe if probe in asked]
     known = {editor: abilities(found) for editor, found in rows.items()}
     number = len(probes) + any(known.values())
-    down = -(-number // ACROSS)
-    figure = Figure(figsize=(3.4 * ACROSS, 2.7 * down + 0.4), layout="constrained")
-    panels = figure.subplots(down, ACROSS, sharex=True, sharey=True, squeeze=False).flatten()
+    figure, panels = _panels(number)
     for axes, probe in zip(panels, probes, strict=False):
         _panel(axes, probe.title.lower())
         for editor, found in rows.items():
             _line(axes, looks[editor], curve(found, probe, _exact(probe)))
     if any(known.values()):
-        axes = panels[len(probes)]
-        _panel(axes, "ability beside them (tokens)")
-        for editor, orders in known.items():
-            _ability_line(axes, looks[editor], [one.after for one in orders.values()])
-        whole = fmean(one.unedited for orders in known.values() for one in orders.values())
-        axes.axhline(100 * COLLAPSED * whole, color="#888888", linewidth=1, linestyle=":")
-    for axes in panels[number:]:
-        axes.set_visible(False)
-    for axes in panels[max(0, number - ACROSS) : number]:  # nothing below them
-        axes.tick_params(labelbottom=True)
+        _ability(panels[len(probes)], known, looks)
     figure.supxlabel("edits made one after another", fontsize=10)
     figure.supylabel("exact match of all of them (%)", fontsize=10)
     legend(figure, looks)
     return figure
 
 
+def _panels(number: int) -> tuple[Figure, Sequence[Axes]]:
+    """Make a figure with so many panels, of which those without one below have tick labels."""
+    down = -(-number // ACROSS)
+    figure = Figure(figsize=(3.4 * ACROSS, 2.7 * down + 0.4), layout="constrained")
+    panels = figure.subplots(down, ACROSS, sharex=True, sharey=True, squeeze=False).flatten()
+    for axes in panels[number:]:
+        axes.set_visible(False)
+    for axes in panels[max(0, number - ACROSS) : number]:
+        axes.tick_params(labelbottom=True)
+    return figure, panels[:number].tolist()
+
+
+def _ability(
+    axes: Axes, known: Mapping[str, Mapping[int, Ability]], looks: Mapping[str, Look]
+) -> None:
+    """Draw what is left of the base model's abilities, and where a VLM has collapsed."""
+    _panel(axes, "ability beside them (tokens)")
+    for editor, orders in known.items():
+        _ability_line(axes, looks[editor], [one.after for one in orders.values()])
+    whole = fmean(one.unedited for orders in known.values() for one in orders.values())
+    axes.axhline(100 * COLLAPSED * whole, color="#888888", linewidth=1, linestyle=":")
+
+
 def _forgetting(rows: Mapping[str, Sequence[Record]], looks: Mapping[str, Look]) -> Figure | None:
-    """Exact match of an edit by the number of edits that were made after it."""
+    """Draw exact match of an edit by the number of edits that were made after it."""
     probe = Probe.RELIABILITY
     curves = {editor: forgetting(found, probe, _exact(probe)) for editor, found in rows.items()}
     if not any(curves.values()):
@@ -119,7 +152,7 @@ def _line(axes: Axes, look: Look, points: Points) -> None:
 
 
 def _ability_line(axes: Axes, look: Look, orders: Sequence[Mapping[int, float]]) -> None:
-    """The mean over the orders."""
+    """Draw the mean over the orders."""
     edits = sorted({stop for after in orders for stop in after})
     left = [100 * fmean(after[stop] for after in orders if stop in after) for stop in edits]
     axes.plot(edits, left, color=look.colour, marker=".", markersize=3, clip_on=False)

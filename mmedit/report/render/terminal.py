@@ -1,8 +1,8 @@
-"""How tables look in a terminal: in blocks that fit its width."""
+"""Tables and comparisons in a terminal, in blocks that fit its width."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pandas
 from rich.cells import cell_len
@@ -29,50 +29,63 @@ Shown = tuple[str, list[str]]
 def table_view(
     table: pandas.DataFrame, published: Comparison | None = None, *, width: int = WIDTH
 ) -> RenderableType:
-    """A method table in `width` characters: the splits, under them the costs, under them published
-    values. Token accuracy and exact match of a split share a column. Intervals are left out.
+    """Show a method table in `width` characters: the scores, then the costs, then published values.
+
+    Token accuracy and exact match of a probe share a column. Intervals stand below the values if
+    all scores with them fit beside each other.
     """
     labels = [str(label) for label in table.index]
     shown = cells(table)
-    splits = _paired(shown) if _is_paired(shown) else _single(shown)
-    costs = [(name, _column(cells_)) for (group, name), cells_ in shown.items() if group == COST]
     counts = set(table[N])
-    if len(counts) > 1:
-        costs.append((N[1], _column(shown[N])))
     head = "tok/EM, %" if _is_paired(shown) else ""
+    scores, intervals = _scores(head, labels, shown, width)
+    costs = [(name, list(map(_short, found))) for (group, name), found in shown.items()
+             if group == COST]  # fmt: skip
+    if len(counts) > 1:
+        costs.append((N[1], list(map(_short, shown[N]))))
     n = f"n = {counts.pop()}. " if len(counts) == 1 else ""
-    parts: list[RenderableType] = [*_blocks(head, labels, splits, width), Text("")]
-    parts += [*_blocks("cost", labels, costs, width), Text("")]
-    parts.append(Text(f"{n}{footnote(table, intervals=False)}", style="dim"))
-    return Group(*parts, *([_published_view(published)] if published else []))
+    note = Text(f"{n}{footnote(table, intervals=intervals)}", style="dim")
+    blocks = [*scores, Text(""), *_blocks("cost", labels, costs, width), Text(""), note]
+    return Group(*blocks, *([_published_view(published)] if published else []))
+
+
+def _scores(
+    head: str, labels: Sequence[str], shown: Mapping[Column, Sequence[Cell]], width: int
+) -> tuple[list[RenderableType], bool]:
+    """Make the blocks of the scores; the flag says whether they show intervals."""
+    with_intervals = list(_blocks(head, labels, _columns(shown, _with_interval), width))
+    if len(with_intervals) == 1:
+        return with_intervals, True
+    return list(_blocks(head, labels, _columns(shown, _short), width)), False
 
 
 def _is_paired(shown: Mapping[Column, Sequence[Cell]]) -> bool:
     return all(name in _PAIR for group, name in shown if group not in (COST, N[0]))
 
 
-def _paired(shown: Mapping[Column, Sequence[Cell]]) -> list[Shown]:
-    splits = dict.fromkeys(group for group, name in shown if name in _PAIR)
-    pairs = {split: [_column(shown[split, name]) for name in _PAIR] for split in splits}
-    return [
-        (split, [f"{tok}/{em}" for tok, em in zip(*both, strict=True)])
-        for split, both in pairs.items()
-    ]
+def _columns(shown: Mapping[Column, Sequence[Cell]], write: Callable[..., str]) -> list[Shown]:
+    if not _is_paired(shown):
+        return [
+            (f"{group} {name}", list(map(write, found)))
+            for (group, name), found in shown.items()
+            if group not in (COST, N[0])
+        ]
+    probes = dict.fromkeys(group for group, name in shown if name in _PAIR)
+    return [(probe, list(map(write, *(shown[probe, name] for name in _PAIR)))) for probe in probes]
 
 
-def _single(shown: Mapping[Column, Sequence[Cell]]) -> list[Shown]:
-    return [
-        (f"{group} {name}", _column(cells_))
-        for (group, name), cells_ in shown.items()
-        if group not in (COST, N[0])
-    ]
+def _with_interval(*pair: Cell) -> str:
+    """Write one cell, or two that share a column, with their intervals in a second line."""
+    spreads = "/".join(cell.spread or "·" for cell in pair)
+    return f"{_short(*pair)}\n[dim]{spreads if any(cell.spread for cell in pair) else ''}[/]"
 
 
-def _column(shown: Sequence[Cell]) -> list[str]:
-    return list(map(_short, shown))
+def _short(*pair: Cell) -> str:
+    """Write one cell, or two that share a column, without intervals."""
+    return "/".join(map(_value, pair))
 
 
-def _short(cell: Cell) -> str:
+def _value(cell: Cell) -> str:
     value = cell.value.removesuffix(".0")
     return f"[bold cyan]{value}[/]" if cell.best else value + (TIED if cell.tied else "")
 
@@ -80,12 +93,12 @@ def _short(cell: Cell) -> str:
 def _blocks(
     head: str, labels: Sequence[str], columns: Sequence[Shown], width: int
 ) -> Iterator[RenderableType]:
-    """As many columns beside each other as fit; every block begins with the labels."""
+    """Put as many columns beside each other as fit; every block begins with the labels."""
     first = max(cell_len(text) for text in (head, *labels))
     rows: list[Shown] = []
     room = width - first
     for heading, texts in columns:
-        needed = _GAP + max(Text.from_markup(text).cell_len for text in (heading, *texts))
+        needed = _GAP + max(_width(text) for text in (heading, *texts))
         if rows and needed > room:
             yield _block(head, labels, rows)
             rows, room = [], width - first
@@ -93,6 +106,10 @@ def _blocks(
         room -= needed
     if rows:
         yield _block(head, labels, rows)
+
+
+def _width(markup: str) -> int:
+    return max(line.cell_len for line in Text.from_markup(markup).split())
 
 
 def _block(head: str, labels: Sequence[str], columns: Sequence[Shown]) -> Table:
@@ -112,17 +129,17 @@ def _published_view(published: Comparison) -> RenderableType:
         justify = "left" if place < 3 else "right"
         table.add_column(heading, justify=justify, no_wrap=not is_class, overflow="fold")
     for measured, row in zip(published.rows, beside_rows(published), strict=True):
-        editor, split, _, *rest = (text.removeprefix("locality/") for text in row)
-        table.add_row(*map(escape, (editor, split, measured.measure.name, *rest)))
+        editor, probe, _, *rest = (text.removeprefix("locality/") for text in row)
+        table.add_row(*map(escape, (editor, probe, measured.measure.name, *rest)))
     return Group(Text(""), table, Text(beside_note(published), style="dim"))
 
 
 def comparison_view(comparison: PairedComparison, *, show: int) -> RenderableType:
-    """Two methods A and B: what differs, and some edits where they disagree."""
+    """Show how two methods A and B differ, and at most `show` questions where they disagree."""
     heading = Text()
     for letter, method in (("A", comparison.first), ("B", comparison.second)):
         heading.append(f"{letter}: ", style="bold")
-        heading.append(f"{method.label} ({method.origin.vlm}, {method.origin.dataset})\n")
+        heading.append(f"{method.label} ({method.origin})\n")
     only = [
         f"{n} in {letter} only" for letter, n in zip("AB", comparison.unpaired, strict=True) if n
     ]
@@ -135,8 +152,8 @@ def comparison_view(comparison: PairedComparison, *, show: int) -> RenderableTyp
 
 _COMPARED = (
     "B − A: mean paired difference and its 95 % interval (bootstrap over images); p: exact "
-    "McNemar, or where images repeat or a score is not 0 or 1, sign flips of whole images; p Holm: "
-    "corrected for the rows; A>B/B>A: edits where one scores more."
+    "McNemar, or if images repeat or a score is not 0 or 1, sign flips of whole images; p Holm: "
+    "corrected for the number of rows; A>B/B>A: edits on which one scores more."
 )
 
 
@@ -169,14 +186,14 @@ def _p(p: float) -> str:
 def _disagreements(comparison: PairedComparison, show: int) -> Iterator[RenderableType]:
     found = comparison.disagreements
     if not found:
-        yield Text("\nNo question that only one of the two answered exactly.")
+        yield Text("\nThere is no question that only one of the two answered exactly.")
         return
     shown = min(show, len(found))
     yield Text(f"\n{len(found)} questions that only one answered exactly; {shown} of them:")
     for one in found[:show]:
         table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
         table.add_row(f"[bold]{one.split}[/]", escape(one.prompt))
-        table.add_row("wanted", escape(one.wanted))
+        table.add_row("expected", escape(one.expected))
         for letter, said, right in (
             ("A", one.first, one.first_is_right),
             ("B", one.second, not one.first_is_right),
