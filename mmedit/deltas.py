@@ -19,7 +19,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mmedit.errors import DataError, SiteError
+from mmedit.errors import DataError, SiteError, did_you_mean
 
 
 class Delta(ABC):
@@ -278,11 +278,7 @@ def linear_at(network: nn.Module, site: str) -> nn.Linear:
 
 
 def _no_site(site: str, linears: list[str]) -> str:
-    from difflib import get_close_matches
-
-    near = get_close_matches(site, linears, n=1, cutoff=0.3)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"the network has no Linear named {site!r}.{hint}"
+    return f"the network has no Linear named {site!r}.{did_you_mean(site, linears, cutoff=0.3)}"
 
 
 def save_deltas(path: Path, deltas: Mapping[str, Delta]) -> None:

@@ -1,5 +1,5 @@
-"""Every error that mmedit raises on purpose. Each says what was found, what was wanted, and what to
-do.
+"""Every error that mmedit raises on purpose. Each says what was found, what was expected, and what
+to do.
 """
 
 from __future__ import annotations
@@ -8,12 +8,24 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
+def did_you_mean(found: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """Return a sentence that names the known word nearest to `found`, or "" where none is near.
+
+    `cutoff` is the least similarity, from 0 to 1 (`difflib.get_close_matches`).
+
+    >>> did_you_mean("mnd", ["ft", "mend"])
+    " Did you mean 'mend'?"
+    """
+    near = get_close_matches(found, list(known), n=1, cutoff=cutoff)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
 class MmeditError(Exception):
     """Base of all errors raised on purpose; the command line prints it and exits with code 2."""
 
 
 class UnknownNameError(MmeditError, KeyError):
-    """A name that is in no table, with the nearest right one.
+    """An unknown name. The message holds the nearest known one.
 
     >>> raise UnknownNameError("editor", "mnd", ["ft", "mend"])
     Traceback (most recent call last):
@@ -23,8 +35,7 @@ class UnknownNameError(MmeditError, KeyError):
 
     def __init__(self, kind: str, found: str, known: Iterable[str]) -> None:
         known = sorted(known)
-        near = get_close_matches(found, known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(found, known)
         self.message = f"no {kind} named {found!r}.{hint} There are: {', '.join(known)}."
         super().__init__(self.message)
 
@@ -37,7 +48,7 @@ class ConfigError(MmeditError, ValueError):
 
 
 class EmptyAnswerError(MmeditError, ValueError):
-    """An example without a single answer token: there is nothing to score or to learn."""
+    """An example without an answer token, so nothing can be scored or learnt."""
 
 
 class ImageError(MmeditError, ValueError):
@@ -45,11 +56,11 @@ class ImageError(MmeditError, ValueError):
 
 
 class DataError(MmeditError, ValueError):
-    """A dataset or record file that does not say what it should; names file, row and key."""
+    """A dataset or record file with a wrong content. The message names file, row and key."""
 
 
 class DownloadError(MmeditError, RuntimeError):
-    """A file that cannot be fetched, kept, or is not the one that was wanted."""
+    """A file that cannot be fetched or kept, or that is not the expected one."""
 
 
 class ModelError(MmeditError, ValueError):
@@ -71,8 +82,8 @@ class TrainingError(MmeditError, ArithmeticError):
 
 
 class RunError(MmeditError, RuntimeError):
-    """A run directory that cannot be written, or that holds another run."""
+    """A run folder that cannot be written, or that holds another run."""
 
 
 class JudgeError(MmeditError, RuntimeError):
-    """A language model that was to judge answers, and does not."""
+    """A language model that should judge answers and does not."""

@@ -1,0 +1,207 @@
+"""The files of `configs/{vlm,editor,dataset,table}`: their keys, and reading them by name."""
+
+from __future__ import annotations
+
+import re
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field
+
+from mmedit.bench.modes import MODES
+from mmedit.errors import ConfigError, UnknownNameError
+from mmedit.settings import Settings, Values, merged, validate
+from mmedit.storage import config_folder, is_hub_id
+
+Kind = Literal["vlm", "editor", "dataset", "table"]
+Where = Literal["language", "bridge", "vision"]
+"""`mmedit.adapters.base.Stage`, written out because that module imports torch."""
+
+
+class VLMFile(Settings):
+    """A file of `configs/vlm`: a VLM and how to load it."""
+
+    name_or_path: str
+    """A built-in name ("embedded"), a transformers folder, or a hub id."""
+    convert: str | None = None
+    """The command that makes the folder from original checkpoint files."""
+    sites: dict[Where, tuple[str, ...]] = Field(default_factory=dict)
+    """Edit sites by stage; `layers.{1,2}.{fc1,fc2}` stands for four sites."""
+    adapter: str | None = None
+    """Name of the model family's adapter; by default it follows from the model type."""
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    device_map: str | None = None
+    """Placement of the weights by Accelerate, for example auto or cuda:1."""
+    max_memory: dict[Annotated[int, BeforeValidator(int)] | str, int | str] | None = None
+    """Memory limit by device: a GPU's number, or "cpu"."""
+    offload_folder: str | None = None
+    """Folder for the weights that do not fit into memory."""
+    quantization: Literal["8bit", "4bit"] | None = None
+    trust_remote_code: bool = False
+    """Run code of the checkpoint."""
+    max_new_tokens: int = Field(default=12, ge=1)
+    """Length of generated answers, in tokens."""
+    batch_size: int = Field(default=1, ge=1)
+    """Separate edits per pass. FT keeps a whole weight per edit: a large model needs few."""
+
+    def expanded_sites(self) -> dict[Where, tuple[str, ...]]:
+        """Return the sites with every pattern replaced by its names."""
+        return {
+            stage: tuple(site for pattern in patterns for site in _expand(pattern))
+            for stage, patterns in self.sites.items()
+        }
+
+
+class EditorFile(Settings):
+    """A file of `configs/editor`: a method with its settings."""
+
+    method: str
+    label: str
+    settings: Values = Field(default_factory=dict)
+    per_vlm: dict[str, Values] = Field(default_factory=dict)
+
+
+class DatasetFile(Settings):
+    """A file of `configs/dataset`: a loader with its settings."""
+
+    loader: str
+    settings: Values = Field(default_factory=dict)
+
+
+class Block(Settings):
+    """One run of a table: some editors on one VLM and one dataset."""
+
+    vlm: str = "embedded"
+    dataset: str = "easyvqa"
+    editors: Annotated[tuple[str, ...], Field(min_length=1)] = ()
+    mode: str = "independent"
+    limit: int | None = Field(default=None, ge=1)
+    """Use at most this many test cases."""
+    settings: tuple[str, ...] = ()
+    """Settings in the form that `--set` takes. Those of the command line come after them."""
+    title: str = ""
+    published: str | None = None
+    """A table of configs/published, to compare with."""
+    published_model: str | None = None
+    published_dataset: str | None = None
+
+
+class TableFile(Settings):
+    """A file of `configs/table`: several runs."""
+
+    editors: tuple[str, ...] = ()
+    """Editors of the blocks that name none."""
+    published: str | None = None
+    """Published table of the blocks that name none."""
+    blocks: Annotated[dict[str, Values], Field(min_length=1)]
+
+    def named_blocks(self) -> dict[str, Block]:
+        """Return the blocks by name, which is the name of their folder. Raises ConfigError."""
+        named = {}
+        for name, written in self.blocks.items():
+            if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
+                raise ConfigError(
+                    f"the block name {name!r} cannot be the name of a folder; use letters, digits, "
+                    "'-', '_' and '.'"
+                )
+            values = {"editors": self.editors, "published": self.published, **written}
+            named[name] = validate(Block, values, f"block {name}")
+        return named
+
+
+def names(kind: Kind) -> list[str]:
+    """Return the names that `load_*` and the command line take."""
+    return sorted(file.stem for file in (config_folder() / kind).glob("*.yaml"))
+
+
+def require_known(kind: Kind, name: str) -> None:
+    """Raise UnknownNameError if no file of `configs` has this name."""
+    if name not in names(kind):
+        raise UnknownNameError(kind, name, names(kind))
+
+
+def read_named(kind: Kind, name: str) -> Values:
+    """Return what a file of `configs` holds, with that of the file it extends below it."""
+    require_known(kind, name)
+    written = read_yaml(config_folder() / kind / f"{name}.yaml")
+    parent = written.pop("extends", None)
+    return merged(read_named(kind, parent), written) if parent else written
+
+
+def read_yaml(file: Path) -> Values:
+    """Return the keys and values of a YAML file. Raises ConfigError."""
+    try:
+        written = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{file} is not valid YAML: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+    if not isinstance(written, dict):
+        raise ConfigError(f"{file} must hold keys and values")
+    return written
+
+
+def require_names(block: Block) -> None:
+    """Raise an error for a wrong name in a block, at no cost: nothing is loaded."""
+    require_vlm(block.vlm)
+    for name in block.editors:
+        require_editor(name)
+    require_dataset(block.dataset)
+    if block.mode not in MODES:
+        raise UnknownNameError("mode", block.mode, MODES)
+
+
+def require_vlm(name: str) -> None:
+    """Raise an error if a VLM has neither a known name, nor a folder, nor the form of a hub id."""
+    if name in names("vlm"):
+        return
+    folder = Path(name).expanduser()
+    if _is_path(name) and not folder.exists():
+        raise ConfigError(
+            f"there is no folder {name}; expected a transformers model folder, a name of "
+            "`mmedit ls vlms`, or a hub id like owner/name"
+        )
+    if not (name and folder.exists()) and not is_hub_id(name):
+        raise UnknownNameError(
+            "VLM (nor model folder, nor hub id like owner/name)", name, names("vlm")
+        )
+
+
+def require_editor(name: str) -> None:
+    """Raise an error if an editor has neither a known name, nor a folder, nor the form of a hub
+    id.
+    """
+    if name in names("editor") or (name and Path(name).is_dir()):
+        return
+    if _is_path(name):
+        raise ConfigError(
+            f"there is no folder {name}; expected a fitted editor's folder (mmedit fit --out "
+            "FOLDER), or a name of `mmedit ls editors`"
+        )
+    if not is_hub_id(name):
+        require_known("editor", name)
+
+
+def require_dataset(name: str) -> None:
+    """Raise an error if there is no dataset of this name."""
+    if name not in names("dataset") and name.endswith(".json"):
+        raise ConfigError(
+            f"--dataset {name}: a dataset is chosen by name; for a file of your own: "
+            f"--dataset json --set dataset.test={name}"
+        )
+    require_known("dataset", name)
+
+
+def _is_path(name: str) -> bool:
+    """Return whether a name can only be a path, so that it is not looked for on the hub."""
+    first, slash, _ = name.partition("/")
+    return name.startswith(("/", "./", "../", "~")) or bool(slash and Path(first).is_dir())
+
+
+def _expand(pattern: str) -> list[str]:
+    """Expand braces as a shell does: `a.{1,2}.{x,y}` gives four names."""
+    parts = re.split(r"\{([^{}]*)\}", pattern)
+    choices = [part.split(",") if place % 2 else [part] for place, part in enumerate(parts)]
+    return ["".join(chosen) for chosen in product(*choices)]
