@@ -41,14 +41,14 @@ def main() -> None:
     print("| editor | one at a time, s | 25 in a pass, s | ratio, median of 3 |")
     print("|---|--:|--:|--:|")
     for name in ("ft", "ike", str(fitted)):
-        label, editor = load_editor(name, "embedded")
+        editor = load_editor(name, vlm)
         if editor.needs_fit and not editor.is_fitted:
             editor = editor.fit(vlm, Fitting(training))
         seconds(editor, BATCH)
         pairs = [(seconds(editor, 1), seconds(editor, BATCH)) for _ in range(ROUNDS)]
         one, many = (median(column) for column in zip(*pairs, strict=True))
         ratio = median(first / second for first, second in pairs)
-        print(f"| {label} | {one:.2f} | {many:.2f} | {ratio:.1f} |")
+        print(f"| {editor.label} | {one:.2f} | {many:.2f} | {ratio:.1f} |")
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def report_steps(batch: int, rounds: int) -> None:
     print("| editor | step, s | 1,000 edits, s | (a) / step | step / (b) | (a) / (b) |")
     print("|---|--:|--:|--:|--:|--:|")
     for name in ("mend", "ke", "serac"):
-        label, editor = load_editor(name, "embedded")
+        editor = load_editor(name, vlm)
         assert isinstance(editor, LearnedEditor)
         step, alone = steps(editor, vlm, cases)
         floor = bare(vlm, cases, gradient=name != "serac")
@@ -93,7 +93,7 @@ def report_steps(batch: int, rounds: int) -> None:
         above = median(whole / least for whole, least in zip(times[0], times[2], strict=True))
         bound = median(one / least for one, least in zip(times[1], times[2], strict=True))
         print(
-            f"| {label} | {seconds:.3f} | {1000 * seconds / batch:.1f} | {faster:.1f} "
+            f"| {editor.label} | {seconds:.3f} | {1000 * seconds / batch:.1f} | {faster:.1f} "
             f"| {above:.2f} | {bound:.1f} |",
             flush=True,
         )

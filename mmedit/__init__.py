@@ -1,6 +1,10 @@
 """mmedit: edit knowledge in vision-language models, and measure what else changed.
 
-The names below are imported when they are first used, as torch and transformers take seconds.
+    vlm = load_vlm("embedded")
+    editor = load_editor("ft", vlm, steps=20)
+    records = list(evaluate(vlm, editor, load_cases("easyvqa", "test", limit=10)))
+
+The names below are imported when they are first used, because torch and transformers take seconds.
 """
 
 from importlib import import_module
@@ -10,35 +14,62 @@ if TYPE_CHECKING:
     from mmedit.bench.protocol import evaluate
     from mmedit.cases import EditCase, Example, Probe
     from mmedit.config import load_cases, load_editor, load_vlm
+    from mmedit.config_files import Block
+    from mmedit.editors.base import Editor
     from mmedit.metrics.multiclass_log_probs import multiclass_log_probs
+    from mmedit.records.store import read_records
+    from mmedit.report.table import method_table
+    from mmedit.suite import RunOptions, run_suite
     from mmedit.vlm.interface import VLM
 
+    __version__: str
+
 _HOMES = {
+    "Block": "mmedit.config_files",
     "EditCase": "mmedit.cases",
+    "Editor": "mmedit.editors.base",
     "Example": "mmedit.cases",
     "Probe": "mmedit.cases",
+    "RunOptions": "mmedit.suite",
     "VLM": "mmedit.vlm.interface",
     "evaluate": "mmedit.bench.protocol",
     "load_cases": "mmedit.config",
     "load_editor": "mmedit.config",
     "load_vlm": "mmedit.config",
+    "method_table": "mmedit.report.table",
     "multiclass_log_probs": "mmedit.metrics.multiclass_log_probs",
+    "read_records": "mmedit.records.store",
+    "run_suite": "mmedit.suite",
 }
 
 __all__ = [
     "VLM",
+    "Block",
     "EditCase",
+    "Editor",
     "Example",
     "Probe",
+    "RunOptions",
+    "__version__",
     "evaluate",
     "load_cases",
     "load_editor",
     "load_vlm",
+    "method_table",
     "multiclass_log_probs",
+    "read_records",
+    "run_suite",
 ]
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("mmedit")
     if name not in _HOMES:
         raise AttributeError(f"module 'mmedit' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names, for completion with the Tab key."""
+    return __all__

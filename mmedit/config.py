@@ -8,22 +8,18 @@ found at once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmedit.bench.modes import MODES, Mode
 from mmedit.cases import EditCase, Split
+from mmedit.catalog import names, read_yaml, require_known
 from mmedit.config_files import (
     DatasetFile,
     EditorFile,
-    Kind,
     TableFile,
     VLMFile,
-    names,
     read_named,
-    read_yaml,
-    require_dataset,
     require_editor,
     require_vlm,
 )
@@ -51,16 +47,6 @@ LOADED = (
     "trust_remote_code",
 )  # fmt: skip
 """Fields of `VLMFile` that loading takes as they are."""
-
-
-def describe(kind: Kind) -> list[tuple[str, str]]:
-    """Return every name with the comment at the head of its file."""
-    described = []
-    for name in names(kind):
-        lines = (config_folder() / kind / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
-        head = takewhile(lambda line: line.startswith("#"), lines)
-        described.append((name, " ".join(line.removeprefix("#").strip() for line in head)))
-    return described
 
 
 def load_table(name: str) -> tuple[str, TableFile]:
@@ -186,7 +172,7 @@ def read_cases(
         raise UnknownNameError("split", str(split), SPLITS)
     if limit is not None and limit < 1:
         raise ConfigError(f"limit is {limit}; expected a number of cases from 1, or None for all")
-    require_dataset(name)
+    require_known("dataset", name)
     file = validate(DatasetFile, read_named("dataset", name), f"configs/dataset/{name}.yaml")
     if file.loader not in DATASETS:
         raise UnknownNameError("dataset loader", file.loader, DATASETS)
@@ -237,6 +223,21 @@ def require_used(overrides: Overrides, editors: Iterable[str], modes: Iterable[s
             )
 
 
+def require_trainable(editor: Editor, dataset: str, overrides: Overrides) -> None:
+    """Raise an error if an editor must be fitted and its training cases or trackers are missing.
+
+    Costs the reading of one training case.
+    """
+    if not editor.needs_fit or editor.is_fitted:
+        return
+    from mmedit.editors.learned import LearnedConfig
+    from mmedit.training.accelerator import require_trackers
+
+    if isinstance(editor.config, LearnedConfig):
+        require_trackers(editor.config.training)
+    read_cases(dataset, "train", overrides.of("dataset"), limit=1)
+
+
 def _vlm_name(vlm: VLM | str) -> str:
     from mmedit.vlm.interface import VLM
 
@@ -254,9 +255,10 @@ def _loaded(name: str, file: VLMFile, **given: Any) -> NetworkVLM:
     """Load a VLM; what is `given` and not None comes before what the file says."""
     from mmedit.vlm import loading
 
-    written = file.model_dump(include={*LOADED}) | {"sites": file.expanded_sites()}
-    chosen = {key: value for key, value in given.items() if value is not None}
-    return loading.load_vlm(file.name_or_path, name=name, **(written | chosen))
+    options: dict[str, Any] = file.model_dump(include={*LOADED})
+    options |= {key: value for key, value in given.items() if value is not None}
+    sites = file.expanded_sites()
+    return loading.load_vlm(file.name_or_path, name=name, sites=sites, **options)
 
 
 def _editor(name: str, vlm: str, settings: Values) -> Editor:

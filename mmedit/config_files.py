@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import BeforeValidator, Field
 
 from mmedit.bench.modes import MODES
+from mmedit.catalog import Kind, names, read_yaml, require_known
 from mmedit.errors import ConfigError, UnknownNameError
 from mmedit.settings import Settings, Values, merged, validate
-from mmedit.storage import config_folder, is_hub_id
+from mmedit.storage import config_folder
 
-Kind = Literal["vlm", "editor", "dataset", "table"]
 Where = Literal["language", "bridge", "vision"]
 """`mmedit.adapters.base.Stage`, written out because that module imports torch."""
 
@@ -111,36 +111,13 @@ class TableFile(Settings):
         return named
 
 
-def names(kind: Kind) -> list[str]:
-    """Return the names that `load_*` and the command line take."""
-    return sorted(file.stem for file in (config_folder() / kind).glob("*.yaml"))
-
-
-def require_known(kind: Kind, name: str) -> None:
-    """Raise UnknownNameError if no file of `configs` has this name."""
-    if name not in names(kind):
-        raise UnknownNameError(kind, name, names(kind))
-
-
 def read_named(kind: Kind, name: str) -> Values:
     """Return what a file of `configs` holds, with that of the file it extends below it."""
-    require_known(kind, name)
+    if name not in names(kind):
+        raise UnknownNameError(kind, name, names(kind))
     written = read_yaml(config_folder() / kind / f"{name}.yaml")
     parent = written.pop("extends", None)
     return merged(read_named(kind, parent), written) if parent else written
-
-
-def read_yaml(file: Path) -> Values:
-    """Return the keys and values of a YAML file. Raises ConfigError."""
-    try:
-        written = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{file} is not valid YAML: {error}") from error
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
-    if not isinstance(written, dict):
-        raise ConfigError(f"{file} must hold keys and values")
-    return written
 
 
 def require_names(block: Block) -> None:
@@ -148,56 +125,37 @@ def require_names(block: Block) -> None:
     require_vlm(block.vlm)
     for name in block.editors:
         require_editor(name)
-    require_dataset(block.dataset)
+    require_known("dataset", block.dataset)
     if block.mode not in MODES:
         raise UnknownNameError("mode", block.mode, MODES)
 
 
 def require_vlm(name: str) -> None:
     """Raise an error if a VLM has neither a known name, nor a folder, nor the form of a hub id."""
-    if name in names("vlm"):
-        return
-    folder = Path(name).expanduser()
-    if _is_path(name) and not folder.exists():
-        raise ConfigError(
-            f"there is no folder {name}; expected a transformers model folder, a name of "
-            "`mmedit ls vlms`, or a hub id like owner/name"
-        )
-    if not (name and folder.exists()) and not is_hub_id(name):
-        raise UnknownNameError(
-            "VLM (nor model folder, nor hub id like owner/name)", name, names("vlm")
-        )
+    _require_folder("vlm", name, "a transformers model folder")
+    require_known("vlm", os.path.expanduser(name))
 
 
 def require_editor(name: str) -> None:
     """Raise an error if an editor has neither a known name, nor a folder, nor the form of a hub
     id.
     """
-    if name in names("editor") or (name and Path(name).is_dir()):
-        return
-    if _is_path(name):
-        raise ConfigError(
-            f"there is no folder {name}; expected a fitted editor's folder (mmedit fit --out "
-            "FOLDER), or a name of `mmedit ls editors`"
-        )
-    if not is_hub_id(name):
-        require_known("editor", name)
+    _require_folder("editor", name, "the folder of a fitted editor (mmedit fit --out FOLDER)")
+    require_known("editor", name)
 
 
-def require_dataset(name: str) -> None:
-    """Raise an error if there is no dataset of this name."""
-    if name not in names("dataset") and name.endswith(".json"):
-        raise ConfigError(
-            f"--dataset {name}: a dataset is chosen by name; for a file of your own: "
-            f"--dataset json --set dataset.test={name}"
-        )
-    require_known("dataset", name)
+def _require_folder(kind: Kind, name: str, expected: str) -> None:
+    """Raise ConfigError if a name can only be a path, and nothing is there.
 
-
-def _is_path(name: str) -> bool:
-    """Return whether a name can only be a path, so that it is not looked for on the hub."""
+    Such a name is not looked for on the hub, which would take half a minute without a network.
+    """
     first, slash, _ = name.partition("/")
-    return name.startswith(("/", "./", "../", "~")) or bool(slash and Path(first).is_dir())
+    is_path = name.startswith(("/", "./", "../", "~")) or bool(slash and Path(first).is_dir())
+    if is_path and name not in names(kind) and not Path(name).expanduser().exists():
+        raise ConfigError(
+            f"there is no folder {name}; expected {expected}, a name of `mmedit ls {kind}s`, or a "
+            "hub id like owner/name"
+        )
 
 
 def _expand(pattern: str) -> list[str]:

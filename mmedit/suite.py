@@ -1,26 +1,299 @@
-"""Whole tables of runs."""
+"""Whole tables of runs: several editors on several VLMs, datasets and modes.
+
+    block = Block(dataset="easyvqa", editors=("ft", "ike"), limit=20)
+    [result] = run_suite({"vqa": block}, "runs/x")
+    result.table
+
+Every run leaves a folder with its records, `table.md`, `table.tex` and `report.html`; the same
+call continues what was stopped.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from mmedit.cases import EditCase, image_name
+from mmedit.bench.modes import MODES, require_sound
+from mmedit.bench.plan import Fitted, Plan
+from mmedit.bench.run import check_directory, run
+from mmedit.cases import EditCase
+from mmedit.config import (
+    load_editors,
+    load_generation,
+    load_mode,
+    load_vlm_file,
+    load_vlm_of,
+    read_cases,
+    read_overrides,
+    require_trainable,
+    require_used,
+)
+from mmedit.config_files import Block, VLMFile, require_names
+from mmedit.errors import UnknownNameError
+from mmedit.pages import write_page
+from mmedit.processes import is_main_process
+from mmedit.progress import Progress, silent
+from mmedit.records.schema import Record, RunManifest, notes_of
+from mmedit.records.store import RECORDS
+from mmedit.report.published import Comparison, compare_with_published, load_published
+from mmedit.report.render import render
+from mmedit.report.runs import Origin
+from mmedit.report.sequences import sequence_notes
+from mmedit.report.table import method_table
+from mmedit.settings import Overrides
+from mmedit.storage import write_atomically
+from mmedit.vlm.interface import VLM
+
+if TYPE_CHECKING:
+    import pandas
 
 
-def save_images(cases: Sequence[EditCase], folder: Path) -> dict[str, Path]:
-    """A file for every image of the cases, by its name in the records: images made in memory are
-    written as PNG.
+@dataclass(frozen=True)
+class RunOptions:
+    """What holds for all runs of a suite."""
+
+    limit: int | None = None
+    """Use at most this many test cases; a block may use fewer."""
+    batch_size: int | None = None
+    """Separate edits per pass; None: the VLM's own number."""
+    generate: bool = True
+    """Let the VLM answer freely too."""
+    overrides: Overrides = field(default_factory=Overrides)
+    """Settings that come after those of the blocks."""
+    seed: int = 0
+    command: str = "mmedit.run_suite"
+    """What started the runs, for their manifests."""
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """A block whose names, settings and files were checked, before anything costs time."""
+
+    name: str
+    block: Block
+    folder: Path
+    plan: Plan
+    vlm_file: VLMFile
+    cases: Sequence[EditCase]
+    overrides: Overrides
+
+    @property
+    def title(self) -> str:
+        """The title of the block, or its name."""
+        return self.block.title or self.name
+
+    @property
+    def notes(self) -> list[str]:
+        """What the reader of the table must know besides its figures."""
+        return notes_of(self.plan.manifest({}))
+
+    @property
+    def is_continued(self) -> bool:
+        """Whether the folder already holds a part of this run."""
+        return (self.folder / RECORDS).exists()
+
+    @property
+    def training_key(self) -> tuple[Any, ...]:
+        """Blocks with the same key train their editors once."""
+        changed = [text for text in self.overrides.written if text.partition(".")[0] not in MODES]
+        return (self.block.vlm, self.block.dataset, self.plan.seed, tuple(changed))
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """What a run has measured."""
+
+    name: str
+    title: str
+    folder: Path
+    records: Sequence[Record]
+    manifest: RunManifest
+    table: pandas.DataFrame
+    """The method table: a row per editor."""
+    comparison: Comparison | None
+    """The published values of the same methods, if the block names a published table."""
+
+
+@dataclass(frozen=True)
+class Reusable:
+    """What a later block can take over: the last VLM, and editors fitted on the same cases."""
+
+    vlm_file: VLMFile | None = None
+    vlm: VLM | None = None
+    fitted: Mapping[tuple[Any, ...], Mapping[str, Fitted]] = field(default_factory=dict)
+
+
+def run_suite(
+    blocks: Mapping[str, Block],
+    folder: str | Path,
+    *,
+    options: RunOptions | None = None,
+    progress: Progress = silent,
+) -> list[BlockResult]:
+    """Run every block in a folder of its name inside `folder`, and write `table.md` of all.
+
+    All blocks are checked before the first one starts. Consecutive blocks share a VLM, and blocks
+    with the same VLM, dataset and settings share fitted editors. Raises MmeditError.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    files: dict[str, Path] = {}
-    for example in (e for case in cases for asked in case.probes.values() for e in asked):
-        name = image_name(example)
-        if name is None or example.image is None:
-            continue
-        if isinstance(example.image, Path):
-            files[name] = example.image
-        else:
-            files[name] = folder / f"{name}.png"
-            example.image.save(files[name])
-    return files
+    plans = prepare_all(blocks, Path(folder), options or RunOptions())
+    results, reusable = [], Reusable()
+    for plan in plans:
+        result, reusable = run_block(plan, reusable, progress=progress)
+        results.append(result)
+    write_suite_table(Path(folder), results)
+    return results
+
+
+def prepare_all(blocks: Mapping[str, Block], folder: Path, options: RunOptions) -> list[BlockPlan]:
+    """Check all blocks of a suite. Raises MmeditError, also for a setting that no block uses."""
+    require_uses(blocks.values(), options.overrides)
+    return [prepare(name, block, folder / name, options) for name, block in blocks.items()]
+
+
+def require_uses(blocks: Collection[Block], overrides: Overrides) -> None:
+    """Raise an error for a wrong name in a block, and for a setting that no block uses."""
+    for block in blocks:
+        require_names(block)
+    editors = [editor for block in blocks for editor in block.editors]
+    require_used(overrides, editors, {block.mode for block in blocks})
+
+
+def prepare(name: str, block: Block, folder: Path, options: RunOptions) -> BlockPlan:
+    """Read and check everything that a block names. The VLM is not loaded. Raises MmeditError."""
+    require_names(block)
+    own = read_overrides(block.settings)
+    require_used(own, block.editors, [block.mode])
+    _require_published(block)
+    overrides = own | options.overrides
+    vlm_file = load_vlm_file(block.vlm, overrides.of("vlm"))
+    limits = [limit for limit in (block.limit, options.limit) if limit is not None]
+    limit = min(limits) if limits else None
+    settings = overrides.of("dataset")
+    editors = load_editors(block.editors, block.vlm, overrides)
+    mode = load_mode(block.mode, overrides)
+    cases = read_cases(block.dataset, "test", settings, limit=limit, seed=options.seed)
+    require_sound(mode, len(cases))
+    for editor in editors.values():
+        require_trainable(editor, block.dataset, overrides)
+    plan = Plan(
+        vlm_name=block.vlm,
+        dataset=block.dataset,
+        limit=limit,
+        seed=options.seed,
+        editors=editors,
+        batch_size=options.batch_size or vlm_file.batch_size,
+        max_new_tokens=vlm_file.max_new_tokens if options.generate else 0,
+        command=options.command,
+        overrides=overrides.written,
+        speech=load_generation(overrides),
+        left_out=left_out(cases),
+        mode=mode,
+    )
+    check_directory(plan, folder)
+    return BlockPlan(name, block, folder, plan, vlm_file, cases, overrides)
+
+
+def run_block(
+    plan: BlockPlan, reusable: Reusable | None = None, *, progress: Progress = silent
+) -> tuple[BlockResult, Reusable]:
+    """Run a block, or continue it, and write its tables and its report.
+
+    Returns the result, and what the next block can take over. Must be called by all processes of
+    `accelerate launch`.
+    """
+    reusable = reusable or Reusable()
+    vlm = reusable.vlm
+    if vlm is None or reusable.vlm_file != plan.vlm_file:
+        reusable = replace(reusable, vlm=None)  # one VLM in memory at a time
+        progress("loading the VLM", 0, 1, "")
+        vlm = load_vlm_of(plan.block.vlm, plan.vlm_file)
+        progress("loading the VLM", 1, 1, "")
+    fitted = reusable.fitted.get(plan.training_key, {})
+    bench = replace(plan.plan, fitted=fitted)
+    settings = plan.overrides.of("dataset")
+    records, seconds = run(
+        bench,
+        plan.folder,
+        vlm,
+        plan.cases,
+        lambda progress: read_cases(
+            plan.block.dataset, "train", settings, seed=bench.seed, progress=progress
+        ),
+        progress=progress,
+    )
+    result = _result(plan, records, seconds)
+    write_block(result, plan.cases)
+    fitted = {**fitted, **bench.fitted_in(plan.folder, seconds)}
+    return result, Reusable(plan.vlm_file, vlm, {**reusable.fitted, plan.training_key: fitted})
+
+
+def write_block(result: BlockResult, cases: Sequence[EditCase]) -> None:
+    """Write `table.md`, `table.tex` and `report.html` beside the records of a run."""
+    if not is_main_process():
+        return
+    for name, format in (("table.md", "md"), ("table.tex", "latex")):
+        content = render(result.table, format)
+        write_atomically(result.folder / name, content.encode())
+    write_page(result.folder, result.records, result.manifest, cases, title=result.title)
+
+
+def write_suite_table(folder: Path, results: Sequence[BlockResult]) -> None:
+    """Write the tables of all runs, with published values beside, to `table.md` in `folder`."""
+    if is_main_process():
+        sections = [f"## {r.title}\n\n{render(r.table, 'md', r.comparison)}" for r in results]
+        write_atomically(folder / "table.md", "\n".join(sections).encode())
+
+
+def left_out(cases: Sequence[EditCase]) -> Mapping[str, int]:
+    """Return how many records a dataset left out, by reason."""
+    from mmedit.datasets.annotated.cases import Cases
+
+    return cases.left_out if isinstance(cases, Cases) else {}
+
+
+def _result(
+    plan: BlockPlan, records: Sequence[Record], training_seconds: Mapping[str, float]
+) -> BlockResult:
+    table = method_table(
+        records,
+        training_seconds=training_seconds or None,
+        notes=[*plan.notes, *sequence_notes(records)],
+    )
+    return BlockResult(
+        name=plan.name,
+        title=plan.title,
+        folder=plan.folder,
+        records=records,
+        manifest=plan.plan.manifest(training_seconds),
+        table=table,
+        comparison=_comparison(plan.block, table),
+    )
+
+
+def _comparison(block: Block, table: pandas.DataFrame) -> Comparison | None:
+    if block.published is None:
+        return None
+    origins = {str(label): Origin(block.vlm, block.dataset) for label in table.index}
+    return compare_with_published(
+        table,
+        load_published(block.published),
+        origins,
+        model=block.published_model,
+        dataset=block.published_dataset,
+    )
+
+
+def _require_published(block: Block) -> None:
+    """Raise UnknownNameError if the published table, its model or its dataset does not exist."""
+    if block.published is None:
+        return
+    paper = load_published(block.published)
+    for kind, named, chosen in (
+        ("model", paper.models, block.published_model),
+        ("dataset", paper.datasets, block.published_dataset),
+    ):
+        known = {name.casefold() for first, others in named.items() for name in (first, *others)}
+        if chosen is not None and chosen.casefold() not in known:
+            raise UnknownNameError(f"published {kind}", chosen, named)

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mmedit.cases import Split
-from mmedit.config import load_editors, load_mode, load_table, named_vlms, names
-from mmedit.datasets.easyvqa import cases as easyvqa
-from mmedit.datasets.easyvqa.pictures import known_pictures
-from mmedit.errors import ConfigError, UnknownNameError
+from mmedit.catalog import names
+from mmedit.config import load_editors, load_mode, load_table, named_vlms, read_overrides
+from mmedit.config_files import Block
+from mmedit.datasets.easyvqa.pictures import load_pictures
+from mmedit.errors import ConfigError, MmeditError, UnknownNameError
 from mmedit.report.published import load_published
 from mmedit.storage import config_folder
+from mmedit.suite import RunOptions, run_suite
 
 TABLES = sorted(file.stem for file in (config_folder() / "table").glob("*.yaml"))
 SMALL = (
@@ -33,7 +34,7 @@ def test_every_table_names_what_there_is(name):
         assert block.vlm in named_vlms()
         assert block.dataset in names("dataset")
         assert load_editors(block.editors, block.vlm)
-        assert load_mode(block.mode, block.settings)
+        assert load_mode(block.mode, read_overrides(block.settings))
 
 
 @pytest.mark.parametrize("name", [name for name in TABLES if name != "embedded"])
@@ -104,9 +105,21 @@ def test_published_values_stand_beside_those_of_the_table(mmedit_, tmp_path):
     [
         (("bench", "embeded"), "Did you mean 'embedded'"),
         (("bench", "embedded", "--editor", "ft"), "leave out --vlm, --editor, --dataset"),
-        (("bench", "--editor", "ft"), "Name a folder: --out runs/x"),
+        (("bench", "--editor", "ft"), "--out is missing: name the output folder, for example"),
         (("bench", "--mode", "sequntial", "--out", "x"), "Did you mean 'sequential'"),
         (("bench", "--set", "batch.k=3", "--out", "x"), "batch.* is for --mode batch"),
+        (("bench", "--set", "ft.steps=3", "--out", "x"), "ft.* is for --editor ft"),
+        (("bench", "--set", "speech.clip_score=a/b", "--out", "x"), "--set generation.clip_score"),
+        (("bench", "--vlm", "", "--out", "x"), "named ''"),
+        (("bench", "--editor", "", "--out", "x"), "named ''"),
+        (("bench", "--mode", "", "--out", "x"), "named ''"),
+        (("bench", "--out", ""), "the name of a folder is empty"),
+        (("bench", "--generate", "false"), "--generate and --no-generate take no value"),
+        (("bench", "--vlm", "./gone", "--out", "x"), "there is no folder ./gone"),
+        (
+            ("bench", "--dataset", "json", "--set", "dataset.test=one.json", "--out", "x"),
+            "--set dataset.train=FILE.json",
+        ),
         (("bench", "--mode", "batch", "--set", "batch.kk=3", "--out", "x"), "Did you mean 'k'"),
         (
             ("bench", "--mode", "sequential", "--limit", "3", "--set", "sequential.gaps=[9]",
@@ -119,6 +132,9 @@ def test_wrong_input_is_one_message_before_anything_is_loaded(
     mmedit_, monkeypatch, tmp_path, arguments, message
 ):
     monkeypatch.chdir(tmp_path)
+    picture = str(load_pictures("test")[0].path)
+    record = {"src": "what?", "alt": "red", "image": picture}
+    (tmp_path / "one.json").write_text(json.dumps([record]))
     shown = mmedit_(*arguments)
     assert shown.code == 2
     assert message in shown.err
@@ -129,7 +145,7 @@ def test_wrong_input_is_one_message_before_anything_is_loaded(
     ("written", "message"),
     [
         ({"blocks": {}}, "blocks"),
-        ({"blocks": {"../x": {"dataset": "easyvqa"}}}, "a name that can be a folder's"),
+        ({"blocks": {"../x": {"dataset": "easyvqa"}}}, "cannot be the name of a folder"),
         ({"blocks": {"x": {"datasets": "easyvqa"}}}, "Did you mean 'dataset'"),
         ({"blocks": {"x": {"dataset": "easyvqa"}}}, "editors"),
     ],
@@ -155,3 +171,48 @@ def test_several_datasets_in_one_call_are_blocks_of_one_table(mmedit_, tmp_path)
     assert "## easyvqa\n" in written
     assert "## easyvqa-caption\n" in written
     assert (tmp_path / "t" / "easyvqa-caption" / "records.jsonl").is_file()
+
+
+def test_a_suite_runs_from_python_and_continues(tmp_path):
+    block = Block(dataset="easyvqa", editors=("ft",), limit=3, settings=("ft.steps=1",))
+    blocks = {
+        "questions": block,
+        "captions": block.model_copy(update={"dataset": "easyvqa-caption"}),
+    }
+    options = RunOptions(limit=2, generate=False)
+    told: list[str] = []
+    results = run_suite(
+        blocks, tmp_path, options=options, progress=lambda task, *_: told.append(task)
+    )
+    assert [result.name for result in results] == ["questions", "captions"]
+    assert told.count("loading the VLM") == 2  # begun and done, once for both blocks
+    for result in results:
+        assert list(result.table.index) == ["base", "FT-M"]
+        assert {record.editor for record in result.records} == {"base", "FT-M"}
+        assert result.comparison is None
+        assert result.manifest.limit == 2
+        assert result.folder == tmp_path / result.name
+        files = {file.name for file in result.folder.iterdir()}
+        assert files >= {"records.jsonl", "manifest.json", "table.md", "table.tex", "report.html"}
+    assert "## questions" in (tmp_path / "table.md").read_text()
+    again = run_suite(blocks, tmp_path, options=options)
+    assert [result.records for result in again] == [result.records for result in results]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"published": "nope"}, "no published table named 'nope'"),
+        ({"published": "mmedit", "published_model": "BLIP"}, "published model named 'BLIP'"),
+        ({"settings": ("mend.lr=1",)}, "is for --editor mend"),
+        (
+            {"editors": ("mend",), "settings": ("mend.training.trackers=[wandb]",)},
+            "the tracker 'wandb' is not installed",
+        ),
+    ],
+)
+def test_a_wrong_block_is_refused_before_anything_is_loaded(tmp_path, changed, message):
+    block = Block.model_validate({"editors": ("ft",), "limit": 2} | changed)
+    with pytest.raises(MmeditError, match=message):
+        run_suite({"a": block}, tmp_path)
+    assert not (tmp_path / "a").exists()

@@ -7,7 +7,7 @@ import sys
 
 from rich.markup import escape
 
-from mmedit.cli import bench, data, edit, models, tables
+from mmedit.cli import bench, data, demo, edit, fit, models, show, tables
 from mmedit.cli.console import app, err, out
 from mmedit.errors import MmeditError
 
@@ -48,4 +48,4 @@ def _run() -> int:
     return 0
 
 
-__all__ = ["app", "bench", "data", "edit", "err", "main", "models", "out", "tables"]
+__all__ = ["bench", "data", "demo", "edit", "fit", "main", "models", "show", "tables"]

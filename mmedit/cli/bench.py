@@ -1,131 +1,224 @@
-"""Benchmark runs."""
+"""Benchmark runs, and the report page of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from mmedit.cli.console import SeedOption, SetOption, app, err, out
-from mmedit.cli.runs import Common, measured, prepared
+from mmedit.catalog import MODES, names
+from mmedit.cli.console import (
+    SeedOption,
+    SetOption,
+    app,
+    either,
+    err,
+    examples,
+    folder,
+    known,
+    one_of,
+    out,
+    say,
+)
+from mmedit.cli.progress import show_progress
+from mmedit.errors import ConfigError
 
-if TYPE_CHECKING:
-    from mmedit.bench.plan import Plan
-    from mmedit.cases import Example
-    from mmedit.config import Block
-    from mmedit.records.schema import Record
-from typing import TYPE_CHECKING
+if TYPE_CHECKING:  # suite imports torch
+    from mmedit.config_files import Block
+    from mmedit.suite import BlockPlan, BlockResult
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
-from mmedit.cases import Example, Probe
-from mmedit.records.schema import ProbeRecord, Record
-
-if TYPE_CHECKING:  # adapters import torch, and `mmedit table` does without
-    pass
-
-
-Blocks = tuple[Path, "dict[str, Block]"]
-"""A run's folder, and what is run in it or, of several, in folders of their names."""
-DEMO_EDITORS = ("ft-l", "ft", "ike", "mend")
-DEMO_SHOWN = "MEND"
-REPORTED = 8
-"""Edits shown with pictures in the report."""
+Blocks = dict[str, "Block"]
+"""What is run, by name."""
 
 
-@app.command()
+def _table(value: str | None) -> str | None:
+    """Check the table's name: a word after a flag lands here."""
+    if value in ("true", "false", "True", "False", "yes", "no"):
+        raise ConfigError(
+            f"{value!r} was read as the name of a table; --generate and --no-generate take no value"
+        )
+    return known("table")(value)
+
+
+TableArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="TABLE",
+        help=f"A whole table: {either(names('table'))}, or a file of this kind.",
+        callback=_table,
+    ),
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        parser=folder,
+        metavar="DIR",
+        help="Folder of the run. A run that was stopped in it is continued.",
+        show_default="runs/TABLE for a table, else required",
+    ),
+]
+VlmOption = Annotated[
+    str | None,
+    typer.Option(
+        "--vlm",
+        metavar="NAME",
+        help="A name of `mmedit ls vlms`, a model folder, or a hub id.",
+        show_default="embedded",
+        callback=known("vlm"),
+    ),
+]
+EditorOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--editor",
+        metavar="NAME",
+        help=f"An editor (repeatable): {either(names('editor'))}; or the folder or hub id of a "
+        "fitted one.",
+        show_default="mend",
+        callback=known("editor"),
+    ),
+]
+DatasetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dataset",
+        metavar="NAME",
+        help=f"A dataset (repeatable): {either(names('dataset'))}.",
+        show_default="easyvqa",
+        callback=known("dataset"),
+    ),
+]
+ModeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--mode",
+        metavar="MODE",
+        help=f"How edits are made: {either(MODES)}. For batch: --set batch.k=10.",
+        show_default="independent",
+        callback=one_of("mode", MODES),
+    ),
+]
+LimitOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Use at most this many test cases.",
+        show_default="all; for a table, its own",
+    ),
+]
+BatchSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Separate edits per pass. No result depends on it.",
+        show_default="the VLM's own, in configs/vlm",
+    ),
+]
+GenerateOption = Annotated[bool, typer.Option(help="Let the VLM answer freely too.")]
+
+
+@app.command(
+    epilog=examples(
+        "mmedit bench --editor ft --editor ike --limit 100 --out runs/x",
+        "mmedit bench --vlm blip2-opt-2.7b --editor ft --dataset evqa \\",
+        "    --set dataset.root=editing-data --limit 2 --out runs/try",
+        "mmedit bench --editor ft --mode sequential --limit 100 --out runs/sequence",
+        "mmedit bench embedded",
+        "accelerate launch -m mmedit bench --editor mend --out runs/mend",
+    )
+)
 def bench(
-    table: Annotated[
-        str | None,
-        typer.Argument(help="A whole table: a name of configs/table, or a file like those."),
-    ] = None,
-    out_folder: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            help="The run's folder; a stopped run in it is continued. [table: runs/NAME]",
-        ),
-    ] = None,
-    vlm: Annotated[
-        str | None,
-        typer.Option(
-            "--vlm", help="A name of `mmedit ls vlms`, a model folder, or a hub id. [embedded]"
-        ),
-    ] = None,
-    editor: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--editor", help="A name, a fitted editor's folder or hub id (repeatable). [mend]"
-        ),
-    ] = None,
-    dataset: Annotated[
-        list[str] | None,
-        typer.Option("--dataset", help="A name of `mmedit ls datasets` (repeatable). [easyvqa]"),
-    ] = None,
-    mode: Annotated[
-        str | None,
-        typer.Option(
-            "--mode",
-            help="independent; batch (--set batch.k=10); or sequential. [independent]",
-        ),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many test edits.")] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Edits per pass; the VLM's own by default. No result depends on it."
-        ),
-    ] = None,
-    generate: Annotated[bool, typer.Option(help="Also let the VLM answer freely.")] = True,
+    table: TableArgument = None,
+    out_folder: OutOption = None,
+    vlm: VlmOption = None,
+    editor: EditorOption = None,
+    dataset: DatasetOption = None,
+    mode: ModeOption = None,
+    limit: LimitOption = None,
+    batch_size: BatchSizeOption = None,
+    generate: GenerateOption = True,
     settings: SetOption = None,
     seed: SeedOption = 0,
 ) -> None:
-    """Measure editors on a benchmark and print the table. Also under `accelerate launch -m mmedit
-    bench ...`, where the processes share the work.
-    """
-    from mmedit.config import require_used
-    from mmedit.processes import is_main_process
-    from mmedit.report.render import render
-    from mmedit.report.render.terminal import table_view
-    from mmedit.storage import write_atomically
+    """Measure editors on a benchmark, and print the table.
 
-    common = Common(limit, batch_size, generate, tuple(settings or ()), seed)
+    The folder gets records.jsonl, table.md, table.tex and report.html. The same command continues a
+    run that was stopped. Under `accelerate launch`, the processes share the work.
+    """
     if table is not None:
-        folder, blocks = _table_blocks(table, out_folder, vlm, editor, dataset, mode)
+        root, blocks = _table_blocks(table, out_folder, vlm, editor, dataset, mode)
     else:
-        folder, blocks = _flag_blocks(out_folder, vlm, editor, dataset, mode)
-    require_used(common.overrides, {block.mode for block in blocks.values()})
+        root, blocks = _flag_blocks(out_folder, vlm, editor, dataset, mode)
     is_table = table is not None or len(blocks) > 1
-    runs = [
-        prepared(name, block, folder / name if is_table else folder, common)
+    from mmedit.config import read_overrides
+    from mmedit.config_files import require_names
+
+    overrides = read_overrides(settings or ())
+    for block in blocks.values():
+        require_names(block)  # in milliseconds; the next import takes seconds
+    from mmedit.suite import RunOptions, prepare, require_uses, write_suite_table
+
+    options = RunOptions(limit, batch_size, generate, overrides, seed, command_line())
+    require_uses(blocks.values(), overrides)
+    plans = [
+        prepare(name, block, root / name if is_table else root, options)
         for name, block in blocks.items()
     ]
-    for one in runs:
-        for note in one.notes:
-            err.print(note)
-    sections = []
-    for one in measured(runs):
-        frame = one.frame()
-        beside = one.beside(frame)
+    results = []
+    for result in measure(plans):
         if is_table:
-            out.print(f"\n[bold]{escape(one.title)}[/]")
-        out.print(table_view(frame, beside))
-        one.write(frame)
-        sections.append(f"## {one.title}\n\n{render(frame, 'md', beside)}")
-    if is_table and is_main_process():
-        write_atomically(folder / "table.md", "\n".join(sections).encode())
-    out.print(f"records and tables: {folder}/")
+            out.print(f"\n[bold]{escape(result.title)}[/]")
+        print_table(result)
+        results.append(result)
+    if is_table:
+        write_suite_table(root, results)
+    say(f"records, tables and report.html: {root}/")
 
 
-def _table_blocks(table: str, out_folder: Path | None, *flags: object) -> Blocks:
-    """The blocks of a table's file, and the folder of their folders."""
+def measure(plans: Sequence[BlockPlan]) -> Iterator[BlockResult]:
+    """Run the plans one after another with progress bars."""
+    from mmedit.cli.fit import silence_transformers
+    from mmedit.suite import Reusable, run_block
+
+    for plan in plans:
+        for note in plan.notes:
+            say(note, to=err)
+    silence_transformers()
+    reusable = Reusable()
+    for plan in plans:
+        if plan.is_continued:
+            say(
+                f"continuing the run in {plan.folder}: what is finished there is kept, and not "
+                "measured again",
+                to=err,
+            )
+        with show_progress(err) as progress:
+            result, reusable = run_block(plan, reusable, progress=progress)
+        yield result
+
+
+def print_table(result: BlockResult) -> None:
+    """Print the table of a run, with the published values beside."""
+    from mmedit.report.render.terminal import table_view
+
+    out.print(table_view(result.table, result.comparison))
+
+
+def command_line() -> str:
+    """Return the command that was typed."""
+    return " ".join(["mmedit", *sys.argv[1:]])
+
+
+def _table_blocks(table: str, out_folder: Path | None, *flags: object) -> tuple[Path, Blocks]:
+    """Return the folder of a table, and its blocks."""
     from mmedit.config import load_table
-    from mmedit.errors import ConfigError
 
     if any(flags):
         raise ConfigError(
@@ -142,118 +235,32 @@ def _flag_blocks(
     editors: Sequence[str] | None,
     datasets: Sequence[str] | None,
     mode: str | None,
-) -> Blocks:
-    """A block for every dataset, and their folder."""
-    from mmedit.config import Block
-    from mmedit.errors import ConfigError
+) -> tuple[Path, Blocks]:
+    """Return the folder of a run, and a block for every dataset."""
+    from mmedit.config_files import Block
 
     if out_folder is None:
-        raise ConfigError("where shall the records go? Name a folder: --out runs/x")
+        raise ConfigError("--out is missing: name the output folder, for example --out runs/x")
     common = {
         "vlm": vlm or "embedded",
         "editors": tuple(editors or ["mend"]),
         "mode": mode or "independent",
     }
-    names = dict.fromkeys(datasets or ["easyvqa"])
-    return out_folder, {name: Block.model_validate(common | {"dataset": name}) for name in names}
+    chosen = dict.fromkeys(datasets or ["easyvqa"])
+    return out_folder, {name: Block.model_validate(common | {"dataset": name}) for name in chosen}
 
 
-@app.command()
-def demo(
-    out_folder: Annotated[
-        Path, typer.Option("--out", help="Where the records, tables and report go.")
-    ] = Path("runs/demo"),
-    edits: Annotated[int, typer.Option(min=3, help="Number of test edits.")] = 100,
-    seed: SeedOption = 0,
+@app.command(epilog=examples("mmedit report runs/x"))
+def report(
+    run: Annotated[Path, typer.Argument(parser=folder, metavar="RUN", help="A run folder.")],
 ) -> None:
-    """The whole job in minutes: train MEND, compare it with FT and IKE on the embedded VLM, print
-    the table.
+    """Write report.html of a finished run, from its records.
+
+    The page shows images where the run's dataset can be found. No model is loaded.
     """
-    from mmedit.config import Block
-    from mmedit.report.render.terminal import table_view
+    from mmedit.pages import report_run
 
-    block = Block(vlm="embedded", editors=DEMO_EDITORS, dataset="easyvqa")
-    run = prepared("demo", block, out_folder, Common(limit=edits, seed=seed))
-    out.print(
-        f"[bold]mmedit demo[/]: {len(run.cases)} edits of the embedded BLIP-2 on easy-VQA pictures "
-        "it never saw, each from the unedited model; "
-        f"{', '.join(run.plan.editors)}. About three minutes on two cores."
-    )
-    [done] = measured([run])
-    frame = done.frame()
-    out.print(table_view(frame))
-    out.print(examples_view([r for r in done.records if r.editor == DEMO_SHOWN][:3]))
-    done.write(frame)
-    _write_report(out_folder, run.plan, done.records, run.cases, done.training_seconds)
-    _print_next(out_folder, run.cases[0].request)
-
-
-def _write_report(
-    folder: Path,
-    plan: Plan,
-    records: Sequence[Record],
-    cases: Sequence[Any],
-    training_seconds: Mapping[str, float],
-) -> None:
-    from mmedit.report.render.page import write_report
-    from mmedit.suite import save_images
-
-    write_report(
-        folder,
-        records,
-        images=save_images(cases[:REPORTED], folder / "images"),
-        title="mmedit demo",
-        intro=f"{len(cases)} edits of the embedded VLM on easy-VQA, each from the unedited model.",
-        examples=REPORTED,
-        manifest=plan.manifest(training_seconds),
-    )
-
-
-def _print_next(folder: Path, request: Example) -> None:
-    out.print(
-        f"\nwritten: {folder}/records.jsonl, table.md, table.tex, and [bold]report.html[/] with "
-        "the images: open it."
-    )
-    out.print("\n[bold]try next[/]")
-    fitted = folder / "editors" / "mend"
-    for line in (
-        f'mmedit edit --editor {fitted} --image "{request.image}" '
-        f'--prompt "{request.prompt}" --target "{request.target}"',
-        f"mmedit bench --editor {fitted} --dataset easyvqa-caption --limit 200 --out runs/captions",
-        "mmedit bench --editor ft --set editor.steps=30 --limit 100 --out runs/ft-30",
-        "mmedit ls editors",
-    ):
-        out.print(f"  {escape(line)}", soft_wrap=True)
-
-
-def method_view(
-    records: Sequence[Record],
-    training_seconds: Mapping[str, float],
-    notes: Sequence[str] = (),
-) -> RenderableType:
-    """The method table of records in 80 characters."""
-    from mmedit.report.render.terminal import table_view
-    from mmedit.report.table import method_table  # SciPy behind it takes a second to import
-
-    table = method_table(records, training_seconds=training_seconds or None, notes=notes)
-    return table_view(table)
-
-
-def examples_view(records: Sequence[Record]) -> RenderableType:
-    """Some edits in words: what was said to every probe before and after."""
-    blocks: list[RenderableType] = []
-    for record in records:
-        request = record.probes[Probe.RELIABILITY][0]
-        table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-        for probe, asked in record.probes.items():
-            for one in asked:
-                table.add_row(f"  {probe.replace('_', ' ')}", escape(one.prompt), _said(probe, one))
-        heading = f"\n[bold]{escape(record.editor)}[/]: {escape(request.prompt)} -> [bold]"
-        blocks += [Text.from_markup(f"{heading}{escape(request.target)}[/]"), table]
-    return Group(*blocks)
-
-
-def _said(probe: Probe, asked: ProbeRecord) -> str:
-    before, after = asked.generated_pre or "", asked.generated_post or ""
-    good = after == (before if probe.is_locality else asked.target)
-    return f"{escape(before)} -> [{'green' if good else 'red'}]{escape(after)}[/]"
+    path, reason = report_run(run)
+    if reason:
+        say(f"the report has no images, because the dataset cannot be read: {reason}", to=err)
+    say(f"written: {path}")

@@ -1,14 +1,18 @@
-"""One edit; training an editor, and sharing it."""
+"""One edit, with the answers before and after."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table
 
+from mmedit.cases import EditCase, Example, Probe
 from mmedit.cli.console import (
     DatasetOption,
     EditorOption,
@@ -17,33 +21,45 @@ from mmedit.cli.console import (
     VlmOption,
     app,
     err,
+    examples,
     out,
+    say,
 )
-from mmedit.cli.progress import show_progress
-from mmedit.progress import named
+from mmedit.cli.fit import fit_editor, load_vlm, read_settings, training_cases
 
-if TYPE_CHECKING:
-    from mmedit.bench.plan import TrainingCases
-    from mmedit.editors.base import Editor
-    from mmedit.vlm.interface import VLM
-from typing import TYPE_CHECKING
-
-from rich.console import RenderableType
-from rich.markup import escape
-from rich.table import Table
-
-from mmedit.cases import Example, Probe
-
-if TYPE_CHECKING:  # adapters import torch, and `mmedit table` does without
-    pass
+UNRELATED = (
+    (0, Probe.TEXT_LOCALITY),
+    (0, Probe.IMAGE_LOCALITY),
+    (1, Probe.IMAGE_LOCALITY),
+)
+"""The unrelated questions that an edit is shown with: the number of the case, and its probe."""
 
 
-@app.command()
+def _not_empty(value: str) -> str:
+    if not value.strip():
+        raise typer.BadParameter("the text is empty")
+    return value
+
+
+@app.command(
+    epilog=examples(
+        'mmedit edit --image cat.png --prompt "What animal is this?" --target dog',
+        "mmedit edit --editor editors/mend --image cat.png --prompt ... --target ...",
+        'mmedit edit --prompt "The capital of France is" --target Rome --set editor.steps=30',
+    )
+)
 def edit(
-    prompt: Annotated[str, typer.Option(help="What is asked, word for word.")],
-    target: Annotated[str, typer.Option(help="The answer the VLM shall give from now on.")],
+    prompt: Annotated[
+        str, typer.Option(metavar="TEXT", help="The question, word for word.", callback=_not_empty)
+    ],
+    target: Annotated[
+        str, typer.Option(metavar="TEXT", help="The answer that the edited VLM should give.")
+    ],
     image: Annotated[
-        Path | None, typer.Option(help="The image that the question is about.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="The image that the question is about.", show_default="none"
+        ),
     ] = None,
     vlm: VlmOption = "embedded",
     editor: EditorOption = "ft",
@@ -51,178 +67,66 @@ def edit(
     settings: SetOption = None,
     seed: SeedOption = 0,
 ) -> None:
-    """Make one edit and print the answer before and after, and what it did to three unrelated
-    questions.
+    """Make one edit, and print the answers before and after.
+
+    Also asks up to three unrelated questions of --dataset. Nothing is saved.
     """
-    from mmedit.cases import Example
-    from mmedit.config import load_cases, load_editor, load_vlm_file
+    from mmedit.config import load_editors, load_vlm_file, read_cases, require_trainable
     from mmedit.images import open_image
 
-    overrides = settings or []
+    overrides = read_settings(vlm, editor, settings)
     request = Example(
         prompt=prompt, target=target, image=open_image(image) if image is not None else None
     )
-    vlm_file = load_vlm_file(vlm, overrides)
-    label, method = load_editor(editor, vlm, overrides)
-    cases = load_cases(dataset, "test", limit=2, seed=seed, overrides=overrides)
-    unrelated = [
-        cases[0].probes[Probe.TEXT_LOCALITY][0],
-        cases[0].probes[Probe.IMAGE_LOCALITY][0],
-        cases[1].probes[Probe.IMAGE_LOCALITY][0],
-    ]
-    loaded = load_vlm(vlm_file)
+    vlm_file = load_vlm_file(vlm, overrides.of("vlm"))
+    [method] = load_editors([editor], vlm, overrides).values()
+    cases = read_cases(dataset, "test", overrides.of("dataset"), limit=2, seed=seed)
+    asked = [request, *_unrelated(cases)]
+    require_trainable(method, dataset, overrides)
     if method.needs_fit and not method.is_fitted:
-        cases_to_fit = training_cases_of(dataset, None, seed, overrides)
-        method, _, _ = _fit(label, method, loaded, cases_to_fit, seed)
+        say(_fit_first(editor, vlm, method.label), to=err)
+    loaded = load_vlm(vlm, vlm_file)
+    if method.needs_fit and not method.is_fitted:
+        training = training_cases(dataset, overrides, seed=seed)
+        method, _ = fit_editor(method, loaded, training, seed=seed)
     begun = time.perf_counter()
     edited = method.apply(loaded, [request])
     seconds = time.perf_counter() - begun
-    asked, room = [request, *unrelated], vlm_file.max_new_tokens
+    room = vlm_file.max_new_tokens
     before = loaded.generate(asked, max_new_tokens=room)
-    out.print(answers_view(label, asked, before, edited.generate(asked, max_new_tokens=room)))
-    out.print(
-        f"\n{label} took {seconds:.2f} s. The VLM itself is unchanged; the edit lives in the copy "
-        "that was asked."
+    after = edited.generate(asked, max_new_tokens=room)
+    out.print(answers_view(method.label, asked, before, after))
+    say(
+        f"\n{method.label} took {seconds:.2f} s. The VLM itself is unchanged; the edit exists only "
+        "in the edited copy, which is not saved."
     )
 
 
-@app.command()
-def fit(
-    out_folder: Annotated[Path, typer.Option("--out", help="Where the fitted editor goes.")],
-    vlm: VlmOption = "embedded",
-    editor: EditorOption = "mend",
-    dataset: DatasetOption = "easyvqa",
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="At most so many training cases.")
-    ] = None,
-    validation: Annotated[
-        int,
-        typer.Option(min=0, help="Training cases kept aside to choose the best checkpoint by."),
-    ] = 0,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")
-    ] = False,
-    settings: SetOption = None,
-    seed: SeedOption = 0,
-) -> None:
-    """Train an editor that learns, and save it: then `mmedit bench --editor DIR`. Also under
-    `accelerate launch -m mmedit fit ...`.
-    """
-    from mmedit.config import check_cases, load_editor, load_vlm_file
-    from mmedit.errors import ConfigError
-    from mmedit.processes import is_main_process, number_of_processes
-    from mmedit.storage import make_folder
-    from mmedit.training.resume import seconds_spent, steps_done
+def _unrelated(cases: Sequence[EditCase]) -> list[Example]:
+    """Return the unrelated questions that the cases have; a minimal dataset has none."""
+    return [
+        cases[number].probes[probe][0]
+        for number, probe in UNRELATED
+        if number < len(cases) and probe in cases[number].probes
+    ]
 
-    overrides = settings or []
-    vlm_file = load_vlm_file(vlm, overrides)
-    label, method = load_editor(editor, vlm, overrides)
-    if not method.needs_fit:
-        raise ConfigError(
-            f"{editor} has nothing to learn; use it directly: mmedit bench --editor {editor}"
-        )
-    if method.is_fitted:
-        raise ConfigError(f"{editor} is a fitted editor already; name a method to fit anew")
-    done = steps_done(out_folder)
-    if done and not resume:
-        raise ConfigError(
-            f"{out_folder} holds a training of {done} steps; go on from there with --resume, or "
-            "choose another --out"
-        )
-    if resume and not done:
-        err.print(f"{out_folder} holds no checkpoint: training starts from the beginning")
-    check_cases(dataset, overrides)
-    make_folder(out_folder)
-    loaded = load_vlm(vlm_file)
-    earlier = seconds_spent(out_folder)
-    cases = training_cases_of(dataset, limit, seed, overrides)
-    fitted, number, seconds = _fit(label, method, loaded, cases, seed, validation, out_folder)
-    if is_main_process():
-        fitted.save(out_folder)
-    spent = f"{earlier + seconds:.0f} s" + (f" (from step {done})" if done else "")
-    together = f" by {number_of_processes()} processes" if number_of_processes() > 1 else ""
-    out.print(f"{label} was fitted on {number} cases{together} in {spent} -> {out_folder}")
-    out.print(
-        f"next: mmedit bench --vlm {vlm} --editor {out_folder} --dataset {dataset} --out runs/x"
+
+def _fit_first(editor: str, vlm: str, label: str) -> str:
+    return (
+        f"{label} must be fitted before it can edit. It is fitted now, for this edit alone, and "
+        f"then thrown away. To keep it: mmedit fit --editor {editor} --vlm {vlm} --out "
+        f"editors/{editor}; then mmedit edit --editor editors/{editor} ..."
     )
-
-
-@app.command()
-def push(
-    editor: Annotated[Path, typer.Argument(help="A fitted editor's folder.")],
-    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="On the hub.")],
-    private: Annotated[bool, typer.Option("--private", help="Only you can see it.")] = False,
-) -> None:
-    """Share a fitted editor on the Hugging Face hub; `--editor OWNER/NAME` then fetches it."""
-    from mmedit.editors.saved import push as upload
-
-    out.print(f"pushed: {upload(editor, repository, private=private)}", soft_wrap=True)
-
-
-def load_vlm(vlm_file: Any) -> VLM:
-    """The VLM of a file of settings, without bars of its own."""
-    import transformers
-
-    from mmedit.config import load_vlm_of
-
-    transformers.utils.logging.disable_progress_bar()
-    with err.status("loading the VLM"):
-        return load_vlm_of(vlm_file)
-
-
-def training_cases_of(
-    dataset: str, limit: int | None, seed: int, overrides: Sequence[str]
-) -> TrainingCases:
-    """Reads the training cases when they are wanted."""
-    from mmedit.config import load_cases
-
-    return lambda progress: load_cases(
-        dataset, "train", limit=limit, seed=seed, overrides=overrides, progress=progress
-    )
-
-
-def _fit(
-    label: str,
-    editor: Editor,
-    vlm: VLM,
-    training_cases: TrainingCases,
-    seed: int,
-    validation: int = 0,
-    folder: Path | None = None,
-) -> tuple[Editor, int, float]:
-    """Return the fitted editor, the number of its cases, and the seconds that it took. The last
-    `validation` cases are kept aside.
-    """
-    from mmedit.editors.base import Fitting
-    from mmedit.errors import ConfigError
-
-    with show_progress(err) as progress:
-        cases = training_cases(named(progress, "reading training cases"))
-        if validation >= len(cases):
-            raise ConfigError(
-                f"--validation {validation} leaves none of the {len(cases)} cases for training"
-            )
-        trained_on = len(cases) - validation
-        begun = time.perf_counter()
-        fitting = Fitting(
-            cases[:trained_on],
-            validation=cases[trained_on:],
-            seed=seed,
-            progress=named(progress, f"fitting {label}"),
-            folder=folder,
-        )
-        fitted = editor.fit(vlm, fitting)
-    return fitted, trained_on, time.perf_counter() - begun
 
 
 def answers_view(
-    label: str, examples: Sequence[Example], before: Sequence[str], after: Sequence[str]
+    label: str, asked: Sequence[Example], before: Sequence[str], after: Sequence[str]
 ) -> RenderableType:
-    """One edit: the request's answer before and after, then those of unrelated questions."""
+    """Return a table of one edit: the answers to the request, then to unrelated questions."""
     table = Table(box=None, pad_edge=False)
-    for heading in ("", "question", "before", f"after {label}", ""):
+    for heading in ("", "question", "before", f"after {escape(label)}", ""):
         table.add_column(heading)
-    for number, (example, old, new) in enumerate(zip(examples, before, after, strict=True)):
+    for number, (example, old, new) in enumerate(zip(asked, before, after, strict=True)):
         about = "" if example.image is None else " (image)" if number == 0 else " (another image)"
         verdict = _edit_verdict(new, example.target) if number == 0 else _local_verdict(old, new)
         sort = "edit" if number == 0 else "unrelated"
@@ -230,8 +134,8 @@ def answers_view(
     return table
 
 
-def _edit_verdict(said: str, target: str) -> str:
-    return "[green]as wanted" if said == target else f"[red]wanted: {escape(target)}"
+def _edit_verdict(answer: str, target: str) -> str:
+    return "[green]as expected" if answer == target else f"[red]expected: {escape(target)}"
 
 
 def _local_verdict(before: str, after: str) -> str:

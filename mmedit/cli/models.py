@@ -13,7 +13,7 @@ from mmedit.cli.console import app, err, out
 from mmedit.errors import UnknownNameError
 
 if TYPE_CHECKING:
-    from mmedit.config import Kind
+    from mmedit.catalog import Kind
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,7 @@ def list_names(
     what: Annotated[str, typer.Argument(help="editors, vlms, datasets or tables")],
 ) -> None:
     """List what there is by name."""
-    from mmedit.config import describe
+    from mmedit.catalog import describe
 
     kinds: dict[str, Kind] = {
         "editors": "editor",

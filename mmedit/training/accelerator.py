@@ -14,10 +14,8 @@ from mmedit.processes import number_of_processes
 from mmedit.training.settings import TrainingConfig
 
 
-def accelerator_for(
-    config: TrainingConfig, device: torch.device, folder: Path | None
-) -> Accelerator:
-    """Return a new Accelerator for this training. Raises ConfigError if a tracker is missing."""
+def require_trackers(config: TrainingConfig) -> None:
+    """Raise ConfigError if a tracker is not installed."""
     available = {
         "tensorboard": installed.is_tensorboard_available,
         "wandb": installed.is_wandb_available,
@@ -29,6 +27,13 @@ def accelerator_for(
                 f"the tracker {tracker!r} is not installed: pip install {tracker}; or train "
                 "without it: --set editor.training.trackers=[]"
             )
+
+
+def accelerator_for(
+    config: TrainingConfig, device: torch.device, folder: Path | None
+) -> Accelerator:
+    """Return a new Accelerator for this training. Raises ConfigError if a tracker is missing."""
+    require_trackers(config)
     if "tensorboard" in config.trackers and folder is None:
         raise ConfigError("tensorboard writes into the training's folder; name a folder")
     # A process may train several editors, each with its own precision. Without other processes,

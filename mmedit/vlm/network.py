@@ -39,9 +39,7 @@ class NetworkVLM(VLM):
         features: TensorCache | None = None,
         padding_side: PaddingSide = "right",
         sites: Mapping[Stage, tuple[str, ...]] | None = None,
-        name: str = "",
     ) -> None:
-        self.name = name
         self.adapter = adapter
         self._name = name
         self._sites = dict(sites or {})
@@ -173,7 +171,6 @@ class NetworkVLM(VLM):
             features=self.features,
             padding_side=self.padding_side,
             sites=self._sites,
-            name=self.name,
         )
 
     def _pass(self, examples: Sequence[Example], recorder: Recorder | None = None) -> Pass:

@@ -11,7 +11,7 @@ from tiny import random_image
 from mmedit.bench.generation import SpeechScorer, SpeechSettings
 from mmedit.bench.protocol import NoEdit, evaluate
 from mmedit.cases import EditCase, Example, Probe
-from mmedit.config import load_speech
+from mmedit.config import load_generation
 from mmedit.datasets.easyvqa import cases as easyvqa
 from mmedit.errors import ConfigError, DataError, EmptyAnswerError
 from mmedit.methods.ft import FT, FTConfig
@@ -20,6 +20,7 @@ from mmedit.metrics.clip_score import ClipScore
 from mmedit.metrics.generation import contains, exact, fluency, rouge_l
 from mmedit.metrics.judge import Judge, Transcript
 from mmedit.records.schema import Record
+from mmedit.settings import Overrides
 from mmedit.vlm.network import NetworkVLM
 
 SITE = "language_model.model.decoder.layers.3.fc1"
@@ -154,17 +155,17 @@ def test_what_an_edit_adds_is_counted_per_edit(vlm: NetworkVLM, records, cases):
     assert base.extra_parameters == ike.extra_parameters == 0
 
 
-def test_speech_is_set_like_everything_else_and_checked_before_anything_is_loaded():
-    assert load_speech([]) == SpeechSettings()
-    found = load_speech(
-        ["speech.fluency_tokens=100", "speech.judge.url=http://x/v1", "speech.judge.model=m"]
-    )
+def test_generation_is_set_like_everything_else_and_checked_before_anything_is_loaded():
+    assert load_generation(Overrides()) == SpeechSettings()
+    written = ("fluency_tokens=100", "judge.url=http://x/v1", "judge.model=m")
+    found = load_generation(Overrides.parse(f"generation.{text}" for text in written))
     assert found.fluency_tokens == 100
     assert found.judge is not None
     assert found.judge.model == "m"
     with pytest.raises(ConfigError, match=r"unknown key 'fluency'. Did you mean 'fluency_tokens'"):
-        load_speech(["speech.fluency=1"])
+        load_generation(Overrides.parse(["generation.fluency=1"]))
     with pytest.raises(ConfigError, match="ARCHITECTURE/WEIGHTS was wanted"):
-        load_speech(["speech.clip_score=ViT-B-32"])
+        load_generation(Overrides.parse(["generation.clip_score=ViT-B-32"]))
+    wrong = ("judge.url=localhost:8000", "judge.model=m")
     with pytest.raises(ConfigError, match=r"judge\.url.*found 'localhost:8000'"):
-        load_speech(["speech.judge.url=localhost:8000", "speech.judge.model=m"])
+        load_generation(Overrides.parse(f"generation.{text}" for text in wrong))

@@ -15,6 +15,7 @@ from mmedit.editors.base import Editor
 from mmedit.errors import RunError
 from mmedit.methods.ft import FT, FTConfig
 from mmedit.methods.ike import IKE, IKEConfig
+from mmedit.pages import save_images
 from mmedit.progress import Progress, silent
 from mmedit.records.schema import Record
 from mmedit.records.store import (
@@ -25,7 +26,6 @@ from mmedit.records.store import (
     read_records,
     write_manifest,
 )
-from mmedit.suite import save_images
 
 
 @pytest.fixture(scope="module")

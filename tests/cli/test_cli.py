@@ -72,11 +72,15 @@ def test_bench_runs_on_a_folder_of_another_family(mmedit_, tmp_path: Path):
         (edit("--target", " "), "target of 'what color is the shape?' is empty"),
         (edit("--image", "nowhere.png"), "image not found: nowhere.png"),
         (edit("--set", "editor.lrr=1"), "unknown key 'lrr'. Did you mean 'lr'"),
+        (edit("--prompt", " "), "the text is empty"),
+        (edit("--vlm", ""), "named ''"),
+        (edit("--set", "mend.lr=1"), "--set mend.* is for --editor mend"),
         (("fit", "--editor", "ft", "--out", "x"), "ft has nothing to learn"),
+        (("fit", "--limit", "9", "--validation", "9", "--out", "x"), "leaves none of the 9 cases"),
         (("bench", "--editor", "ft", "--limit", "0", "--out", "x"), "limit"),
         (("bench", "--editor", "ft", "--limit", "1", "--out", PICTURE), "cannot make the folder"),
         (
-            ("bench", "--no-generate", "--set", "speech.fluency_tokens=9", "--out", "x"),
+            ("bench", "--no-generate", "--set", "generation.fluency_tokens=9", "--out", "x"),
             "speech.fluency_tokens scores what is said freely, and nothing is to be generated",
         ),
         (("fit", "--limit", "1", "--out", PICTURE), "cannot make the folder"),
@@ -115,7 +119,7 @@ def test_a_broken_or_giant_image_is_refused(mmedit_, tmp_path: Path, monkeypatch
 def test_edit_prints_the_answer_before_and_after_and_three_unrelated_ones(mmedit_):
     shown = mmedit_(*edit("--target", "light blue"))
     assert shown.code == 0
-    assert "as wanted" in shown.out
+    assert "as expected" in shown.out
     assert shown.out.count("unrelated") == 3
     assert "The VLM itself is unchanged" in shown.out
 
@@ -126,8 +130,77 @@ def test_fit_then_edit_with_the_fitted_editor(mmedit_, tmp_path):
     assert fitted.code == 0
     assert "was fitted on 12 cases" in fitted.out
     assert mmedit_(*edit("--editor", tmp_path / "mend")).code == 0
-    changed = mmedit_(*edit("--editor", tmp_path / "mend", "--set", "editor.lr=1"))
-    assert "its settings are fixed" in changed.err
+    for part in ("editor", "mend"):
+        changed = mmedit_(*edit("--editor", tmp_path / "mend", "--set", f"{part}.lr=1"))
+        assert changed.code == 2
+        assert "fixed" in changed.err
+
+
+def test_fit_needs_no_test_file_and_edit_shows_the_probes_there_are(mmedit_, tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps([{"src": "what?", "alt": "red", "image": PICTURE}]))
+    few = ("--set", "ft.steps=1", "--dataset", "json", "--set", f"dataset.test={file}")
+    shown = mmedit_(*edit("--editor", "ft"), *few)
+    assert shown.code == 0, shown.err
+    assert "unrelated" not in shown.out
+    train = ("--dataset", "json", "--set", f"dataset.train={file}")
+    fitted = mmedit_("fit", "--editor", "ike", *train, "--out", tmp_path / "ike")
+    assert "the test file is not named" not in fitted.err
+
+
+def test_edit_says_that_an_editor_it_must_fit_is_thrown_away(mmedit_):
+    shown = mmedit_(*edit("--editor", "ike"))
+    assert shown.code == 0
+    assert "thrown away" in shown.err
+    assert "mmedit fit --editor ike" in shown.err
+
+
+def test_show_lists_every_setting_with_its_value_for_a_vlm(mmedit_):
+    shown = mmedit_("show", "editor", "mend", "--vlm", "embedded")
+    assert shown.code == 0
+    assert "training.batch_size 2 32" in shown.out
+    assert "Mitchell et al. 2022" in shown.out
+    assert "mmedit fit --editor mend" in shown.out
+    assert "It needs no fitting" in mmedit_("show", "editor", "ft").out
+    assert "Did you mean 'mend'" in mmedit_("show", "editor", "mnd").err
+
+
+def test_report_is_made_again_from_the_records_of_a_run(mmedit_, run_folder):
+    page = run_folder / "report.html"
+    written = page.read_text()
+    assert "data:image/png;base64" in written
+    page.unlink()
+    shown = mmedit_("report", run_folder)
+    assert shown.code == 0
+    assert page.read_text().count("data:image/png") == written.count("data:image/png")
+
+
+def test_report_of_a_run_whose_images_are_gone_has_none(mmedit_, run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "moved")
+    manifest = json.loads((tmp_path / "moved" / "manifest.json").read_text())
+    manifest["dataset"] = "evqa"
+    (tmp_path / "moved" / "manifest.json").write_text(json.dumps(manifest))
+    shown = mmedit_("report", tmp_path / "moved")
+    assert shown.code == 0
+    assert "the report has no images" in shown.err
+    assert "data:image/png" not in (tmp_path / "moved" / "report.html").read_text()
+
+
+def test_a_run_folder_with_brackets_is_named_as_it_is(mmedit_, tmp_path):
+    few = ("--editor", "ft", "--set", "ft.steps=1", "--limit", "1", "--no-generate")
+    shown = mmedit_("bench", *few, "--out", tmp_path / "run_[b]")
+    assert shown.code == 0
+    assert "run_[b]/" in shown.out
+
+
+@pytest.mark.parametrize("command", ["bench", "fit", "edit", "demo", "report", "push"])
+def test_help_shows_defaults_and_examples(mmedit_, command):
+    shown = mmedit_(command, "--help").out
+    assert "Examples:" in shown
+    assert "<bool>" not in shown
+    if command == "bench":
+        for default in ("mend", "embedded", "easyvqa", "independent", "runs/TABLE"):
+            assert f"[default: ({default}" in shown
 
 
 BENCH = ("bench", "--editor", "ft", "--limit", "3")
@@ -144,7 +217,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_bench_writes_records_and_tables_and_continues(mmedit_, run_folder):
     command = (*BENCH, "--out", run_folder)
     files = {file.name for file in run_folder.iterdir()}
-    assert files >= {"records.jsonl", "manifest.json", "table.md", "table.tex"}
+    assert files >= {"records.jsonl", "manifest.json", "table.md", "table.tex", "report.html"}
     before = (run_folder / "records.jsonl").read_bytes()
     again = mmedit_(*command)
     assert again.code == 0
@@ -234,8 +307,8 @@ def test_a_bad_line_of_records_is_named(mmedit_, run_folder, tmp_path):
 
 
 def test_demo_runs_end_to_end_and_writes_a_report(mmedit_, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli.bench, "DEMO_EDITORS", ("ft-l", "ft"))
-    monkeypatch.setattr(cli.bench, "DEMO_SHOWN", "FT-M")
+    monkeypatch.setattr(cli.demo, "DEMO_EDITORS", ("ft-l", "ft"))
+    monkeypatch.setattr(cli.demo, "DEMO_SHOWN", "FT-M")
     shown = mmedit_("demo", "--edits", "3", "--out", tmp_path / "demo")
     assert shown.code == 0
     assert "try next" in shown.out

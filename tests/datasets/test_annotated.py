@@ -22,6 +22,7 @@ from mmedit.datasets.annotated import annotations, audit, releases
 from mmedit.datasets.annotated.cases import Cases
 from mmedit.errors import ConfigError, DataError, UnknownNameError
 from mmedit.progress import silent
+from mmedit.settings import Overrides
 
 RECORD: dict[str, Any] = {
     "src": "Is it sunny?",
@@ -70,8 +71,8 @@ def write(file: Path, records: Any) -> Path:
 
 
 def evqa(root: Path, *settings: str, **changes: Any) -> Cases:
-    overrides = [f"dataset.{setting}" for setting in (f"root={root}", *settings)]
-    found = load_cases("evqa", "test", overrides=overrides, **changes)
+    overrides = Overrides.parse(f"dataset.{setting}" for setting in (f"root={root}", *settings))
+    found = load_cases("evqa", "test", **overrides.of("dataset"), **changes)
     assert isinstance(found, Cases)
     return found
 
@@ -98,7 +99,7 @@ def test_every_key_of_a_record_becomes_what_the_paper_does_with_it(root: Path):
 
 
 def test_captions_are_asked_without_the_template_of_questions(root: Path):
-    case = load_cases("eic", "train", overrides=[f"dataset.root={root}"])[0]
+    case = load_cases("eic", "train", root=str(root))[0]
     assert case.request.prompt == "Is it sunny?"
     locality = case.probes[Probe.IMAGE_LOCALITY][0]
     assert locality.prompt == "Question: What does this grow from? Short answer:"
@@ -134,8 +135,7 @@ def test_folders_of_images_can_be_named(root: Path, tmp_path: Path):
 def test_vlkeb_asks_its_portability_questions(tmp_path: Path, kind: str, file: str, hop: Any):
     write(tmp_path / file, [RECORD | {"port_new": [hop, hop]}])
     save_images(tmp_path / "VLKEB_images", *IMAGES)
-    overrides = [f"dataset.root={tmp_path}", f"dataset.portability={kind}"]
-    case = load_cases("vlkeb", "test", overrides=overrides)[0]
+    case = load_cases("vlkeb", "test", root=str(tmp_path), portability=kind)[0]
     hops = case.probes[Probe.PORTABILITY]
     assert [(asked.prompt, asked.target) for asked in hops] == [("Which zone?", "Central")] * 2
     assert hops[0].image == case.request.image
@@ -150,15 +150,15 @@ def test_ones_own_file_needs_no_more_than_question_answer_and_image(tmp_path: Pa
     }
     file = write(tmp_path / "mine.json", [mine])
     save_images(tmp_path, "fox.png")
-    case = load_cases("json", "test", overrides=[f"dataset.test={file}"])[0]
+    case = load_cases("json", "test", test=str(file))[0]
     assert list(case.probes) == [Probe.RELIABILITY]
     assert case.request.accepted == ("a fox", "fox", "a red fox")
     with pytest.raises(DataError, match="the train file is not named"):
-        load_cases("json", "train", overrides=[f"dataset.test={file}"])
+        load_cases("json", "train", test=str(file))
 
 
 def test_cases_run_through_the_protocol(root: Path, vlm):
-    _, editor = load_editor("ft", "embedded", ["editor.steps=1"])
+    editor = load_editor("ft", vlm, steps=1)
     records = list(evaluate(vlm, editor, evqa(root), name="FT", batch_size=2))
     assert [record.case_id for record in records] == ["evqa-test-0", "evqa-test-1"]
     assert all(len(record.probes) == 5 for record in records)
@@ -248,7 +248,7 @@ def test_wrong_settings_say_what_was_wanted(root: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="tempate"):
         evqa(root, "tempate=Q {}")
     with pytest.raises(UnknownNameError, match="portability of vlkeb"):
-        load_cases("vlkeb", "test", overrides=[f"dataset.root={root}", "dataset.portability=two"])
+        load_cases("vlkeb", "test", root=str(root), portability="two")
 
 
 def test_what_is_left_out_is_said_on_the_command_line(root: Path, tmp_path: Path, monkeypatch):
@@ -349,6 +349,6 @@ def test_the_file_of_the_page_is_read(tmp_path: Path):
     [shown] = re.findall(r"```json\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     file = write(tmp_path / "mine.json", json.loads(shown))
     save_images(tmp_path, "photos/1.jpg", "photos/2.jpg", "photos/3.jpg")
-    [case] = load_cases("json", "test", overrides=[f"dataset.test={file}"])
+    [case] = load_cases("json", "test", test=str(file))
     mmke = {Probe.TEXT_RELIABILITY, Probe.IMAGE_RELIABILITY}
     assert set(case.probes) == set(Probe) - mmke

@@ -552,7 +552,7 @@ def test_errors_of_missing_files_name_the_command(name: str, tmp_path: Path):
     from mmedit.config import load_cases
 
     with pytest.raises(DataError, match=f"mmedit data get {name} --root DIR"):
-        load_cases(name, "test", overrides=[f"dataset.root={tmp_path / 'nowhere'}"])
+        load_cases(name, "test", root=str(tmp_path / "nowhere"))
 
 
 def test_a_result_is_empty_at_first():

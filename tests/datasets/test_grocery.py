@@ -127,8 +127,8 @@ def test_cases_depend_on_the_seed_alone_and_a_limit_is_a_prefix(root: Path):
 
 
 def test_cases_run_through_the_protocol(root: Path, vlm):
-    _, editor = load_editor("ft", "embedded", ["editor.steps=1"])
-    cases = load_cases("grocery", "test", limit=3, overrides=[f"dataset.root={root}"])
+    editor = load_editor("ft", vlm, steps=1)
+    cases = load_cases("grocery", "test", limit=3, root=str(root))
     records = list(evaluate(vlm, editor, cases, name="FT", batch_size=3))
     assert [len(record.probes[Probe.IMAGE_GENERALITY]) for record in records] == [2, 2, 2]
 

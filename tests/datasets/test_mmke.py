@@ -79,8 +79,8 @@ def write(root: Path, name: str, records: list[dict]) -> None:
 
 def load(root: Path, knowledge: str, split: str = "test", **settings: str) -> list[EditCase]:
     given = {"root": root, "knowledge": knowledge} | settings
-    overrides = [f"dataset.{key}={value}" for key, value in given.items()]
-    return list(load_cases("mmke", split, overrides=overrides))  # pyright: ignore
+    settings = {key: str(value) for key, value in given.items()}
+    return list(load_cases("mmke", split, **settings))  # pyright: ignore
 
 
 def asked(case: EditCase, probe: Probe) -> list[tuple[str, str, str | None]]:

@@ -515,8 +515,8 @@ def test_an_editor_is_loaded_by_its_hub_id(
     hub: Hub, editor: MEND, vlm: NetworkVLM, cases: list[EditCase]
 ):
     editor.push_to_hub("me/editor")
-    label, loaded = load_editor("me/editor", "embedded")
-    assert label == "MEND (editor)"
+    loaded = load_editor("me/editor", "embedded")
+    assert loaded.label == "MEND (editor)"
     assert isinstance(loaded, MEND)
     assert torch.equal(edited(loaded, vlm, cases), edited(editor, vlm, cases))
 

@@ -15,7 +15,7 @@ import pytest
 import test_promises
 import torch
 
-from mmedit import config, evaluate, load_editor
+from mmedit import catalog, config_files, evaluate, load_editor
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.datasets.easyvqa import cases as easyvqa
 from mmedit.editors.base import Editor, Fitting
@@ -64,7 +64,8 @@ def added(modules: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.Mo
     shutil.copytree(config_folder(), folder)
     for name, content in YAMLS.items():
         (folder / "editor" / f"{name}.yaml").write_text(content, encoding="utf-8")
-    monkeypatch.setattr(config, "config_folder", lambda: folder)
+    for module in (catalog, config_files):
+        monkeypatch.setattr(module, "config_folder", lambda: folder)
 
 
 @pytest.fixture(scope="module")
@@ -165,21 +166,19 @@ def test_added_methods_are_saved_and_change_nothing_without_requests(editor, vlm
 
 
 def test_the_yaml_makes_an_editor_that_can_be_measured(vlm):
-    label, editor = load_editor("step", "embedded")
-    assert label == "Step"
+    editor = load_editor("step", vlm)
+    assert editor.label == "Step"
     assert editor.config.model_dump()["lr"] == 0.3
     cases = easyvqa.load("test", limit=4)
-    records = list(evaluate(vlm, editor, cases, name=label, batch_size=4))
+    records = list(evaluate(vlm, editor, cases, name=editor.label, batch_size=4))
     asked = [record.probes[Probe.RELIABILITY][0] for record in records]
     assert all(one.post.log_prob > one.pre.log_prob for one in asked)
 
 
 def test_step_sizes_are_learnt(vlm, train_cases, tmp_path: Path):
-    overrides = [
-        "editor.training.steps=12", "editor.training.batch_size=8",
-        "editor.training.report_every=1", "editor.lr=0.01",
-    ]  # fmt: skip
-    _, editor = load_editor("learnt-step", "embedded", overrides)
+    editor = load_editor(
+        "learnt-step", vlm, lr=0.01, training={"steps": 12, "batch_size": 8, "report_every": 1}
+    )
     told: list[float] = []
     fitting = Fitting(
         train_cases,

@@ -415,17 +415,17 @@ def test_multimodal_scope_takes_openclips_embeddings_each_image_once(
 
 def test_settings_of_sites_are_refused():
     with pytest.raises(ConfigError, match=r"unknown key 'sites'"):
-        load_editor("serac", "embedded", ["editor.sites=[a]"])
+        load_editor("serac", "embedded", sites=["a"])
 
 
 def test_settings_that_exclude_each_other_are_one_sentence():
     with pytest.raises(ConfigError, match=r"^editor serac: scope_width 128 cannot be cut into 3"):
-        load_editor("serac", "embedded", ["editor.heads=3"])
+        load_editor("serac", "embedded", heads=3)
 
 
 def test_name_of_a_clip_must_name_its_weights():
     with pytest.raises(ConfigError, match="clip: Value error, ARCHITECTURE/WEIGHTS was wanted"):
-        load_editor("serac", "embedded", ["editor.clip=ViT-B-32"])
+        load_editor("serac", "embedded", clip="ViT-B-32")
 
 
 def test_heads_must_divide_the_embedding():

@@ -48,7 +48,7 @@ def processor_of(network: PreTrainedModel) -> Any:
 
 
 def test_braces_expand_as_in_a_shell():
-    file = load_vlm_file("embedded", ['vlm.sites.language=["a.{1,2}.{x,y}", "b"]'])
+    file = load_vlm_file("embedded", {"sites": {"language": ["a.{1,2}.{x,y}", "b"]}})
     assert file.expanded_sites()["language"] == ("a.1.x", "a.1.y", "a.2.x", "a.2.y", "b")
 
 
@@ -65,12 +65,12 @@ def test_named_vlm_that_must_be_converted_first_tells_the_command(tmp_path: Path
 
 
 def test_memory_is_limited_by_a_gpus_number_or_a_name():
-    file = load_vlm_file("embedded", ["vlm.max_memory.0=20GiB", "vlm.max_memory.cpu=1GiB"])
+    file = load_vlm_file("embedded", {"max_memory": {"0": "20GiB", "cpu": "1GiB"}})
     assert file.max_memory == {0: "20GiB", "cpu": "1GiB"}
 
 
 def test_what_is_given_comes_before_what_the_file_says():
-    vlm = load_vlm("embedded", dtype="bfloat16", overrides=["vlm.sites.vision=[]"])
+    vlm = load_vlm("embedded", dtype="bfloat16", sites={"vision": []})
     assert str(vlm.adapter.network.dtype) == "torch.bfloat16"
     assert vlm.sites("bridge") == NAMED["embedded"].expanded_sites()["bridge"]
     assert vlm.sites("vision") == vlm.adapter.sites("vision")

@@ -1,0 +1,117 @@
+"""Names of everything that mmedit offers, read without importing torch.
+
+`configs/KIND/NAME.yaml` holds one editor, VLM, dataset, table of runs or table of published values.
+The comment at the top of the file describes it. The tuples below repeat the names of tables whose
+modules are slow to import; tests/cli/test_shell.py holds them equal.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from mmedit.errors import ConfigError, UnknownNameError
+from mmedit.storage import config_folder, is_hub_id
+
+Kind = Literal["vlm", "editor", "dataset", "table", "published"]
+
+LISTS: Mapping[str, Kind] = {
+    "editors": "editor",
+    "vlms": "vlm",
+    "datasets": "dataset",
+    "tables": "table",
+    "published": "published",
+}
+"""The lists of `mmedit ls`."""
+MODES = ("independent", "batch", "sequential")
+FORMATS = ("md", "latex", "csv", "html", "json")
+COLUMN_SETS = ("default", "generation", "locality")
+DOWNLOADS = ("evqa", "eic", "vlkeb", "mmke", "grocery")
+"""Datasets that `mmedit data get` fetches."""
+AUDITS = ("evqa", "eic", "vlkeb", "mmke", "grocery")
+"""Datasets that `mmedit data check` checks."""
+CONVERTED = ("blip2", "minigpt4")
+"""Families whose original files `mmedit convert` reads."""
+FAMILIES: Mapping[str, tuple[str, ...]] = {
+    "blip2": ("blip-2",),
+    "minigpt4": ("minigpt4",),
+    "instructblip": ("instructblip",),
+    "llava": ("llava",),
+    "llava-next": ("llava_next",),
+    "llava-onevision": ("llava_onevision",),
+    "qwen2-vl": ("qwen2_vl",),
+    "qwen2.5-vl": ("qwen2_5_vl",),
+    "qwen3-vl": ("qwen3_vl",),
+    "paligemma": ("paligemma",),
+    "auto": (),
+}
+"""Model types of each adapter, as `config.json` names them."""
+
+_ALLOWED: Mapping[Kind, str] = {
+    "vlm": "VLM, model folder or hub id (owner/name)",
+    "editor": "editor, folder of a fitted editor or hub id (owner/name)",
+    "dataset": "dataset",
+    "table": "table or file of a table",
+    "published": "published table",
+}
+
+
+def names(kind: Kind) -> list[str]:
+    """Return the names of a kind, in alphabetical order."""
+    return sorted(file.stem for file in (config_folder() / kind).glob("*.yaml"))
+
+
+def describe(kind: Kind) -> list[tuple[str, str]]:
+    """Return each name with the comment at the top of its file."""
+    described = []
+    for name in names(kind):
+        lines = (config_folder() / kind / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+        head = takewhile(lambda line: line.startswith("#"), lines)
+        described.append((name, " ".join(line.removeprefix("#").strip() for line in head)))
+    return described
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """Read a YAML file that holds keys and values. Raises ConfigError."""
+    try:
+        written = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{file} is not valid YAML in UTF-8: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}") from error
+    if not isinstance(written, dict):
+        raise ConfigError(f"{file} must hold keys and values")
+    return written
+
+
+def edit_sites(vlm: str) -> dict[str, Sequence[str]]:
+    """Return the edit sites of a named VLM by stage, as its file has them. Raises ConfigError."""
+    sites = read_yaml(config_folder() / "vlm" / f"{vlm}.yaml").get("sites", {})
+    if not isinstance(sites, dict):
+        raise ConfigError(f"vlm {vlm}: `sites` must hold a list of names for each stage")
+    return sites
+
+
+def require_known(kind: Kind, name: str) -> None:
+    """Raise UnknownNameError if `name` is no name of this kind and cannot be a folder, file or hub
+    id of that kind either. Costs milliseconds.
+    """
+    if name in names(kind) or (name and _may_be_elsewhere(kind, name)):
+        return
+    if kind == "dataset" and os.path.isfile(name):
+        raise ConfigError(
+            f"--dataset {name} is a file, not the name of a dataset. Use your own file with: "
+            f"--dataset json --set dataset.test={name}"
+        )
+    raise UnknownNameError(_ALLOWED[kind], name, names(kind))
+
+
+def _may_be_elsewhere(kind: Kind, name: str) -> bool:
+    if kind == "table":
+        return os.path.isfile(name)
+    return kind in ("vlm", "editor") and (os.path.isdir(name) or is_hub_id(name))

@@ -1,0 +1,83 @@
+"""The report page of a run, with the images of its dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmedit.cases import EditCase, image_name
+from mmedit.config import read_cases
+from mmedit.errors import MmeditError
+from mmedit.records.schema import RUN, Record, RunManifest, notes_of
+from mmedit.records.store import read_manifest, read_records
+from mmedit.report.render.page import write_report
+from mmedit.settings import Overrides
+
+PICTURED = 8
+"""Number of edits that a report shows with their images."""
+
+
+def report_run(folder: Path) -> tuple[Path, str]:
+    """Write `report.html` of a finished run from its records, without a model.
+
+    Returns its path, and why it has no images ("" if it has them). Raises DataError for a folder
+    without records.
+    """
+    records, manifest = read_records(folder), read_manifest(folder)
+    try:
+        cases, reason = _pictured_cases(manifest), ""
+    except MmeditError as error:
+        cases, reason = [], str(error)
+    path = write_page(folder, records, manifest, cases, title=folder.resolve().name)
+    return path, reason
+
+
+def write_page(
+    folder: Path,
+    records: Sequence[Record],
+    manifest: RunManifest,
+    cases: Sequence[EditCase],
+    *,
+    title: str,
+) -> Path:
+    """Write `report.html` of a run, with the images of the first cases; returns its path."""
+    number = len({record.case_id for record in records})
+    notes = " ".join(notes_of(manifest))
+    return write_report(
+        folder,
+        records,
+        images=save_images(cases[:PICTURED], folder / "images"),
+        title=title,
+        intro=f"{number} edits of {manifest.vlm} on {manifest.dataset}. {notes}".strip(),
+        examples=PICTURED,
+        manifest=manifest,
+    )
+
+
+def save_images(cases: Sequence[EditCase], folder: Path) -> dict[str, Path]:
+    """Return a file for every image of the cases, by the image's name in records.
+
+    Images made in memory are written to `folder` as PNG.
+    """
+    files: dict[str, Path] = {}
+    for example in (e for case in cases for asked in case.probes.values() for e in asked):
+        name = image_name(example)
+        if name is None or example.image is None:
+            continue
+        if isinstance(example.image, Path):
+            files[name] = example.image
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            files[name] = folder / f"{name}.png"
+            example.image.save(files[name])
+    return files
+
+
+def _pictured_cases(manifest: RunManifest) -> Sequence[EditCase]:
+    """Read the first cases of a run's dataset again."""
+    noted = manifest.config.get(RUN)
+    written = noted.get("overrides", []) if isinstance(noted, dict) else []
+    overrides = Overrides.parse(text for text in written if text.startswith("dataset."))
+    limit = min(manifest.limit or PICTURED, PICTURED)
+    settings = overrides.of("dataset")
+    return read_cases(manifest.dataset, "test", settings, limit=limit, seed=manifest.seed)
