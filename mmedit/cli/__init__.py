@@ -1,26 +1,39 @@
-"""The command line: the only package that prints. Every command stands in the file of its kind."""
+"""The command line: the only package that prints. A command is in the file of its kind.
+
+torch and transformers take seconds to import, so each command imports what it needs itself.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 
 from rich.markup import escape
 
 from mmedit.cli import bench, data, demo, edit, fit, models, show, tables
-from mmedit.cli.console import app, err, out
+from mmedit.cli.console import app, err, out, say
 from mmedit.errors import MmeditError
 
 # Waiting threads of torch must sleep: spinning ones keep the core from the thread that they wait
 # for, when another process is busy (benchmarks/threads.md). OpenMP reads this as torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# torch and transformers take seconds to import: each command imports what it needs.
+STOPPED = 130
+"""Exit code after Ctrl+C."""
+_CONTINUES = " What was finished is kept. The same command continues from there."
+AFTER_STOP: Mapping[str, str] = {
+    "bench": _CONTINUES,
+    "demo": _CONTINUES,
+    "data": _CONTINUES,
+    "fit": " The last checkpoint is kept. The same command with --resume continues from there.",
+}
+"""What a user can do after Ctrl+C, by command. Other commands leave nothing to continue."""
 
 
 def main() -> None:
-    """Run the command line: errors raised on purpose are one message and exit code 2."""
-    if int(os.environ.get("RANK", "0")):  # of `accelerate launch`: one process speaks for all
+    """Run the command line. An error raised on purpose is one message and exit code 2."""
+    if int(os.environ.get("RANK", "0")):  # `accelerate launch`: only the first process prints
         out.quiet = err.quiet = True
     code = _run()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -31,20 +44,18 @@ def main() -> None:
 
 
 def _run() -> int:
-    """The exit code."""
+    """Run the command and return its exit code."""
     try:
-        app()
+        app(prog_name="mmedit")
     except MmeditError as error:
         err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         return 2
-    except KeyboardInterrupt:
-        err.print(
-            "stopped; what was finished is kept, and the same command (of fit: with --resume) "
-            "continues from there"
-        )
-        return 130
-    except SystemExit as ended:  # typer ends every command so
-        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except SystemExit as ended:  # typer ends every command with it, also after Ctrl+C
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        if code == STOPPED:
+            command = next((word for word in sys.argv[1:] if word in AFTER_STOP), "")
+            say(f"Stopped.{AFTER_STOP.get(command, '')}", to=err)
+        return code
     return 0
 
 

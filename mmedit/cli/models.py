@@ -1,135 +1,168 @@
-"""What there is by name, and models from original files."""
+"""The lists of `mmedit ls`, and VLMs made from original checkpoint files."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
-
-from mmedit.cli.console import app, err, out
-from mmedit.errors import UnknownNameError
-
-if TYPE_CHECKING:
-    from mmedit.catalog import Kind
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
-
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:  # adapters import torch, and `mmedit table` does without
-    from mmedit.adapters.base import Adapter, Stage
+from mmedit.catalog import CONVERTED, FAMILIES, LISTS, describe, edit_sites
+from mmedit.cli.console import app, either, err, examples, folder, one_of, out, say
+from mmedit.cli.progress import show_status
+
+if TYPE_CHECKING:
+    from mmedit.convert.account import Conversion
 
 
-@app.command("ls")
+@app.command("ls", epilog=examples("mmedit ls", "mmedit ls vlms"))
 def list_names(
-    what: Annotated[str, typer.Argument(help="editors, vlms, datasets or tables")],
-) -> None:
-    """List what there is by name."""
-    from mmedit.catalog import describe
-
-    kinds: dict[str, Kind] = {
-        "editors": "editor",
-        "vlms": "vlm",
-        "datasets": "dataset",
-        "tables": "table",
-    }
-    if what not in kinds:
-        raise UnknownNameError("list", what, kinds)
-    if what == "vlms":
-        from mmedit.adapters import ADAPTERS
-        from mmedit.config import named_vlms
-
-        sites = {name: file.sites for name, file in named_vlms().items()}
-        out.print(vlms_view(describe("vlm"), sites, ADAPTERS))
-        return
-    table = Table(box=None, pad_edge=False)
-    table.add_column("name", style="bold")
-    table.add_column("what it is")
-    for name, text in describe(kinds[what]):
-        table.add_row(name, text)
-    out.print(table)
-
-
-@app.command("convert")
-def convert_files(
-    family: Annotated[str, typer.Argument(help="blip2 or minigpt4")],
-    vision: Annotated[
-        str, typer.Option(help="eva_vit_g.pth, or timm:NAME, or open_clip:ARCH/WEIGHTS.")
-    ],
-    language: Annotated[str, typer.Option(help="A transformers model folder, or a hub id.")],
-    out_folder: Annotated[Path, typer.Option("--out", help="The VLM's folder, made anew.")],
-    qformer: Annotated[str | None, typer.Option(help="LAVIS' blip2_pretrained_*.pth.")] = None,
-    projection: Annotated[
-        str | None, typer.Option(help="MiniGPT-4's pretrained_minigpt4*.pth.")
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="LIST",
+            help=f"{either(tuple(LISTS))}.",
+            show_default="all lists",
+            callback=one_of("list", tuple(LISTS)),
+            autocompletion=lambda: list(LISTS),
+        ),
     ] = None,
-    image_size: Annotated[
-        int, typer.Option(min=1, help="Pixels a side; positions are interpolated.")
-    ] = 364,
-    vision_heads: Annotated[int | None, typer.Option(help="If the tower is not EVA-g.")] = None,
-    vision_layers: Annotated[int | None, typer.Option(help="If the tower is not EVA-g.")] = None,
-    qformer_heads: Annotated[int | None, typer.Option(help="If it is not 768 wide.")] = None,
+) -> None:
+    """List the available editors, VLMs, datasets and tables."""
+    for place, name in enumerate([what] if what else LISTS):
+        described = describe(LISTS[name])
+        if what is None:
+            out.print(Text(f"\n{name}" if place else name, style="underline"))
+        if what == "vlms":
+            out.print(vlms_view(described, {vlm: edit_sites(vlm) for vlm, _ in described}))
+        else:
+            out.print(names_view(described))
+
+
+Pixels = Annotated[
+    int,
+    typer.Option(min=1, metavar="N", help="Pixels on each side; positions are interpolated."),
+]
+Number = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Only for a vision tower other than EVA-g.")
+]
+
+
+@app.command(
+    "convert",
+    epilog=examples(
+        "mmedit convert blip2 --vision eva_vit_g.pth --qformer blip2_pretrained_opt2.7b.pth \\",
+        "  --language facebook/opt-2.7b --out models/blip2-opt-2.7b",
+    ),
+)
+def convert_files(
+    family: Annotated[
+        str,
+        typer.Argument(
+            metavar="FAMILY",
+            help=f"{either(CONVERTED)}.",
+            callback=one_of("family to convert", CONVERTED),
+        ),
+    ],
+    vision: Annotated[
+        str,
+        typer.Option(metavar="FILE", help="eva_vit_g.pth, timm:NAME or open_clip:ARCH/WEIGHTS."),
+    ],
+    language: Annotated[
+        str, typer.Option(metavar="NAME", help="A transformers model folder, or a hub id.")
+    ],
+    out_folder: Annotated[
+        Path, typer.Option("--out", parser=folder, metavar="DIR", help="New folder for the VLM.")
+    ],
+    qformer: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The blip2_pretrained_*.pth of LAVIS.")
+    ] = None,
+    projection: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="The pretrained_minigpt4*.pth of MiniGPT-4."),
+    ] = None,
+    image_size: Pixels = 364,
+    vision_heads: Number = None,
+    vision_layers: Number = None,
+    qformer_heads: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Only for a Q-Former that is not 768 wide."),
+    ] = None,
     format: Annotated[
-        str | None, typer.Option("--format", help="Of MiniGPT-4's prompts: vicuna or llama2.")
+        str | None,
+        typer.Option("--format", help="Format of MiniGPT-4's prompts: vicuna or llama2."),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="Of what is written; the language model's by default.")
+        str | None,
+        typer.Option(help="Number format of the new weights.", show_default="the language model's"),
     ] = None,
     drop: Annotated[
-        list[str] | None, typer.Option(help="Leave out tensors of this name or pattern.")
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Leave out tensors of this name (repeatable)."),
     ] = None,
 ) -> None:
-    """Make a model folder from the original files of BLIP-2 or MiniGPT-4 (docs/converting.md)."""
+    """Make a model folder from original files of BLIP-2 or MiniGPT-4.
+
+    docs/converting.md says where the files come from.
+    """
     import transformers
 
     from mmedit.convert.conversion import Options, convert
     from mmedit.convert.parts import Sources
 
     transformers.utils.logging.disable_progress_bar()
-    with err.status("converting"):
-        done = convert(
-            family,
-            Sources(vision=vision, language=language, qformer=qformer, projection=projection),
-            out_folder,
-            Options(
-                image_size=image_size,
-                vision_heads=vision_heads,
-                vision_layers=vision_layers,
-                qformer_heads=qformer_heads,
-                format=format,
-                dtype=dtype,
-                drop=tuple(drop or ()),
-            ),
-        )
+    sources = Sources(vision=vision, language=language, qformer=qformer, projection=projection)
+    options = Options(
+        image_size=image_size,
+        vision_heads=vision_heads,
+        vision_layers=vision_layers,
+        qformer_heads=qformer_heads,
+        format=format,
+        dtype=dtype,
+        drop=tuple(drop or ()),
+    )
+    with show_status(err, "converting"):
+        done = convert(family, sources, out_folder, options)
+    _print_conversion(done, out_folder, image_size)
+
+
+def _print_conversion(done: Conversion, folder: Path, image_size: int) -> None:
     for part in done.accounts:
         dropped = f", {len(part.dropped)} dropped" if part.dropped else ""
-        out.print(escape(f"{part.role} {part.source}: {part.used} tensors used{dropped}"))
+        say(f"{part.role} {part.source}: {part.used} tensors used{dropped}")
     for name, reason in done.filled.items():
-        out.print(escape(f"in no source: {name}: {reason}"))
-    out.print(
-        f"{done.model_type} in {done.dtype}, {image_size} pixels -> {out_folder}/ (conversion.json)"
-    )
-    out.print(f"next: mmedit bench --vlm {out_folder} --editor ft --limit 10 --out runs/x")
+        say(f"in no source: {name}: {reason}")
+    say(f"{done.model_type} in {done.dtype}, {image_size} pixels -> {folder}/ (conversion.json)")
+    say(f"next: mmedit bench --vlm {folder} --editor ft --limit 10 --out runs/x")
+
+
+def names_view(described: Sequence[tuple[str, str]]) -> RenderableType:
+    """Make a table of names with their descriptions."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("name", style="bold", no_wrap=True)
+    table.add_column("description")
+    for name, text in described:
+        table.add_row(Text(name), Text(text))
+    return table
 
 
 def vlms_view(
-    described: Sequence[tuple[str, str]],
-    sites: Mapping[str, Mapping[Stage, tuple[str, ...]]],
-    adapters: Mapping[str, type[Adapter]],
+    described: Sequence[tuple[str, str]], sites: Mapping[str, Mapping[str, Sequence[str]]]
 ) -> RenderableType:
-    """Every named VLM with its edit sites by stage, then the families that any folder may be of."""
+    """Make a list of the named VLMs with their edit sites by stage, and of all model families."""
     named: list[RenderableType] = []
     for name, text in described:
-        named.append(f"[bold]{name}[/]  {escape(text)}")
+        named.append(Text.assemble((name, "bold"), f"  {text}"))
         for stage, patterns in sites[name].items():
             named += [Text(f"  {stage:8}  {pattern}", style="dim") for pattern in patterns]
     families = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in ("adapter", "model type in config.json"):
         families.add_column(heading)
-    for name, adapter in adapters.items():
-        types = ", ".join(adapter.model_types) or "any other that transformers knows, with a "
-        families.add_row(f"[bold]{name}", types + ("" if adapter.model_types else "chat template"))
-    return Group(*named, Text("\nAny folder or hub id of these families works too:\n"), families)
+    for adapter, types in FAMILIES.items():
+        shown = ", ".join(types) or "any other that transformers knows, with a chat template"
+        families.add_row(Text(adapter, style="bold"), shown)
+    return Group(*named, Text("\nA folder or hub id of these families works too:\n"), families)

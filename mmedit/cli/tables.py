@@ -1,4 +1,4 @@
-"""Tables, comparisons and plots, from records alone."""
+"""Tables, comparisons and plots, made from records alone."""
 
 from __future__ import annotations
 
@@ -7,62 +7,94 @@ from typing import Annotated
 
 import typer
 
-from mmedit.cli.console import RunsArgument, app, err, out
-from mmedit.errors import UnknownNameError
+from mmedit.catalog import FORMATS, names
+from mmedit.cli.console import (
+    ColumnsOption,
+    RunsArgument,
+    app,
+    either,
+    err,
+    examples,
+    folder,
+    known,
+    one_of,
+    out,
+    say,
+)
+from mmedit.errors import ConfigError
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "mmedit table runs/ft runs/mend",
+        "mmedit table runs/ft --format latex > table.tex",
+        "mmedit table runs/ft --columns locality",
+        "mmedit table runs/blip2 --published mmedit",
+    )
+)
 def table(
     runs: RunsArgument,
     format: Annotated[
         str | None,
         typer.Option(
-            "--format", help="md, latex, csv, html or json; in a terminal, blocks that fit it."
+            "--format",
+            metavar="FORMAT",
+            help=f"{either(FORMATS)}.",
+            show_default="as wide as the terminal; md in a file or a pipe",
+            callback=one_of("table format", FORMATS),
         ),
     ] = None,
-    columns: Annotated[
-        str, typer.Option("--columns", help="default (tok and EM), generation or locality")
-    ] = "default",
+    columns: ColumnsOption = "default",
     published: Annotated[
         str | None,
-        typer.Option("--published", help="Values to put beside: mmedit, liveedit or unike."),
+        typer.Option(
+            "--published",
+            metavar="NAME",
+            help=f"Published values to put beside the measured ones: {either(names('published'))}.",
+            show_default="none",
+            callback=known("published"),
+        ),
     ] = None,
     published_model: Annotated[
-        str | None, typer.Option(help="The paper's model; by default, the one named as --vlm.")
+        str | None,
+        typer.Option(metavar="NAME", help="The paper's model.", show_default="the run's --vlm"),
     ] = None,
     published_dataset: Annotated[
-        str | None, typer.Option(help="The paper's dataset; by default, named as --dataset.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The paper's dataset.", show_default="the run's --dataset"
+        ),
     ] = None,
     edits: Annotated[
-        int | None, typer.Option(min=1, help="Of a sequence: its checkpoint after so many edits.")
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="For edits made in sequence: show the checkpoint after this many edits.",
+            show_default="the last one",
+        ),
     ] = None,
 ) -> None:
-    """Make the paper's table from the records of one or more runs: a row per run and editor."""
+    """Make a table from the records of runs. Each run and editor is a row."""
     from mmedit.report.published import compare_with_published, load_published
-    from mmedit.report.render import FORMATS, render
+    from mmedit.report.render import render
     from mmedit.report.render.terminal import table_view
     from mmedit.report.runs import read_runs
     from mmedit.report.sequences import sequence_notes
     from mmedit.report.table import method_table
 
-    if format is not None and format not in FORMATS:
-        raise UnknownNameError("table format", format, FORMATS)
+    _require_names(published, published_model, published_dataset)
     paper = load_published(published) if published else None
-    runs_read = read_runs(runs, edits=edits)
-    datasets = sorted({origin.dataset for origin in runs_read.origins.values()})
-    if len(datasets) > 1:
-        err.print(
-            f"the rows are of different datasets ({', '.join(datasets)}), and the best of a column "
-            "is the best of all rows; rather make a table of each"
-        )
+    read = read_runs(runs, edits=edits)
+    _warn_of_datasets({origin.dataset for origin in read.origins.values()})
     frame = method_table(
-        runs_read.records,
+        read.records,
         columns=columns,
-        training_seconds=runs_read.training_seconds or None,
-        notes=[*runs_read.notes, *sequence_notes(runs_read.records)],
+        training_seconds=read.training_seconds or None,
+        notes=[*read.notes, *sequence_notes(read.records)],
     )
     beside = paper and compare_with_published(
-        frame, paper, runs_read.origins, model=published_model, dataset=published_dataset
+        frame, paper, read.origins, model=published_model, dataset=published_dataset
     )
     if format is None and out.is_terminal:
         out.print(table_view(frame, beside, width=out.width))
@@ -70,31 +102,47 @@ def table(
         print(render(frame, format or "md", beside), end="")
 
 
-@app.command("compare")
+@app.command(
+    "compare",
+    epilog=examples(
+        "mmedit compare runs/ft runs/mend",
+        "mmedit compare runs/all:MEND runs/all:FT-M --show 20",
+    ),
+)
 def compare_runs(
     first: Annotated[str, typer.Argument(metavar="RUN_A", help="A run folder, or RUN:EDITOR.")],
     second: Annotated[str, typer.Argument(metavar="RUN_B", help="Another, or RUN:EDITOR.")],
-    show: Annotated[int, typer.Option(min=0, help="At most so many edits in words.")] = 5,
-    columns: Annotated[
-        str, typer.Option("--columns", help="default (tok and EM), generation or locality")
-    ] = "default",
+    show: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Show the texts of at most this many edits.")
+    ] = 5,
+    columns: ColumnsOption = "default",
 ) -> None:
-    """Compare two methods edit by edit: paired differences, and the edits where they disagree."""
+    """Compare two methods edit by edit.
+
+    Prints paired differences with their significance, and edits where the methods disagree.
+    """
     from mmedit.report.comparison import compare
     from mmedit.report.render.terminal import comparison_view
     from mmedit.report.runs import matched_methods
 
+    if not (first.strip() and second.strip()):
+        raise ConfigError("the name of a run is empty; name two run folders, or RUN:EDITOR")
     for ours, theirs in matched_methods(first, second):
         out.print(comparison_view(compare(ours, theirs, columns=columns), show=show))
 
 
-@app.command()
+@app.command(epilog=examples("mmedit plot runs/ft runs/mend --out plots"))
 def plot(
     runs: RunsArgument,
-    out_folder: Annotated[Path, typer.Option("--out", help="Where the SVG and PNG files go.")],
+    out_folder: Annotated[
+        Path,
+        typer.Option("--out", parser=folder, metavar="DIR", help="Folder for SVG and PNG files."),
+    ],
 ) -> None:
-    """Draw the trade-off, every split, and both metrics by answer length, as SVG and PNG; of edits
-    made one after another also every split by their number.
+    """Draw the scores of runs as SVG and PNG.
+
+    The plots show the trade-off between success and locality, every split, and both metrics by
+    answer length. For edits made in sequence they also show every split by the number of edits.
     """
     from mmedit.report.render.plots import write_plots
     from mmedit.report.render.sequence_plots import write_sequence_plots
@@ -103,4 +151,25 @@ def plot(
     records = read_runs(runs).records
     paths = [*write_plots(records, out_folder), *write_sequence_plots(records, out_folder)]
     for path in paths:
-        out.print(f"written: {path}", soft_wrap=True)
+        say(f"written: {path}")
+
+
+def _require_names(published: str | None, model: str | None, dataset: str | None) -> None:
+    """Raise ConfigError if --published-model or --published-dataset cannot be used."""
+    for option, value in (("--published-model", model), ("--published-dataset", dataset)):
+        if value is not None and published is None:
+            raise ConfigError(
+                f"{option} {value} names a row of a published table, and no table is given; add "
+                f"--published NAME: {either(names('published'))}"
+            )
+        if value is not None and not value.strip():
+            raise ConfigError(f"{option} is empty; give a name, or leave {option} out")
+
+
+def _warn_of_datasets(datasets: set[str]) -> None:
+    if len(datasets) > 1:
+        say(
+            f"the rows are of different datasets ({', '.join(sorted(datasets))}), and the best "
+            "value of a column is the best of all rows; make a table for each dataset instead",
+            to=err,
+        )
