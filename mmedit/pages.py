@@ -8,7 +8,7 @@ from pathlib import Path
 from mmedit.cases import EditCase, image_name
 from mmedit.config import read_cases
 from mmedit.errors import MmeditError
-from mmedit.records.schema import RUN, Record, RunManifest, notes_of
+from mmedit.records.schema import RUN, Record, RunManifest
 from mmedit.records.store import read_manifest, read_records
 from mmedit.report.render.page import write_report
 from mmedit.settings import Overrides
@@ -41,14 +41,11 @@ def write_page(
     title: str,
 ) -> Path:
     """Write `report.html` of a run, with the images of the first cases; returns its path."""
-    number = len({record.case_id for record in records})
-    notes = " ".join(notes_of(manifest))
     return write_report(
         folder,
         records,
         images=save_images(cases[:PICTURED], folder / "images"),
         title=title,
-        intro=f"{number} edits of {manifest.vlm} on {manifest.dataset}. {notes}".strip(),
         examples=PICTURED,
         manifest=manifest,
     )

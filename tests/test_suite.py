@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mmedit.cases import Split
 from mmedit.catalog import names
 from mmedit.config import load_editors, load_mode, load_table, named_vlms, read_overrides
 from mmedit.config_files import Block
-from mmedit.datasets.easyvqa.pictures import load_pictures
+from mmedit.datasets.easyvqa import cases as easyvqa
+from mmedit.datasets.easyvqa.pictures import known_pictures, load_pictures
 from mmedit.errors import ConfigError, MmeditError, UnknownNameError
 from mmedit.report.published import load_published
 from mmedit.storage import config_folder

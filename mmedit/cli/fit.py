@@ -73,7 +73,7 @@ def fit(
     from mmedit.config import load_editors, load_vlm_file, require_trainable
     from mmedit.processes import is_main_process, number_of_processes
     from mmedit.storage import make_folder
-    from mmedit.training.checkpoints import seconds_spent
+    from mmedit.training.resume import seconds_spent
 
     overrides = read_settings(vlm, editor, settings)
     vlm_file = load_vlm_file(vlm, overrides.of("vlm"))
@@ -204,7 +204,7 @@ def _require_cases_left(validation: int, cases: int | None) -> None:
 
 def _steps_to_continue(directory: Path, *, resume: bool) -> int:
     """Return how many steps of an earlier training are in the folder. Raises ConfigError."""
-    from mmedit.training.checkpoints import steps_done
+    from mmedit.training.resume import steps_done
 
     done = steps_done(directory)
     if done and not resume:

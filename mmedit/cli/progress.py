@@ -122,6 +122,10 @@ class _Bars(rich.progress.Progress):
         self.update(row, completed=done, total=total or None, pace=str(pace), latest=pace)
 
 
+def _is_new(pace: Pace, last: Pace) -> bool:
+    return last.begun != pace.begun or pace.is_finished != last.is_finished
+
+
 def _lines(console: Console, clock: Clock) -> Progress:
     """Make a `Progress` that prints plain lines."""
     latest: dict[str, Pace] = {}
@@ -130,8 +134,7 @@ def _lines(console: Console, clock: Clock) -> Progress:
     def show(task: str, done: int, total: int, figures: str) -> None:
         pace = latest[task] = _followed(latest.get(task), done, total, clock())
         last = printed.get(task)
-        is_new = last is None or last.begun != pace.begun or pace.is_finished != last.is_finished
-        if is_new or pace.now - last.now >= PERIOD:
+        if last is None or _is_new(pace, last) or pace.now - last.now >= PERIOD:
             printed[task] = pace
             count = f"{task}: {done:,}/{total:,}" if total else f"{task}: {done:,}"
             parts = [part for part in (count, str(pace), figures) if part]

@@ -26,10 +26,11 @@ def cells(notebook: Path, kind: str) -> list[str]:
 def run(cell: str, names: dict[str, object]) -> object:
     """Run a cell and return the value of its last line, if that is an expression."""
     parsed = ast.parse(cell)
-    last = parsed.body.pop() if isinstance(parsed.body[-1], ast.Expr) else None
-    exec(compile(parsed, "cell", "exec"), names)
-    if last is None:
+    last = parsed.body[-1]
+    if not isinstance(last, ast.Expr):
+        exec(compile(parsed, "cell", "exec"), names)
         return None
+    exec(compile(ast.Module(parsed.body[:-1], []), "cell", "exec"), names)
     return eval(compile(ast.Expression(last.value), "cell", "eval"), names)
 
 

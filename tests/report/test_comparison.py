@@ -76,9 +76,9 @@ def test_edits_where_they_disagree_come_with_what_each_said(tmp_path):
     a, b = method(tmp_path, "a", [1.0, 1.0]), method(tmp_path, "b", [1.0, 0.0])
     request, local = compare(a, b).disagreements
     assert (request.case, request.split, request.prompt) == ("1", "Rel", "colour?")
-    assert (request.wanted, request.first, request.second) == ("red", "a 1", "b 1")
+    assert (request.expected, request.first, request.second) == ("red", "a 1", "b 1")
     assert request.first_is_right
-    assert (local.split, local.wanted) == ("I-Loc", "before")
+    assert (local.split, local.expected) == ("I-Loc", "before")
 
 
 def test_runs_without_a_common_edit_and_ids_of_different_edits_are_refused(tmp_path):
