@@ -1,9 +1,9 @@
-"""A weight edit as data: `y = W x + b` becomes `y = W x + b + Δ(x)`, with Δ(x) = U^T (V x) or Δ(x)
-= ΔW x.
+"""A weight edit as data: `y = W x + b` becomes `y = W x + b + Δ(x)`, where Δ(x) = U^T (V x) or
+Δ(x) = ΔW x.
 
 A delta may have a leading `edits` axis: then row i of a batch is answered under edit i alone.
-Deltas are added by forward hooks that live only inside one call (`added`), so the network itself is
-never written to.
+Deltas are added by forward hooks that exist only during one call (`added`), so the network itself
+is never written to.
 """
 
 from __future__ import annotations
@@ -12,48 +12,49 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mmedit.errors import DataError, SiteError, did_you_mean
+from mmedit.errors import SiteError, did_you_mean
 
 
 class Delta(ABC):
-    """What is added to the output of one `nn.Linear`."""
+    """An addition to the output of one `nn.Linear`."""
 
     @property
     @abstractmethod
     def edits(self) -> int | None:
-        """Length of the edits axis; None for one edit that holds for every row."""
+        """Length of the edits axis; None for one edit of all rows."""
 
     @property
     @abstractmethod
     def shape(self) -> tuple[int, int]:
-        """(out, in), as of the weight."""
+        """(out, in) of the weight."""
 
     @abstractmethod
     def __call__(self, x: Float[Tensor, "rows tokens in"]) -> Float[Tensor, "rows tokens out"]:
-        """Δ(x), in the delta's own dtype."""
+        """Return Δ(x), in the delta's own dtype."""
 
     @abstractmethod
     def weight(self) -> Float[Tensor, "*edits out in"]:
-        """Δ as a matrix to add to the weight (export)."""
+        """Return Δ as a matrix to add to the weight (export)."""
 
     @abstractmethod
     def select(self, rows: Sequence[int]) -> Delta:
-        """The delta under which row i is answered by edit rows[i]; without edits axis, itself."""
+        """Return the delta under which row i is answered by edit rows[i].
+
+        A delta without edits axis returns itself.
+        """
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """What a file holds of it, by name."""
+        """Return the tensors that a file stores, by name."""
 
     @property
     def parameters(self) -> int:
-        """How many numbers one edit holds."""
+        """Number of values in one edit."""
         return sum(tensor.numel() for tensor in self.tensors().values()) // (self.edits or 1)
 
 
@@ -120,8 +121,9 @@ class Dense(Delta):
 
 @dataclass(frozen=True, eq=False)
 class Sum(Delta):
-    """Deltas that cannot be merged into one without cost: separate ones of two kinds, or one per
-    edit and one for all.
+    """Deltas at one site that cannot be merged without cost.
+
+    These are separate edits of two kinds, or separate edits beside one of all rows.
     """
 
     parts: tuple[Delta, ...]
@@ -155,18 +157,26 @@ class Sum(Delta):
 
     def tensors(self) -> dict[str, Tensor]:
         return {
-            f"{number}.{_kind(part)}.{name}": tensor
+            f"{number}.{kind_of(part)}.{name}": tensor
             for number, part in enumerate(self.parts)
             for name, tensor in part.tensors().items()
         }
 
 
 KINDS: dict[str, type[LowRank] | type[Dense]] = {"low_rank": LowRank, "dense": Dense}
+"""Deltas by the name of their kind in files. A `Sum` is called "sum" there."""
+
+
+def kind_of(delta: Delta) -> str:
+    """Return the name of a delta's kind in files."""
+    return next((name for name, kind in KINDS.items() if isinstance(delta, kind)), "sum")
 
 
 def compose(first: Delta, second: Delta) -> Delta:
-    """Both deltas at once. Those that hold for every row become one whose cost does not grow with
-    their number; separate ones merge where they are of the same kind.
+    """Return the delta that does what both do.
+
+    Deltas of all rows become one, whose cost does not grow with their number; separate edits are
+    merged if they are of the same kind. Raises SiteError if they do not fit together.
     """
     if first.shape != second.shape:
         raise SiteError(f"deltas of shapes {first.shape} and {second.shape} cannot act at one site")
@@ -200,19 +210,19 @@ def _merge(first: Delta, second: Delta) -> Delta | None:
 
 
 def _cheapest(delta: LowRank) -> Delta:
-    """The same as one matrix where that is fewer numbers."""
+    """Return the delta as one matrix if that takes fewer numbers."""
     (out, in_), rank = delta.shape, delta.u.shape[-2]
     return Dense(delta.weight()) if rank * (out + in_) > out * in_ else delta
 
 
 def compose_all(first: Mapping[str, Delta], second: Mapping[str, Delta]) -> dict[str, Delta]:
-    """Site by site."""
+    """Compose deltas site by site."""
     both = {site: compose(first[site], second[site]) for site in first.keys() & second.keys()}
     return {**first, **second, **both}
 
 
 def together(separate: Mapping[str, LowRank]) -> dict[str, Delta]:
-    """Separate edits as one that holds for every row: the sum of all."""
+    """Return separate edits as one edit of all rows, their sum."""
     return {
         site: _cheapest(LowRank(u=delta.u.flatten(0, -2), v=delta.v.flatten(0, -2)))
         for site, delta in separate.items()
@@ -220,16 +230,16 @@ def together(separate: Mapping[str, LowRank]) -> dict[str, Delta]:
 
 
 def fold(weight: Float[Tensor, "out in"], delta: Delta) -> Float[Tensor, "*edits out in"]:
-    """The edited weight, in the weight's dtype: half precision may round a small edit away."""
+    """Return the edited weight in the weight's dtype. Half precision may round a small edit away."""
     return (weight.float() + delta.weight().float()).to(weight.dtype)
 
 
 @contextmanager
 def added(network: nn.Module, deltas: Mapping[str, Delta], rows: int) -> Iterator[None]:
-    """While the context lasts, every named Linear of the network adds its delta. `rows`: the batch
-    size of the call.
+    """Add the delta of every named Linear to its output while the context lasts.
 
-    The number of rows must be told: OPT flattens (rows, tokens) to one axis before fc1 and fc2.
+    `rows` is the batch size of the call. It must be given, because OPT flattens (rows, tokens) to
+    one axis before fc1 and fc2. Raises SiteError if a delta does not fit.
     """
     hooks = []
     try:
@@ -264,7 +274,7 @@ def _adder(delta: Delta, rows: int):
 
 
 def linear_at(network: nn.Module, site: str) -> nn.Linear:
-    """The Linear of that name; SiteError tells the nearest one."""
+    """Return the Linear of that name. Raises SiteError, which tells the nearest name."""
     try:
         module = network.get_submodule(site)
     except AttributeError:
@@ -279,49 +289,3 @@ def linear_at(network: nn.Module, site: str) -> nn.Linear:
 
 def _no_site(site: str, linears: list[str]) -> str:
     return f"the network has no Linear named {site!r}.{did_you_mean(site, linears, cutoff=0.3)}"
-
-
-def save_deltas(path: Path, deltas: Mapping[str, Delta]) -> None:
-    """One safetensors file: `site|kind|name`, or `site|sum|number.kind.name`."""
-    tensors = {
-        f"{site}|{_kind(delta)}|{name}": tensor.detach().clone(
-            memory_format=torch.contiguous_format
-        )  # safetensors refuses memory that two names share
-        for site, delta in deltas.items()
-        for name, tensor in delta.tensors().items()
-    }
-    save_file(tensors, path)
-
-
-def load_deltas(path: Path, device: str | torch.device = "cpu") -> dict[str, Delta]:
-    """The inverse of `save_deltas`."""
-    groups: dict[tuple[str, str], dict[str, Tensor]] = {}
-    for key, tensor in load_file(path, device=str(device)).items():
-        site, kind, name = _split_key(path, key)
-        groups.setdefault((site, kind), {})[name] = tensor
-    return {site: _build(path, kind, tensors) for (site, kind), tensors in groups.items()}
-
-
-def _split_key(path: Path, key: str) -> tuple[str, str, str]:
-    parts = key.split("|")
-    if len(parts) != 3:
-        raise DataError(
-            f"{path}: tensor {key!r} is not named site|kind|name; this is no file of deltas"
-        )
-    return parts[0], parts[1], parts[2]
-
-
-def _build(path: Path, kind: str, tensors: dict[str, Tensor]) -> Delta:
-    if kind == "sum":
-        numbered: dict[tuple[int, str], dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            number, part_kind, part_name = name.split(".")
-            numbered.setdefault((int(number), part_kind), {})[part_name] = tensor
-        return Sum(tuple(_build(path, part, numbered[n, part]) for n, part in sorted(numbered)))
-    if kind not in KINDS:
-        raise DataError(f"{path}: unknown kind of delta {kind!r}; known: {', '.join(KINDS)}")
-    return KINDS[kind](**tensors)
-
-
-def _kind(delta: Delta) -> str:
-    return next((name for name, kind in KINDS.items() if isinstance(delta, kind)), "sum")

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import OPTForCausalLM
 
+from mmedit.delta_files import load_deltas, save_deltas
 from mmedit.deltas import (
     Delta,
     Dense,
@@ -23,8 +24,6 @@ from mmedit.deltas import (
     compose_all,
     fold,
     linear_at,
-    load_deltas,
-    save_deltas,
     together,
 )
 from mmedit.errors import DataError, SiteError
@@ -317,7 +316,7 @@ def test_sum_of_many_parts_keeps_their_order(tmp_path: Path):
 @pytest.mark.parametrize(
     ("key", "text"),
     [
-        ("weight", "tensor 'weight' is not named site|kind|name; this is no file of deltas"),
+        ("weight", "the name of tensor 'weight' is not site|kind|name; expected a file of deltas"),
         ("a|cubic|u", "unknown kind of delta 'cubic'; known: low_rank, dense"),
     ],
 )

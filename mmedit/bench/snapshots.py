@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from safetensors import SafetensorError
 
-from mmedit.deltas import load_deltas, save_deltas
+from mmedit.delta_files import load_deltas, save_deltas
 from mmedit.errors import DataError, RunError
 from mmedit.processes import on_main
 from mmedit.vlm.interface import VLM

@@ -1,4 +1,4 @@
-"""The account of a checkpoint's tensors: each is used, or dropped for a reason that is told."""
+"""The account of a checkpoint's tensors: each one is used, or dropped for a reason."""
 
 from __future__ import annotations
 
@@ -15,46 +15,46 @@ from mmedit.errors import ModelError
 
 Shapes = Mapping[str, tuple[int, ...]]
 Drops = Sequence[tuple[str, str]]
-"""Regular expressions of whole names, and why what they match is not needed."""
+"""Regular expressions of whole names, and why the tensors that they match are not needed."""
 
 SHOWN = 8
-"""Names that an error tells; of a wrong file all would be wrong."""
+"""Number of names in an error. In a wrong file, all names are wrong."""
 ON_REQUEST = "dropped on request (--drop)"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Checkpoint:
-    """What a source holds: tensors by their original names."""
+    """The tensors of one source, by their original names."""
 
     role: str
-    """What it was given as: `--vision`."""
+    """The option that named the source: `--vision`."""
     source: str
     tensors: Mapping[str, Tensor]
     sha256: str | None = None
-    """Of the file; None where it is no file."""
+    """The file's hash; None if the source is not a file."""
     dropped: Mapping[str, str] = field(default_factory=dict)
-    """What was set aside when it was read, with the reason."""
+    """Names that were left out when the source was read, with the reason."""
 
     def __str__(self) -> str:
         return f"{self.role} {self.source}"
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor that must be there. Raises ModelError."""
+        """Return the shape of a tensor. Raises ModelError if it is missing."""
         if name not in self.tensors:
-            raise ModelError(f"{self} has no tensor {name}; it holds {listed(self.tensors)}")
+            raise ModelError(f"{self} has no tensor {name}; it contains {listed(self.tensors)}")
         return tuple(self.tensors[name].shape)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """What became of one source."""
+    """The number of used tensors of one source, and its dropped ones."""
 
     role: str
     source: str
     sha256: str | None
     used: int
     dropped: Mapping[str, str]
-    """Names with reasons."""
+    """Names of dropped tensors, with the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,64 +67,65 @@ class Conversion:
     dtype: str
     accounts: tuple[Account, ...]
     filled: Mapping[str, str]
-    """Weights that no source holds, with what they are and why."""
+    """Weights that no source contains, with what they are and why."""
     versions: Mapping[str, str]
 
 
 def account(
-    checkpoint: Checkpoint, wanted: Shapes, drops: Drops, *, also_drop: Sequence[str] = ()
+    checkpoint: Checkpoint, expected: Shapes, drops: Drops, *, also_drop: Sequence[str] = ()
 ) -> Account:
-    """Compare a source with what is wanted of it. `also_drop`: shell patterns of names that are
-    neither wanted nor known.
+    """Compare a source with the tensors that are expected of it, and return its account.
 
-    Raises ModelError that names the tensors that are missing, mis-shaped, no floating point, not
-    finite, or extra.
+    `also_drop` are shell patterns of names that are neither expected nor known. Raises ModelError
+    that names the tensors that are missing, mis-shaped, not floating point, not finite, or extra.
     """
-    tensors = checkpoint.tensors
-    missing = [name for name in wanted if name not in tensors]
-    misshaped = [
-        f"{name} (found {list(tensors[name].shape)}, wanted {list(shape)})"
-        for name, shape in wanted.items()
-        if name in tensors and tuple(tensors[name].shape) != shape
-    ]
-    coded = [
-        f"{name} ({tensors[name].dtype})"
-        for name in wanted
-        if name in tensors and not tensors[name].is_floating_point()
-    ]
-    endless = [
-        name
-        for name in wanted
-        if name in tensors and not bool(tensors[name].float().isfinite().all())
-    ]
-    rest = {name: _reason(name, drops, also_drop) for name in tensors if name not in wanted}
+    rest = {
+        name: _reason(name, drops, also_drop) for name in checkpoint.tensors if name not in expected
+    }
     extra = [name for name, reason in rest.items() if reason is None]
     problems = [
-        f"{what}: {listed(names)}"
-        for what, names in (
-            ("missing", missing),
-            ("of another shape", misshaped),
-            ("not floating point", coded),
-            ("NaN or infinite", endless),
-            ("extra", extra),
-        )
+        f"{fault}: {listed(names)}"
+        for fault, names in {**_faults(checkpoint.tensors, expected), "extra": extra}.items()
         if names
     ]
     if problems:
-        advice = " What is not needed may be left out: --drop NAME." if extra else ""
+        advice = " To leave out a tensor that is not needed: --drop NAME." if extra else ""
         raise ModelError(f"{checkpoint} does not fit. {'. '.join(problems)}.{advice}")
     return Account(
         role=checkpoint.role,
         source=checkpoint.source,
         sha256=checkpoint.sha256,
-        used=len(wanted),
+        used=len(expected),
         dropped={**checkpoint.dropped, **{name: str(reason) for name, reason in rest.items()}},
     )
 
 
+def _faults(tensors: Mapping[str, Tensor], expected: Shapes) -> dict[str, list[str]]:
+    """Return the expected tensors that are faulty, by fault."""
+    found = {name: tensors[name] for name in expected if name in tensors}
+    return {
+        "missing": [name for name in expected if name not in tensors],
+        "of another shape": [
+            f"{name} (found {list(tensor.shape)}, expected {list(expected[name])})"
+            for name, tensor in found.items()
+            if tuple(tensor.shape) != expected[name]
+        ],
+        "not floating point": [
+            f"{name} ({tensor.dtype})"
+            for name, tensor in found.items()
+            if not tensor.is_floating_point()
+        ],
+        "NaN or infinite": [
+            name for name, tensor in found.items() if not bool(tensor.float().isfinite().all())
+        ],
+    }
+
+
 def agreed_size(checkpoint: Checkpoint, axes: Mapping[str, int]) -> int:
-    """The size that most tensors have; `axes`: regular expressions of whole names, and the axis
-    that has it. By vote, so that the odd tensor is the one called mis-shaped. Raises ModelError.
+    """Return the size that most tensors have.
+
+    `axes` are regular expressions of whole names, with the axis that has the size. The majority
+    counts, so that an error names the one tensor that differs. Raises ModelError.
     """
     sizes = Counter(
         tensor.shape[axis]
@@ -133,21 +134,21 @@ def agreed_size(checkpoint: Checkpoint, axes: Mapping[str, int]) -> int:
         if re.fullmatch(pattern, name) and tensor.ndim > axis
     )
     if not sizes:
-        wanted = re.sub(r"\(?\\d\+\)?", "N", next(iter(axes))).replace(".*", "*").replace("\\", "")
+        example = re.sub(r"\(?\\d\+\)?", "N", next(iter(axes))).replace(".*", "*").replace("\\", "")
         raise ModelError(
-            f"{checkpoint} has no tensor like {wanted}; it holds {listed(checkpoint.tensors)}"
+            f"{checkpoint} has no tensor like {example}; it contains {listed(checkpoint.tensors)}"
         )
     return sizes.most_common(1)[0][0]
 
 
 def numbers(checkpoint: Checkpoint, pattern: str) -> list[int]:
-    """Sorted and distinct: the first group of the names that begin so."""
+    """Return the distinct first groups of the names that begin with a pattern, sorted."""
     found = (re.match(pattern, name) for name in checkpoint.tensors)
     return sorted({int(match[1]) for match in found if match})
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first names, and how many more there are."""
+    """Return the first names, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return (", ".join(names[:SHOWN]) + more) if names else "nothing"

@@ -198,7 +198,7 @@ def _advice(source: str, error: Exception) -> str:
         return " Read that code; if you trust it, load with trust_remote_code=True."
     if folder.is_dir() and any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
         return (
-            " The folder has pickled weights (.bin), which are refused because opening them can run "
+            " The folder has pickled weights (.bin), which are refused, as opening them can run "
             "code; save the model as safetensors, as save_pretrained does."
         )
     return ""
