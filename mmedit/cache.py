@@ -1,13 +1,11 @@
-"""What is computed once and looked up afterwards: frozen image features, and the base model's
-outputs on probes.
+"""A cache of tensors that are computed once and then looked up, such as frozen image features.
 
-A cache maps keys (content hashes) to tensors. It keeps the recently used ones in memory and, where
-a directory is given, all of them on disk, both bounded in bytes.
+It maps keys (content hashes) to tensors. It keeps recently used tensors in memory and, if it has a
+directory, all of them on disk, both bounded in bytes.
 """
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,14 +14,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mmedit.storage import replaced
+
 GIGABYTE = 2**30
 
 
 class TensorCache:
-    """Least recently used tensors in memory, then on disk. Not a value: it is shared by all VLMs
-    over one network.
+    """A cache in memory and on disk that drops the least recently used tensors first.
 
-    `misses` counts the tensors that had to be computed, `hits` those that did not.
+    It is not a value: all VLMs over one network share it. `misses` is the number of tensors that
+    were computed, `hits` the number that were found.
     """
 
     def __init__(
@@ -43,19 +43,20 @@ class TensorCache:
 
     @property
     def bytes_used(self) -> int:
-        """What the tensors in memory take."""
+        """Size of the tensors in memory, in bytes."""
         return self._used
 
     @property
     def on_disk(self) -> bool:
-        """Whether tensors are kept in a directory, where other processes find them."""
+        """Whether tensors are kept in a directory, for other processes to find."""
         return self._directory is not None
 
     def lookup(
         self, keys: Sequence[str], compute: Callable[[Sequence[int]], Sequence[Tensor]]
     ) -> list[Tensor]:
-        """One tensor per key. `compute` gets the first positions of the distinct missing keys, at
-        most once per call.
+        """Return one tensor per key.
+
+        `compute` is called at most once, with the first positions of the distinct missing keys.
         """
         found: dict[str, Tensor] = {}
         missing: dict[str, int] = {}
@@ -95,9 +96,8 @@ class TensorCache:
             return
         self._directory.mkdir(parents=True, exist_ok=True)
         file = self._file(self._directory, key)
-        partial = file.with_suffix(f".{os.getpid()}.partial")
-        save_file({"value": tensor.contiguous()}, partial)
-        os.replace(partial, file)
+        with replaced(file) as partial:
+            save_file({"value": tensor.contiguous()}, partial)
         self._prune_disk(self._directory)
 
     def _remember(self, key: str, tensor: Tensor) -> None:

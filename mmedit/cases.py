@@ -1,4 +1,4 @@
-"""What an edit is: a request, and the probes that measure it. No tensors."""
+"""Edit cases: a request, and the probes that measure the edit. No tensors."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ from mmedit.images import image_key
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A prompt about an image (or about none) and its answer.
+    """A prompt, with an image or without, and its answer.
 
-    `prompt` reaches the language model verbatim, after the image and inside the model family's own
-    conversation markers. `context` stands between image and prompt: it conditions the answer but
-    belongs to no metric (in-context editing puts its demonstrations there). `target` is the answer
-    without leading space. `answers` are further ones that free generation may give as well.
+    The language model gets `prompt` verbatim, after the image and inside the model family's own
+    conversation markers. `context` is put between image and prompt: it conditions the answer, and
+    no metric scores it (in-context editing puts its demonstrations there). `target` is the answer
+    without leading space. `answers` are further answers that are right in free generation.
+
+    >>> Example(prompt="what color is the shape?", target="blue", image=Path("shapes/7.png"))
+    Example('what color is the shape?' -> 'blue', image 7.png)
     """
 
     prompt: str
@@ -39,27 +42,36 @@ class Example:
         if isinstance(self.image, list | tuple):
             raise ImageError(
                 f"{len(self.image)} images were given; an example has one image or none. Join them "
-                "to one picture, or make an example of each."
+                "into one picture, or make an example of each."
             )
         if not self.target.strip():
             raise EmptyAnswerError(
-                f"the target of {self.prompt!r} is empty; give the answer that the model shall "
-                "learn or be scored on"
+                f"the target of {self.prompt!r} is empty; give the answer that the model must "
+                "learn or is scored on"
             )
         if isinstance(self.answers, str):
             raise DataError(
-                f"the accepted answers of {self.prompt!r} are the text {self.answers!r}; a tuple "
-                f"of texts was wanted: ({self.answers!r},)"
+                f"the accepted answers of {self.prompt!r} are the text {self.answers!r}; expected "
+                f"a tuple of texts: ({self.answers!r},)"
             )
         if not all(answer.strip() for answer in self.answers):
             raise EmptyAnswerError(
-                f"an accepted answer of {self.prompt!r} is empty, which would make silence right; "
-                "leave it out"
+                f"an accepted answer of {self.prompt!r} is empty, and an empty answer would accept "
+                "silence; leave it out"
             )
+
+    def __repr__(self) -> str:
+        image = ""
+        if isinstance(self.image, Path):
+            image = f", image {self.image.name}"
+        elif self.image is not None:
+            image = f", image of {self.image.width} x {self.image.height} pixels"
+        context = f", context of {len(self.context)} characters" if self.context else ""
+        return f"Example({self.prompt!r} -> {self.target!r}{image}{context})"
 
     @property
     def accepted(self) -> tuple[str, ...]:
-        """Every answer that is right when it is generated freely, the target first."""
+        """All answers that are right in free generation, the target first."""
         return tuple(dict.fromkeys((self.target, *self.answers)))
 
 
@@ -103,8 +115,9 @@ class Probe(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class EditCase:
-    """One edit of a benchmark. `probes` need not hold the request itself: reliability is the
-    request.
+    """One edit of a benchmark: its request, and examples by probe.
+
+    The request itself is added to `probes` as the reliability probe if there is none.
     """
 
     id: str
@@ -115,6 +128,10 @@ class EditCase:
         probes = {Probe.RELIABILITY: (self.request,), **self.probes}
         ordered = {probe: tuple(probes[probe]) for probe in Probe if probes.get(probe)}
         object.__setattr__(self, "probes", MappingProxyType(ordered))
+
+    def __repr__(self) -> str:
+        probes = ", ".join(f"{probe} {len(examples)}" for probe, examples in self.probes.items())
+        return f"EditCase({self.id!r}, {self.request!r}, probes: {probes})"
 
 
 @dataclass(frozen=True)
@@ -140,8 +157,10 @@ class Cases(Sequence[EditCase]):
 
 
 def image_name(example: Example) -> str | None:
-    """What records call an image: the last three parts of its path, the same on every machine, or
-    the content hash of an image made in memory.
+    """Return the name of an example's image in records, or None without an image.
+
+    It is the last three parts of the path, which are the same on every machine, or the content hash
+    of an image made in memory.
     """
     if example.image is None:
         return None
@@ -154,8 +173,9 @@ Split = Literal["train", "test"]
 
 
 def dataset_hash(cases: Iterable[EditCase]) -> str:
-    """A hash of everything that cases say, in their order; of images, their names (a file's last
-    three parts), or their size where they were made in memory.
+    """Return a hash of all texts of the cases, in their order, and of the names of their images.
+
+    An image made in memory counts by its size.
     """
     digest = hashlib.blake2b(digest_size=16)
     for case in cases:

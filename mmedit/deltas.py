@@ -230,7 +230,7 @@ def together(separate: Mapping[str, LowRank]) -> dict[str, Delta]:
 
 
 def fold(weight: Float[Tensor, "out in"], delta: Delta) -> Float[Tensor, "*edits out in"]:
-    """Return the edited weight in the weight's dtype. Half precision may round a small edit away."""
+    """Return the edited weight, in the weight's dtype. Half precision may round the edit away."""
     return (weight.float() + delta.weight().float()).to(weight.dtype)
 
 

@@ -14,14 +14,14 @@ from mmedit.errors import ImageError
 from mmedit.progress import Progress
 
 MAX_PIXELS = 50_000_000
-"""More than a 50-megapixel photograph is refused before it is decoded."""
+"""Maximum number of pixels. A larger image is refused before it is decoded."""
 
 
 def open_image(image: Path | Image.Image) -> Image.Image:
-    """The image in RGB, upright (EXIF orientation), fully decoded.
+    """Return the image in RGB, upright (EXIF orientation), fully decoded.
 
-    Raises ImageError: the file is missing, is no image, is cut off, has more than `MAX_PIXELS`
-    pixels, or more than 8 bits per pixel and channel.
+    Raises ImageError if the file is missing, is not an image, is cut off, or has more than
+    `MAX_PIXELS` pixels or more than 8 bits per pixel and channel.
     """
     try:
         with warnings.catch_warnings():
@@ -33,14 +33,14 @@ def open_image(image: Path | Image.Image) -> Image.Image:
     except FileNotFoundError:
         raise ImageError(f"image not found: {image}. Check the path.") from None
     except IsADirectoryError:
-        raise ImageError(f"{image} is a folder; an image file was wanted.") from None
+        raise ImageError(f"{image} is a folder; expected an image file.") from None
     except UnidentifiedImageError:
         raise ImageError(
             f"{image} is not an image that Pillow can read (PNG, JPEG, ...)."
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(
-            f"{image} has too many pixels; at most {MAX_PIXELS:,}: scale it down."
+            f"{image} has too many pixels; expected at most {MAX_PIXELS:,}: scale it down."
         ) from None
     except (OSError, SyntaxError, ValueError) as error:
         if isinstance(error, ImageError):
@@ -49,7 +49,7 @@ def open_image(image: Path | Image.Image) -> Image.Image:
 
 
 def image_key(image: Path | Image.Image) -> str:
-    """A hash of the content: equal pixels in memory, or equal bytes in a file, have equal keys."""
+    """Return a hash of the content: of the pixels in memory, or of the bytes of a file."""
     if isinstance(image, Image.Image):
         seen = open_image(image)  # palette and orientation count, not only the stored numbers
         header = f"{seen.size}".encode()
@@ -83,13 +83,13 @@ def _check_size(image: Image.Image, name: str) -> None:
     pixels = image.width * image.height
     if pixels > MAX_PIXELS:
         raise ImageError(
-            f"{name} has {image.width} x {image.height} = {pixels:,} pixels; at most "
-            f"{MAX_PIXELS:,}: scale it down."
+            f"{name} has {image.width} x {image.height} = {pixels:,} pixels; expected "
+            f"at most {MAX_PIXELS:,}: scale it down."
         )
 
 
 def corrupt_images(name: str, paths: Sequence[Path], progress: Progress) -> tuple[str, ...]:
-    """What is wrong with those that cannot be opened."""
+    """Return the errors of the images that cannot be opened."""
     faults = []
     for number, path in enumerate(paths):
         try:

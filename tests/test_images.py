@@ -49,7 +49,7 @@ def test_missing_image_is_an_error_that_names_the_path(tmp_path: Path):
 def test_folder_in_place_of_an_image_is_an_error(tmp_path: Path):
     with pytest.raises(ImageError) as raised:
         open_image(tmp_path)
-    assert str(raised.value) == f"{tmp_path} is a folder; an image file was wanted."
+    assert str(raised.value) == f"{tmp_path} is a folder; expected an image file."
     with pytest.raises(ImageError, match="cannot be read"):
         image_key(tmp_path)
 
@@ -83,7 +83,7 @@ def test_giant_image_in_memory_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 1_000)
     with pytest.raises(ImageError) as raised:
         open_image(random_image(0, width=40, height=30))
-    wanted = "the given image has 40 x 30 = 1,200 pixels; at most 1,000: scale it down."
+    wanted = "the given image has 40 x 30 = 1,200 pixels; expected at most 1,000: scale it down."
     assert str(raised.value) == wanted
 
 

@@ -26,23 +26,23 @@ class Inputs:
     """Prompt and answer; not the image, the context, markers or padding."""
     is_answer: Bool[Tensor, "batch sequence"]
     position: Int[Tensor, "batch text"]
-    """Where the text tokens of every row stand, in order, then (in shorter rows) anything."""
+    """The positions of every row's text tokens, in order. Shorter rows end with any positions."""
     image_rows: tuple[int, ...]
-    """The rows that have an image; image features come in this order."""
+    """The rows that have an image, in the order of the image features."""
     extras: Mapping[str, Tensor] = field(default_factory=dict)
-    """What else the family's language model wants to know: image grids, token types."""
+    """Further inputs of the family's language model: image grids, token types."""
 
     @property
     def before(self) -> Int[Tensor, "batch text"]:
-        """What predicts the text tokens: the positions before theirs; the only ones whose logits
-        are wanted, and computed.
+        """The positions that predict the text tokens, one before each. Logits are computed at
+        these alone.
         """
         return (self.position - 1).clamp(min=0)
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """The tokens of one example, and where the prompt starts and how long it and the answer are."""
+    """The tokens of one example, the start of its prompt, and the lengths of prompt and answer."""
 
     tokens: Int[Tensor, " sequence"]
     start: int
@@ -51,7 +51,7 @@ class Row:
 
 
 def padded(rows: Sequence[Row], padding: int, side: PaddingSide, device: torch.device) -> Inputs:
-    """The rows as one batch; masks are made for all rows at once."""
+    """Return the rows as one batch. Masks are made for all rows at once."""
     input_ids = nn.utils.rnn.pad_sequence(
         [row.tokens for row in rows],
         batch_first=True,
@@ -81,9 +81,10 @@ def padded(rows: Sequence[Row], padding: int, side: PaddingSide, device: torch.d
 
 @contextmanager
 def only_at(head: nn.Module, position: Int[Tensor, "batch text"]) -> Iterator[None]:
-    """While the context lasts, the language model's head sees these positions of every row alone:
-    no logits are made for image tokens. A hook, as the head may be on another device than what
-    goes in, and not every family's forward can be told.
+    """Compute logits only at these positions of every row while the context lasts.
+
+    It is a hook on the language model's head, because the head may be on another device than the
+    inputs, and not every family's forward has an argument for it.
     """
 
     def pick(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

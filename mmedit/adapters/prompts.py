@@ -1,9 +1,9 @@
-"""What stands around a prompt in a model family's own conversation format, as tokens.
+"""The tokens around a prompt in a model family's own conversation format.
 
-Template, context, prompt and answer are tokenised apart, so that masks are exact and a context
-changes no token of the prompt. Apart must not mean different: a tokenizer that puts a space before
-a text (Llama's) would do so in the middle of a sentence, so texts are tokenised as the continuation
-of something.
+Template, context, prompt and answer are tokenised separately, so that masks are exact and a context
+does not change the tokens of the prompt. The tokens must still be those of the whole text: a
+tokenizer that puts a space before a text (Llama's) would do so in the middle of a sentence, so each
+part is tokenised as the continuation of an anchor.
 """
 
 from __future__ import annotations
@@ -17,42 +17,42 @@ from jinja2 import TemplateError
 from mmedit.errors import ModelError
 
 PROBE, ANSWER_PROBE = "kwyj", "vqyk"
-"""Stand for a prompt and an answer in a template. No template holds them."""
+"""Placeholders for a prompt and an answer in a template. No template contains them."""
 ANCHOR = "\n"
-"""What texts are tokenised as the continuation of: it merges with nothing."""
+"""The text before each part when it is tokenised. Tokenizers do not merge it with others."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptFormat:
-    """The tokens around image, prompt and answer: `before_image`, the image, `before_prompt`, the
-    context, the prompt, `after_prompt`, the answer.
+    """The tokens around image, prompt and answer.
+
+    The order is `before_image`, the image, `before_prompt`, the context, the prompt,
+    `after_prompt`, the answer.
     """
 
     before_image: tuple[int, ...] = ()
     before_prompt: tuple[int, ...] = ()
     after_prompt: tuple[int, ...] = ()
     space: str
-    """Between what stands before and the prompt; tokenised with the prompt, as it merges with
-    it.
-    """
+    """The space before the prompt. It is tokenised with the prompt, as both can merge."""
     lead: str
-    """Between what stands before and the answer, likewise."""
+    """The space before the answer. It is tokenised with the answer."""
 
     def prompt(self, text: str) -> str:
-        """The prompt as it is tokenised."""
+        """Return the prompt as it is tokenised."""
         return self.space + text if text else ""
 
     def context(self, text: str) -> str:
-        """The context as it is tokenised: the space between it and the prompt is the prompt's."""
+        """Return the context as it is tokenised, without the space that belongs to the prompt."""
         return self.space + text.removesuffix(self.space or "\0") if text else ""
 
     def answer(self, text: str) -> str:
-        """The answer as it is tokenised."""
+        """Return the answer as it is tokenised."""
         return self.lead + text
 
 
 class Segmenter:
-    """Tokenises texts as continuations, without special tokens."""
+    """A tokenizer of texts as continuations, without special tokens."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -60,12 +60,12 @@ class Segmenter:
         self._anchor = anchor if both != [*anchor, *alone] and both[: len(anchor)] == anchor else []
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of every text; one call of the tokenizer for all."""
+        """Return the ids of every text. One call of the tokenizer for all."""
         if not self._anchor:
             return self._ids(texts)
         skip = len(self._anchor)
         continued = self._ids([ANCHOR + text for text in texts])
-        # An anchor that did merge after all: tokenised by itself, the text is at least itself.
+        # If an anchor merged after all, the text is tokenised by itself.
         return [
             ids[skip:] if ids[:skip] == self._anchor else self._ids([text])[0]
             for ids, text in zip(continued, texts, strict=True)
@@ -78,11 +78,11 @@ class Segmenter:
 def read_format(
     tokenizer: Any, text: str, *, marker: str | None, special_tokens: bool, lead: str
 ) -> PromptFormat:
-    """The format of which `text` is an instance, with `PROBE` as prompt and, where the image stands
-    inside, `marker`. Without marker the image comes first. `special_tokens`: the tokenizer adds its
-    own (BOS).
+    """Return the format of an example text, which has `PROBE` as its prompt.
 
-    Raises ModelError where the template loses the prompt or the image.
+    `marker` is the text that stands for the image; without one, the image comes first.
+    `special_tokens` says whether the tokenizer adds its own (BOS). Raises ModelError if the text
+    lacks the prompt or the image.
     """
     segment = Segmenter(tokenizer)
     (ids,) = tokenizer([text], add_special_tokens=special_tokens)["input_ids"]
@@ -92,8 +92,8 @@ def read_format(
             break
     else:
         raise ModelError(
-            f"the prompt cannot be found again among the tokens of {text!r}: the tokenizer merges "
-            "it with the conversation's markers; this model needs an adapter of its own "
+            f"the prompt cannot be found again among the tokens of {text!r}, as the tokenizer "
+            "merges it with the conversation's markers; this model needs an adapter of its own "
             "(docs/adding-a-model.md)"
         )
     before, after = ids[:start], ids[start + len(probe) :]
@@ -104,8 +104,8 @@ def read_format(
     image = tokenizer.convert_tokens_to_ids(marker)
     if before.count(image) != 1 or image in after:
         raise ModelError(
-            f"the conversation template gives {text!r}; {marker!r} was wanted once in it, before "
-            "the prompt, for the image"
+            f"the conversation template gives {text!r}; expected {marker!r} once in it, before the "
+            "prompt, for the image"
         )
     place = before.index(image)
     return PromptFormat(
@@ -118,13 +118,15 @@ def read_format(
 
 
 def chat_formats(processor: Any, marker: str) -> tuple[PromptFormat, PromptFormat]:
-    """The chat template's format of a conversation without, and with an image."""
+    """Return the chat template's formats of a conversation without an image, and with one."""
     return chat_format(processor, marker=None), chat_format(processor, marker=marker)
 
 
 def chat_format(processor: Any, *, marker: str | None) -> PromptFormat:
-    """The format of the processor's chat template, with a generation prompt; `marker`: the text
-    that stands for an image, None for a conversation without one. Raises ModelError.
+    """Return the format of the processor's chat template, with a generation prompt.
+
+    `marker` is the text that stands for an image; None is for a conversation without one. Raises
+    ModelError.
     """
     image = [] if marker is None else [{"type": "image"}]
     user = {"role": "user", "content": [*image, {"type": "text", "text": PROBE}]}
@@ -133,8 +135,8 @@ def chat_format(processor: Any, *, marker: str | None) -> PromptFormat:
         text = processor.apply_chat_template([user], add_generation_prompt=True, tokenize=False)
     except (TemplateError, TypeError, ValueError) as error:
         raise ModelError(
-            f"the model's chat template cannot be rendered ({error}); an ordinary template for "
-            "messages with role and content was wanted"
+            f"the model's chat template cannot be rendered ({error}); expected an ordinary template "
+            "for messages with role and content"
         ) from error
     starts_itself = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
     return read_format(
@@ -147,8 +149,9 @@ def chat_format(processor: Any, *, marker: str | None) -> PromptFormat:
 
 
 def _lead(processor: Any, user: dict[str, Any], generation_prompt: str) -> str:
-    """What the template puts between the generation prompt and an answer; nothing where it cannot
-    be told.
+    """Return the space that the template puts between the generation prompt and an answer.
+
+    It is empty if the template does not tell.
     """
     answer = {"role": "assistant", "content": [{"type": "text", "text": ANSWER_PROBE}]}
     try:
@@ -161,8 +164,8 @@ def _lead(processor: Any, user: dict[str, Any], generation_prompt: str) -> str:
     return between if found and not between.strip() else ""
 
 
-def _find(ids: Sequence[int], wanted: Sequence[int]) -> int | None:
-    """Where the wanted tokens begin; None where they do not occur, or more than once."""
-    size = len(wanted)
-    places = [at for at in range(len(ids) - size + 1) if list(ids[at : at + size]) == list(wanted)]
+def _find(ids: Sequence[int], part: Sequence[int]) -> int | None:
+    """Return where a part of the tokens begins; None if it does not occur exactly once."""
+    size = len(part)
+    places = [at for at in range(len(ids) - size + 1) if list(ids[at : at + size]) == list(part)]
     return places[0] if len(places) == 1 else None

@@ -202,5 +202,7 @@ def _described(deltas: Mapping[str, Delta]) -> str:
     kinds = Counter(type(delta).__name__ for delta in deltas.values())
     separate = {delta.edits for delta in deltas.values() if delta.edits is not None}
     each = f", {max(separate)} separate edits" if separate else ""
-    said = ", ".join(f"{kind} at {count} sites" for kind, count in kinds.items())
+    said = ", ".join(
+        f"{kind} at {count} {'site' if count == 1 else 'sites'}" for kind, count in kinds.items()
+    )
     return f"edited: {said}{each}"

@@ -109,7 +109,7 @@ def test_without_template_the_prompt_is_tokenised_as_it_stands_alone(tokenizer):
 
 def test_a_template_that_loses_image_or_prompt_is_an_error(tokenizer):
     for template, problem in (
-        (CHAT.replace("<image>", ""), "'<image>' was wanted once in it, before the prompt"),
+        (CHAT.replace("<image>", ""), "expected '<image>' once in it, before the prompt"),
         (CHAT.replace("{{ c['text'] }}", "?"), "the prompt cannot be found again"),
         ("{{ raise_exception('no') }}", "the model's chat template cannot be rendered"),
     ):

@@ -108,7 +108,7 @@ def test_an_empty_accepted_answer_is_refused_as_silence_would_be_right():
 
 
 def test_one_text_in_place_of_accepted_answers_is_refused_as_it_would_be_its_letters():
-    with pytest.raises(DataError, match=r"a tuple of texts was wanted: \('circle',\)"):
+    with pytest.raises(DataError, match=r"expected a tuple of texts: \('circle',\)"):
         Example(prompt="what is it?", target="disc", answers=cast(Any, "circle"))
 
 

@@ -388,7 +388,7 @@ def test_an_extra_tensor_is_named(tmp_path: Path, case: Original, role: str):
     text = refusal(case, rewrite(case, tmp_path, role, more), tmp_path)
     assert f"--{role}" in text
     assert text.endswith(
-        "extra: lora.down.weight. What is not needed may be left out: --drop NAME."
+        "extra: lora.down.weight. To leave out a tensor that is not needed: --drop NAME."
     )
 
 
@@ -462,7 +462,7 @@ def test_a_file_without_the_projection_is_an_error_that_tells_what_it_holds(
             del tensors[f"{name}.{part}"]
 
     text = refusal(case, rewrite(case, tmp_path, role, without), tmp_path)
-    assert f"has no tensor {name}.weight; it holds " in text
+    assert f"has no tensor {name}.weight; it contains " in text
 
 
 @each_case
@@ -537,7 +537,7 @@ def test_a_language_model_of_another_width_is_an_error(tmp_path: Path, case: Ori
     name = "opt_proj" if case.projection is None else "llama_proj"
     text = refusal(case, case.sources(other), tmp_path)
     assert f"of another shape: {name}.weight (found [" in text
-    assert f"wanted [{case.meta['llm']['hidden_size'] + 8}, " in text
+    assert f"expected [{case.meta['llm']['hidden_size'] + 8}, " in text
 
 
 @pytest.mark.parametrize(

@@ -168,8 +168,8 @@ def test_text_that_holds_the_image_token_is_an_error(tiny_vlm: NetworkVLM, field
         tiny_vlm.predict([SEEN[0], replace(TEXT_ONLY, **{field: "see <image>"})])
     prompt = "see <image>" if field == "prompt" else TEXT_ONLY.prompt
     assert str(raised.value) == (
-        f"{prompt!r} or its context or answer holds '<image>', which stands for the image; "
-        "leave it out: the image comes before the text by itself."
+        f"{prompt!r} or its context or answer contains '<image>', which stands for the image; "
+        "leave it out: the image is put before the text by itself."
     )
 
 
@@ -178,7 +178,7 @@ def test_answer_to_nothing_is_an_error(tiny_vlm: NetworkVLM):
         with pytest.raises(ModelError) as raised:
             call([replace(TEXT_ONLY, prompt="")])
         assert str(raised.value) == (
-            "nothing stands before the answer 'Tirana', so nothing predicts its first token; "
+            "there is no token before the answer 'Tirana', so nothing predicts its first token; "
             "give an image, a context or a prompt"
         )
     assert tiny_vlm.predict([replace(SEEN[0], prompt="")]).is_answer.all()
@@ -212,7 +212,7 @@ def test_generation_that_does_not_fit_is_an_error(tiny_vlm: NetworkVLM):
     with pytest.raises(ModelError) as raised:
         tiny_vlm.generate([SEEN[0]], max_new_tokens=tiny.MAX_TOKENS)
     assert str(raised.value) == (
-        f"64 new tokens do not fit behind a prompt of {prompt} tokens; this model takes 64 in all"
+        f"64 new tokens do not fit after a prompt of {prompt} tokens; this model takes 64 in total"
     )
 
 

@@ -11,6 +11,7 @@ from closeness import assert_close, rounding
 from safetensors.torch import load_file, save_file
 
 from mmedit.adapters.blip2 import Blip2Adapter
+from mmedit.deltas import Dense
 from mmedit.errors import ModelError, SiteError, UnknownNameError
 from mmedit.vlm.loading import BUILT_IN, load_vlm, resolve_vlm
 from mmedit.vlm.network import NetworkVLM
@@ -97,13 +98,13 @@ def test_file_in_place_of_a_folder_is_an_error(tmp_path: Path):
     path.touch()
     with pytest.raises(ModelError) as raised:
         load_vlm(path)
-    assert str(raised.value) == f"{path} is a file; a transformers model folder was wanted"
+    assert str(raised.value) == f"{path} is a file; expected a transformers model folder"
 
 
 def test_folder_without_config_is_an_error(tmp_path: Path):
     with pytest.raises(ModelError) as raised:
         load_vlm(tmp_path)
-    wanted = f"{tmp_path} has no config.json; a transformers model folder was wanted"
+    wanted = f"{tmp_path} has no config.json; expected a transformers model folder"
     assert str(raised.value) == wanted
 
 
@@ -111,10 +112,10 @@ def test_model_type_without_adapter_is_an_error_that_lists_those_there_are(tmp_p
     with pytest.raises(ModelError) as raised:
         load_vlm(folder_with_config(tmp_path, model_type="bert"))
     assert str(raised.value) == (
-        f"{tmp_path} cannot be loaded: its model type 'bert' is no image-text-to-text model of "
+        f"{tmp_path} cannot be loaded: its model type 'bert' is not an image-text-to-text model of "
         "transformers; there are adapters for blip-2, instructblip, llava, llava_next, "
         "llava_onevision, minigpt4, paligemma, qwen2_5_vl, qwen2_vl, qwen3_vl, and for every other "
-        "one that AutoModelForImageTextToText loads"
+        "model that AutoModelForImageTextToText loads"
     )
 
 
@@ -168,7 +169,7 @@ def test_missing_weights_are_an_error_and_not_random(tmp_path: Path):
         load_vlm(tmp_path)
     assert str(raised.value) == (
         f"{tmp_path} cannot be loaded: its files lack 1 of the network's weights, "
-        "for instance query_tokens, which would be random"
+        "for example query_tokens, which would be random"
     )
 
 
@@ -216,27 +217,27 @@ def test_adapter_of_another_family_is_an_error_before_the_weights_are_read(tiny_
     with pytest.raises(ModelError) as raised:
         load_vlm(tiny_folder, adapter="llava")
     assert str(raised.value) == (
-        f"{tiny_folder} cannot be loaded: the adapter 'llava' speaks to llava, and this model is "
-        "of type 'blip-2'; leave the adapter out, or take 'auto'"
+        f"{tiny_folder} cannot be loaded: the adapter 'llava' serves models of type llava, and "
+        "this one is of type 'blip-2'; leave the adapter out, or use 'auto'"
     )
 
 
-def test_a_language_model_is_no_vlm_whatever_the_adapter(tmp_path: Path):
-    with pytest.raises(ModelError, match="its model type 'bert' is no image-text-to-text model"):
+def test_a_language_model_is_not_a_vlm_with_any_adapter(tmp_path: Path):
+    with pytest.raises(ModelError, match="its model type 'bert' is not an image-text-to-text"):
         load_vlm(folder_with_config(tmp_path, model_type="bert"), adapter="auto")
 
 
 @pytest.mark.parametrize(
     ("model_type", "missing"),
     [
-        ("mllama", "has no get_image_features and no mm_encoder_outputs in forward"),
-        ("florence2", "has no mm_encoder_outputs in forward"),
+        ("mllama", "lacks get_image_features and mm_encoder_outputs in forward"),
+        ("florence2", "lacks mm_encoder_outputs in forward"),
     ],
 )
 def test_family_that_gives_no_features_is_refused_before_its_weights_are_read(
     tmp_path: Path, model_type: str, missing: str
 ):
-    with pytest.raises(ModelError, match=f"{missing}, through which image features are taken"):
+    with pytest.raises(ModelError, match=f"{missing}, which mmedit needs to read and to pass"):
         load_vlm(folder_with_config(tmp_path, model_type=model_type))
 
 
@@ -254,7 +255,7 @@ def test_config_without_image_token_is_an_error(tmp_path: Path):
     config = json.loads((folder / "config.json").read_text())
     del config["image_token_index"]
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="its config names no image_token_index"):
+    with pytest.raises(ModelError, match="its config has no image_token_index"):
         load_vlm(folder)
 
 
@@ -266,3 +267,30 @@ def test_sites_of_ones_own_replace_the_default_ones(tiny_folder: Path, tiny_vlm:
     assert vlm.with_deltas({}).sites("language") == mine
     with pytest.raises(SiteError, match=f"Did you mean '{mine[0]}'"):
         load_vlm(tiny_folder, sites={"language": (mine[0].replace("layers", "layer"),)})
+
+
+def test_a_vlm_keeps_the_name_that_it_was_loaded_by(tiny_folder: Path):
+    assert load_vlm("embedded").name == "embedded"
+    vlm = load_vlm(tiny_folder)
+    assert vlm.name == str(tiny_folder)
+    assert load_vlm(tiny_folder, name="tiny").with_deltas({}).select([0]).name == "tiny"
+    assert NetworkVLM(vlm.adapter).name == ""
+
+
+def test_a_keyword_that_loading_does_not_know_is_an_error(tiny_folder: Path):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'dtpye'"):
+        load_vlm(tiny_folder, dtpye="float16")  # pyright: ignore[reportCallIssue]
+
+
+def test_repr_tells_a_vlm_and_its_edits_in_a_line(tiny_folder: Path):
+    vlm = load_vlm(tiny_folder, name="tiny")
+    count = sum(parameter.numel() for parameter in vlm.adapter.network.parameters())
+    assert repr(vlm) == (
+        f"VLM('tiny'; family blip-2; {count:,} parameters; float32; on cpu; "
+        "edit sites: 1 vision, 2 bridge, 6 language; not edited)"
+    )
+    site = vlm.sites("language")[0]
+    change = torch.zeros(3, *vlm.shape(site))
+    assert repr(vlm.with_deltas({site: Dense(change[0])})).endswith("; edited: Dense at 1 site)")
+    edited = vlm.with_deltas({site: Dense(change)})
+    assert repr(edited).endswith("; edited: Dense at 1 site, 3 separate edits)")
