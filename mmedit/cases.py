@@ -56,8 +56,8 @@ class Example:
             )
         if not all(answer.strip() for answer in self.answers):
             raise EmptyAnswerError(
-                f"an accepted answer of {self.prompt!r} is empty, and an empty answer would accept "
-                "silence; leave it out"
+                f"an accepted answer of {self.prompt!r} is empty, and an empty answer "
+                "would accept silence; leave it out"
             )
 
     def __repr__(self) -> str:

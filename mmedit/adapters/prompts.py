@@ -135,8 +135,8 @@ def chat_format(processor: Any, *, marker: str | None) -> PromptFormat:
         text = processor.apply_chat_template([user], add_generation_prompt=True, tokenize=False)
     except (TemplateError, TypeError, ValueError) as error:
         raise ModelError(
-            f"the model's chat template cannot be rendered ({error}); expected an ordinary template "
-            "for messages with role and content"
+            f"the model's chat template cannot be rendered ({error}); expected an ordinary "
+            "template for messages with role and content"
         ) from error
     starts_itself = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
     return read_format(

@@ -1,4 +1,4 @@
-"""From original checkpoints to a folder that `load_vlm` opens."""
+"""Converts original checkpoints to a folder that `load_vlm` opens."""
 
 from __future__ import annotations
 
@@ -39,35 +39,36 @@ FAMILIES = ("blip2", "minigpt4")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 MMEDIT_SIZE = 364
 REPORT = "conversion.json"
-ZERO_ROW = "a row of zeros for <image>, for which the vocabulary had none"
+ZERO_ROW = "a row of zeros for <image>, as the vocabulary had no row for it"
 IN_FLOAT32 = ("qformer.", "query_tokens")
-"""What transformers runs in float32, whatever the dtype of the rest."""
+"""Weights that transformers runs in float32, with any dtype of the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is not in the files, and what may be chosen."""
+    """Values that are not in the files, and choices of the user."""
 
     image_size: int = MMEDIT_SIZE
     vision_heads: int | None = None
     vision_layers: int | None = None
     qformer_heads: int | None = None
     format: str | None = None
-    """Of MiniGPT-4's conversation; that of the variant by default."""
+    """Conversation format of MiniGPT-4. By default it follows from the variant."""
     dtype: str | None = None
-    """What is written; the language model's own by default."""
+    """Dtype of the written weights. By default it is the language model's."""
     drop: tuple[str, ...] = ()
-    """Shell patterns of tensors that are neither known nor needed."""
+    """Shell patterns of tensors to leave out that are neither known nor needed."""
 
 
 def convert(
     family: str, sources: Sources, folder: Path, options: Options | None = None
 ) -> Conversion:
-    """Write a VLM's folder. `blip2` wants vision, Q-Former file and language model; `minigpt4` also
-    the projection; without a Q-Former file it is the Llama-2 variant.
+    """Write a VLM's folder.
 
-    The folder appears when all of it is written. Raises UnknownNameError; ModelError where a source
-    does not exist, cannot be read safely, or does not fit.
+    `blip2` needs vision, Q-Former file and language model. `minigpt4` also needs the projection;
+    without a Q-Former file it is the Llama-2 variant. The folder appears when all of it is written.
+    Raises UnknownNameError, and ModelError if a source does not exist, cannot be read safely, or
+    does not fit.
     """
     options = options or Options()
     _check(family, sources, folder, options)
@@ -80,7 +81,7 @@ def convert(
 def _convert(
     family: str, sources: Sources, folder: Path, options: Options
 ) -> tuple[Any, Any, Conversion]:
-    """Network, processor and account."""
+    """Return network, processor, and the account of all sources."""
     format = _format(family, sources, options)
     text_config = language_config(sources.language)
     parts = _parts(sources, options, text_config)
@@ -117,7 +118,7 @@ def _convert(
 
 
 def _check(family: str, sources: Sources, folder: Path, options: Options) -> None:
-    """All that can be known before anything is read."""
+    """Raise UnknownNameError or ModelError for faults that show before anything is read."""
     for kind, name, known in (
         ("family to convert", family, FAMILIES),
         ("dtype", options.dtype, DTYPES),
@@ -127,8 +128,8 @@ def _check(family: str, sources: Sources, folder: Path, options: Options) -> Non
             raise UnknownNameError(kind, name, known)
     if family == "blip2" and (sources.projection or options.format):
         raise ModelError(
-            "blip2 has its projection in the file of --qformer, and no conversation format; leave "
-            "out --projection and --format"
+            "blip2 has its projection in the file of --qformer and does not use a conversation "
+            "format; leave out --projection and --format"
         )
     if family == "blip2" and sources.qformer is None:
         raise ModelError("blip2 needs --qformer, a file like LAVIS' blip2_pretrained_opt2.7b.pth")
@@ -147,7 +148,7 @@ def _check(family: str, sources: Sources, folder: Path, options: Options) -> Non
 
 
 def _parts(sources: Sources, options: Options, text_config: Any) -> Parts:
-    """All but the language model."""
+    """Return all parts but the language model."""
     file = read_vision(sources.vision)
     sizes: VisionSizes = vision_sizes(
         file,
@@ -177,7 +178,7 @@ def _format(family: str, sources: Sources, options: Options) -> Format | None:
 
 
 def _assemble(parts: Parts, language: Any) -> Any:
-    """The network around the language model that was loaded; no weight is made twice."""
+    """Return the network around the loaded language model. No weight is copied."""
     parts.config.text_config = language.config
     network_class = {
         MiniGPT4Config.model_type: MiniGPT4ForConditionalGeneration,
@@ -191,7 +192,7 @@ def _assemble(parts: Parts, language: Any) -> Any:
     if missing or found.unexpected_keys:
         raise ModelError(
             f"transformers' network and the key map do not agree: missing {missing}, unexpected "
-            f"{found.unexpected_keys}; mmedit was tried with transformers 5.24"
+            f"{found.unexpected_keys}; mmedit was tested with transformers 5.24"
         )
     return network
 
@@ -208,8 +209,10 @@ def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 @contextmanager
 def _appearing(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that gets its name at the end, and is removed where that is not
-    reached: what was interrupted is not taken for finished. Raises ModelError where it cannot be.
+    """Make a folder beside `folder` that gets its name when the block ends.
+
+    It is removed if the block fails, so that an interrupted conversion is not taken for a finished
+    one. Raises ModelError if the folder cannot be made.
     """
     folder = folder.resolve()
     unfinished = folder.with_name(f".{folder.name}.unfinished-{os.getpid()}")
@@ -218,7 +221,7 @@ def _appearing(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise ModelError(
             f"--out {folder} cannot be made: {error.strerror} ({error.filename}); name a folder "
-            "that can be written"
+            "that you can write to"
         ) from error
     try:
         yield unfinished
@@ -245,8 +248,10 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _language_accounts(source: str, language: Any) -> list[Account]:
-    """Old files hold rotary buffers, which transformers leaves out; all else is used
-    (`load_language`). Of a hub id the commit stands for the files.
+    """Return the account of the language model: one for each file, or one for a hub id's commit.
+
+    Old files contain rotary buffers, which transformers leaves out; `load_language` uses all other
+    tensors.
     """
     used, folder = len(language.state_dict()), Path(source)
     if not folder.is_dir():

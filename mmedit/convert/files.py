@@ -1,4 +1,4 @@
-"""Reads original checkpoints. They come from strangers: nothing that needs pickle is opened."""
+"""Reads original checkpoints. Anyone may have made them, so files that need pickle are refused."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from mmedit.errors import ModelError
 
 TIMM, OPEN_CLIP = "timm:", "open_clip:"
 TRUNK = "visual.trunk."
-"""Where OpenCLIP keeps a tower of timm's."""
+"""OpenCLIP's prefix of a tower from timm."""
 WHOLE = "visual_encoder."
-"""Where LAVIS keeps it in files of whole models."""
+"""LAVIS' prefix of the tower in files of whole models."""
 BEGINNINGS = (b"PK", b"\x80")
-"""Of what torch.save writes: a zip archive, or a bare pickle."""
+"""First bytes of a file by torch.save: a zip archive, or a bare pickle."""
 TRAINING = ("optimizer", "scaler", "config", "epoch", "iters")
-"""What the original trainers write beside `model`."""
+"""Entries that the original trainers write beside `model`."""
 
 
 def check_source(role: str, source: str, *, by_name: bool) -> None:
-    """Raise ModelError where a source is plainly not there; nothing is read. `by_name`: it may be
-    one of timm's or OpenCLIP's.
+    """Raise ModelError if a source does not exist. Nothing is read.
+
+    With `by_name` it may be a name of timm's or OpenCLIP's.
     """
     for prefix, package, example in (
         (TIMM, "timm", "timm:eva_giant_patch14_224"),
@@ -47,16 +48,18 @@ def check_source(role: str, source: str, *, by_name: bool) -> None:
             )
         parts = source.removeprefix(prefix).split("/", 1)
         if not all(parts) or len(parts) != (2 if prefix == OPEN_CLIP else 1):
-            raise ModelError(f"{role} {source} is no name; one like {example} was wanted")
+            raise ModelError(f"{role} {source} is not a valid name; expected one like {example}")
         return
     if not Path(source).is_file():
         found = "is a folder" if Path(source).is_dir() else "does not exist"
-        raise ModelError(f"{role} {source} {found}; a checkpoint file was wanted")
+        raise ModelError(f"{role} {source} {found}; expected a checkpoint file")
 
 
 def read_vision(source: str) -> Checkpoint:
-    """A vision tower: a file with a flat dictionary, with or without `model` around it, with or
-    without OpenCLIP's or LAVIS' prefix, or one by name from timm or OpenCLIP. Raises ModelError.
+    """Read a vision tower from a file, or by name from timm or OpenCLIP. Raises ModelError.
+
+    The file has a flat dictionary, with or without `model` around it, and with or without the
+    prefix of OpenCLIP or LAVIS.
     """
     if source.startswith(TIMM):
         name = source.removeprefix(TIMM)
@@ -78,18 +81,21 @@ def read_vision(source: str) -> Checkpoint:
 
 
 def read_trained(role: str, source: str) -> Checkpoint:
-    """What LAVIS' and MiniGPT-4's trainers write: tensors under `model`. Raises ModelError."""
+    """Read a file of LAVIS' or MiniGPT-4's trainers, with tensors under `model`.
+
+    Raises ModelError.
+    """
     content = _read(role, source)
     if not isinstance(content.get("model"), Mapping):
         raise ModelError(
-            f"{role} {source} holds {listed(map(str, content))}; a dictionary under 'model' was "
-            "wanted, as in the files of LAVIS and MiniGPT-4"
+            f"{role} {source} contains {listed(map(str, content))}; expected a dictionary under "
+            "'model', as in the files of LAVIS and MiniGPT-4"
         )
     return _checkpoint(role, source, *_model(content))
 
 
 def fetch_timm(name: str) -> dict[str, Tensor]:
-    """Weights of timm's model of that name. Raises ModelError."""
+    """Return the weights of timm's model of that name. Raises ModelError."""
     import timm
 
     try:
@@ -99,7 +105,7 @@ def fetch_timm(name: str) -> dict[str, Tensor]:
 
 
 def fetch_open_clip(name: str, pretrained: str) -> dict[str, Tensor]:
-    """Weights of OpenCLIP's model of that name. Raises ModelError."""
+    """Return the weights of OpenCLIP's model of that name. Raises ModelError."""
     import open_clip
 
     try:
@@ -111,7 +117,7 @@ def fetch_open_clip(name: str, pretrained: str) -> dict[str, Tensor]:
 
 
 def file_hash(path: Path) -> str:
-    """The SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -124,8 +130,8 @@ def _trunk(model: Checkpoint) -> Checkpoint:
     }
     if not trunk:
         raise ModelError(
-            f"{model} has no {TRUNK}*; a model whose vision tower is timm's was wanted, "
-            f"for instance open_clip:EVA01-g-14/...; it holds {listed(model.tensors)}"
+            f"{model} has no {TRUNK}*; it contains {listed(model.tensors)}; expected a model whose "
+            "vision tower is from timm, for example open_clip:EVA01-g-14/..."
         )
     text = [name for name in model.tensors if not name.startswith(TRUNK)]
     dropped = {**model.dropped, **dict.fromkeys(text, "CLIP's text tower, head or scale")}
@@ -141,43 +147,49 @@ def _read(role: str, source: str) -> Mapping[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise ModelError(
-            f"{role} {source} holds more than tensors and plain values, so that reading it could "
-            f"run code, and is refused ({_wanted_code(error)}); save its tensors alone, for "
-            "instance as safetensors"
+            f"{role} {source} contains more than tensors and plain values, so reading it could run "
+            f"code, and is refused ({_code_of(error)}); save its tensors alone, for example as "
+            "safetensors"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, SafetensorError) as error:
         if isinstance(error, ModelError):
             raise
         why = str(error).partition("\n")[0] or "it ends too soon"
         raise ModelError(
-            f"{role} {source} cannot be read: {why}; a file by torch.save or a .safetensors file "
-            "was wanted"
+            f"{role} {source} cannot be read: {why}; expected a file by torch.save or a "
+            ".safetensors file"
         ) from error
     if not isinstance(content, Mapping):
-        raise ModelError(f"{role} {source} holds a {type(content).__name__}, no dictionary")
+        raise ModelError(
+            f"{role} {source} contains a {type(content).__name__}; expected a dictionary"
+        )
     return content
 
 
 def _check_beginning(role: str, path: Path) -> None:
-    """A page or a Git LFS pointer that was saved in a checkpoint's place is called one."""
+    """Raise ModelError if a file does not begin as a checkpoint does.
+
+    Web pages and Git LFS pointers are sometimes saved in the place of one.
+    """
     with path.open("rb") as file:
         found = file.read(40)
     if not found.startswith(BEGINNINGS):
         raise ModelError(
-            f"{role} {path} is no checkpoint: it begins with {found!r}; a file by torch.save was "
-            "wanted. Was a web page or a Git LFS pointer saved in its place?"
+            f"{role} {path} is not a checkpoint: it begins with {found!r}; expected a file by "
+            "torch.save. Was a web page or a Git LFS pointer saved in its place?"
         )
 
 
-def _wanted_code(error: UnpicklingError) -> str:
-    """What a file wanted to call; torch's own text advises to let it."""
+def _code_of(error: UnpicklingError) -> str:
+    """Return the name of the code that a file would call. torch's own error advises to allow it."""
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
-    return f"it wants {found[1]}" if found else "by pickle"
+    return f"it calls {found[1]}" if found else "by pickle"
 
 
 def _model(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, str]]:
-    """The tensors under `model`, and what lies beside it; what is not known to belong there stays
-    among the tensors and is called extra.
+    """Return the tensors under `model`, and the reasons for dropping the entries beside it.
+
+    Unknown entries stay among the tensors, so that they are reported as extra.
     """
     beside = {name: value for name, value in content.items() if name != "model"}
     unknown = {name: value for name, value in beside.items() if name not in TRAINING}
@@ -199,8 +211,8 @@ def _checkpoint(
     ]
     if others:
         raise ModelError(
-            f"{role} {source} holds {listed(others)}, which is no tensor by a name; a dictionary "
-            "of tensors was wanted"
+            f"{role} {source} contains {listed(others)}, which is not a tensor with a name; "
+            "expected a dictionary of tensors"
         )
     return Checkpoint(
         role=role,

@@ -23,11 +23,11 @@ from mmedit.storage import is_hub_id
 
 Format = Literal["vicuna", "llama2"]
 STOP_STRINGS: dict[Format | None, tuple[str, ...]] = {"vicuna": ("###",)}
-"""What begins the next turn, where no end token does: a generated answer stops there."""
+"""Texts that begin the next turn, for formats without an end token. An answer is cut there."""
 
 
 def _template(before: str, after: str) -> str:
-    """Jinja for `before`, images, text, `after` of a user, and " " + answer of an assistant."""
+    """Return Jinja for a user's images and text between two texts, and for " " + an answer."""
     return (
         "{%- for message in messages -%}"
         "{%- if message['role'] == 'user' -%}"
@@ -50,54 +50,56 @@ TEMPLATES: dict[Format, str] = {
     "vicuna": _template("###Human: ", "###Assistant:"),
     "llama2": _template("[INST] ", " [/INST]"),
 }
-"""`after` belongs to the question: a template with and without generation prompt is the same."""
+"""Templates by format. They are the same with and without generation prompt."""
 
 
 def check_language(source: str) -> None:
-    """Raise ModelError where a language model is plainly not there; nothing is read."""
+    """Raise ModelError if a language model does not exist. No weight is read."""
     path = Path(source)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ModelError(f"--language {source} has no config.json; a transformers model folder "
-                             "was wanted")  # fmt: skip
+            raise ModelError(
+                f"--language {source} has no config.json; expected a transformers model folder"
+            )
         if not any(path.glob("*.safetensors")):
             raise ModelError(
                 f"--language {source} has no *.safetensors; pickled weights (.bin) are refused: "
                 "save the model again with save_pretrained"
             )
     elif path.exists():
-        raise ModelError(f"--language {source} is a file; a transformers model folder was wanted")
+        raise ModelError(f"--language {source} is a file; expected a transformers model folder")
     elif not is_hub_id(source):
         raise ModelError(
-            f"--language {source} does not exist; a transformers model folder or a hub id like "
-            "facebook/opt-2.7b was wanted"
+            f"--language {source} does not exist; expected a transformers model folder or a hub id "
+            "like facebook/opt-2.7b"
         )
 
 
 def language_config(source: str) -> Any:
-    """The config. Raises ModelError where the model is not a decoder-only one."""
+    """Return the config. Raises ModelError if the model is not a decoder-only one."""
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise ModelError(f"--language {source} cannot be read: {error}") from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:
         raise ModelError(
-            f"--language {source} is a {config.model_type}; a decoder-only language model (OPT, "
-            "Llama) was wanted"
+            f"--language {source} is a {config.model_type}; expected a decoder-only language model "
+            "(OPT, Llama)"
         )
     return config
 
 
 def load_language(source: str, dtype: torch.dtype | None) -> Any:
-    """The network from safetensors, in its own dtype by default. Raises ModelError, also where a
-    weight is no number in that dtype.
+    """Load the network from safetensors, in its own dtype by default.
+
+    Raises ModelError, also if a weight is not finite in that dtype.
     """
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype or "auto",
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # they are told below, with their names
+            ignore_mismatched_sizes=True,  # reported below, with their names
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -106,7 +108,7 @@ def load_language(source: str, dtype: torch.dtype | None) -> Any:
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := sorted(map(str, loading[what])):
             raise ModelError(
-                f"--language {source}: {len(names)} {what.replace('_', ' ')}, for instance "
+                f"--language {source}: {len(names)} {what.replace('_', ' ')}, for example "
                 f"{names[0]}"
             )
     for name, weight in network.named_parameters():
@@ -119,8 +121,10 @@ def load_language(source: str, dtype: torch.dtype | None) -> Any:
 
 
 def end_at_line_feed(language: Any, tokenizer: Any) -> None:
-    """BLIP-2 with OPT was trained to end an answer with a line feed, and LAVIS stops there: it, and
-    not OPT's </s>, becomes the end token of generation, as in the released transformers folders.
+    """Make the line feed the end token of generation.
+
+    BLIP-2 with OPT was trained to end an answer with a line feed and not with OPT's </s>; LAVIS and
+    the released transformers folders stop there too.
     """
     ids = tokenizer("\n", add_special_tokens=False)["input_ids"]
     if len(ids) == 1:
@@ -131,16 +135,18 @@ def end_at_line_feed(language: Any, tokenizer: Any) -> None:
 def build_processor(
     source: str, *, image_size: int, image_tokens: int, format: Format | None
 ) -> Any:
-    """Image processor as in MMEdit (square, bicubic, CLIP's mean and deviation) and the language
-    model's tokenizer with `<image>`. With a format, its chat template; Vicuna's has no BOS, and so
-    the tokenizer adds none. Raises ModelError.
+    """Return the processor: MMEdit's image processor and the language model's tokenizer.
+
+    The image processor is square and bicubic, with CLIP's mean and deviation; `<image>` is added to
+    the tokenizer. With a format it has a chat template; Vicuna's has no BOS, so the tokenizer adds
+    none. Raises ModelError.
     """
     try:
         tokenizer = cast("Any", AutoTokenizer.from_pretrained(source))
     except (OSError, ValueError) as error:
         raise ModelError(f"--language {source} has no tokenizer that loads: {error}") from error
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # made from nothing but its class
-        raise ModelError(f"--language {source} has no tokenizer; its files go beside the weights")
+        raise ModelError(f"--language {source} has no tokenizer; put its files beside the weights")
     tokenizer.chat_template = None if format is None else TEMPLATES[format]
     if format == "vicuna":
         tokenizer.add_bos_token = False
@@ -149,7 +155,7 @@ def build_processor(
         )
         if alone != added:
             raise ModelError(
-                f"the tokenizer of --language {source} cannot be kept from adding special tokens: "
+                f"the tokenizer of --language {source} always adds special tokens: "
                 f"{tokenizer.convert_ids_to_tokens(added)}; the format vicuna has none"
             )
     size = {"height": image_size, "width": image_size}
@@ -161,24 +167,26 @@ def build_processor(
 
 
 def image_token_of(processor: Any, source: str, rows: int) -> int:
-    """The id of `<image>`. Raises ModelError where it lies behind the embeddings' next row: the
-    tokenizer is that of another model.
+    """Return the id of `<image>`.
+
+    Raises ModelError if it is beyond the row after the embeddings' last: the tokenizer is then that
+    of another model.
     """
     image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token.content)
     if image_token > rows:
         raise ModelError(
             f"the tokenizer of --language {source} has {image_token} tokens, its embeddings {rows} "
-            "rows; the tokenizer that belongs to the model was wanted"
+            "rows; expected the tokenizer that belongs to the model"
         )
     return image_token
 
 
 def with_row_for(language: Any, image_token: int) -> bool:
-    """Append a row of zeros to embeddings and head where `<image>` has none; True if so.
+    """Append a row of zeros to embeddings and head if `<image>` has none. Return whether it did.
 
-    Image features take the place of that row, so that its values never matter as input. As output
-    its logit is 0, where a mean row's would compete with real answers: 0 is in front only where
-    all other logits are negative.
+    Image features replace that row, so its values do not matter as input. As output its logit is 0,
+    which wins only if all other logits are negative; the logit of a mean row would compete with
+    real answers.
     """
     rows = language.get_input_embeddings().weight.shape[0]
     if image_token < rows:

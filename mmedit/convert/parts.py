@@ -1,4 +1,4 @@
-"""What the sources of each family give: config, weights, and the account of every tensor."""
+"""The parts of each family from its sources: config, weights, and the account of every tensor."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ IDENTITY = "the identity: without a Q-Former the original neither loads nor trai
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """Where the parts come from: files; for `vision` also `timm:NAME` or `open_clip:ARCH/WEIGHTS`;
-    for `language` a transformers folder or hub id.
+    """The sources of the parts, as files.
+
+    `vision` may also be `timm:NAME` or `open_clip:ARCH/WEIGHTS`; `language` is a transformers
+    folder or hub id.
     """
 
     vision: str
@@ -45,13 +47,13 @@ class Sources:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Parts:
-    """All of a network but vision tower and language model."""
+    """The parts of a network between vision tower and language model."""
 
     config: Any
     weights: Mapping[str, Tensor]
     accounts: tuple[Account, ...]
     filled: Mapping[str, str]
-    """Weights that no source holds, with what they are."""
+    """Weights that no source contains, with what they are."""
 
 
 def behind_qformer(
@@ -63,7 +65,9 @@ def behind_qformer(
     heads: int | None,
     drop: tuple[str, ...],
 ) -> Parts:
-    """BLIP-2, whose Q-Former file holds the projection; MiniGPT-4 has it in a file of its own.
+    """Return the parts of BLIP-2 or of MiniGPT-4 with a Q-Former.
+
+    BLIP-2 has its projection in the Q-Former file, MiniGPT-4 in a file of its own.
 
     Raises ModelError.
     """
@@ -72,14 +76,14 @@ def behind_qformer(
     projected = file if projection is None else read_trained("--projection", projection)
     projected.shape(f"{name}.weight")
     sizes = qformer_sizes(file, image_width=vision.width, heads=heads)
-    wanted = {**sizes.shapes, **_norm_shapes(vision.width)}
+    expected = {**sizes.shapes, **_norm_shapes(vision.width)}
     last = linear_shapes(name, sizes.width, text_config.hidden_size)
     drops = (*QFORMER_DROPS, *OTHER_PROJECTIONS)
     if projection is None:
-        accounts = (account(file, {**wanted, **last}, drops, also_drop=drop),)
+        accounts = (account(file, {**expected, **last}, drops, also_drop=drop),)
     else:
         accounts = (
-            account(file, wanted, drops, also_drop=drop),
+            account(file, expected, drops, also_drop=drop),
             account(projected, last, LEFTOVERS, also_drop=drop),
         )
     config = Blip2Config(
@@ -99,26 +103,26 @@ def behind_qformer(
 def behind_patches(
     projection: str, vision: VisionSizes, text_config: Any, *, drop: tuple[str, ...]
 ) -> Parts:
-    """MiniGPT-4 without a Q-Former. Raises ModelError."""
+    """Return the parts of MiniGPT-4 without a Q-Former. Raises ModelError."""
     patches = (vision.image_size // vision.patch) ** 2
     if patches % GROUP:
         raise ModelError(
             f"--image-size {vision.image_size} makes {patches} patches, which cannot be grouped by "
-            f"{GROUP}; an even number of patches a side was wanted"
+            f"{GROUP}; expected an even number of patches per side"
         )
     file = read_trained("--projection", projection)
     inputs = file.shape(f"{LLAMA}.weight")[-1]
     if inputs != GROUP * vision.width:
         raise ModelError(
-            f"{file}: {LLAMA}.weight takes {inputs} numbers; without --qformer {GROUP} patches of "
-            f"{vision.width} were wanted. If the file is for a Q-Former, give --qformer"
+            f"{file}: {LLAMA}.weight takes {inputs} numbers; without --qformer, expected {GROUP} "
+            f"patches of {vision.width}. If the file is for a Q-Former, give --qformer"
         )
     has_norm = any(name.startswith(f"{LN_VISION}.") for name in file.tensors)
-    wanted = {
+    expected = {
         **linear_shapes(LLAMA, inputs, text_config.hidden_size),
         **(_norm_shapes(vision.width) if has_norm else {}),
     }
-    accounts = (account(file, wanted, LEFTOVERS, also_drop=drop),)
+    accounts = (account(file, expected, LEFTOVERS, also_drop=drop),)
     norm = _norm_weights(file) if has_norm else _identity(vision.width)
     return Parts(
         config=MiniGPT4Config(

@@ -29,7 +29,7 @@ DROPS: Drops = (
 
 @dataclass(frozen=True, kw_only=True)
 class QFormerSizes:
-    """What is read off the weights, and the heads."""
+    """Sizes that are read from the weights, and the number of heads."""
 
     width: int
     intermediate: int
@@ -41,7 +41,7 @@ class QFormerSizes:
 
     @property
     def config(self) -> Blip2QFormerConfig:
-        """BERT's defaults where LAVIS changes nothing."""
+        """The config, with BERT's defaults for all that LAVIS does not change."""
         return Blip2QFormerConfig(
             hidden_size=self.width,
             num_hidden_layers=self.layers,
@@ -53,7 +53,7 @@ class QFormerSizes:
 
     @property
     def shapes(self) -> Shapes:
-        """Every tensor that is used, by its original name; without ln_vision and projection."""
+        """Shapes of the used tensors by original name, without ln_vision and projection."""
         shapes: dict[str, tuple[int, ...]] = {"query_tokens": (1, self.queries, self.width)}
         shapes |= {f"{NORM}.weight": (self.width,), f"{NORM}.bias": (self.width,)}
         for i in range(self.layers):
@@ -85,9 +85,9 @@ class QFormerSizes:
 
 
 def qformer_sizes(checkpoint: Checkpoint, *, image_width: int, heads: int | None) -> QFormerSizes:
-    """Raises ModelError where the file holds no Q-Former, or its heads are not known."""
+    """Return the sizes. Raises ModelError without a Q-Former or a known number of heads."""
     width = agreed_size(checkpoint, {rf"{LAYER}.*\.LayerNorm\.(weight|bias)": 0})
-    # counted, so that a stray name is extra instead of a call for all layers below it
+    # counted, so that a stray name is extra and does not ask for all layers below it
     layers = len(numbers(checkpoint, rf"{LAYER}(?:attention|intermediate_query|output_query)\."))
     crossing = numbers(checkpoint, rf"{LAYER}crossattention\.")
     if not crossing or crossing[0] != 0:
@@ -98,7 +98,7 @@ def qformer_sizes(checkpoint: Checkpoint, *, image_width: int, heads: int | None
     queries = checkpoint.shape("query_tokens")
     if len(queries) != 3:
         raise ModelError(
-            f"{checkpoint}: query_tokens is {list(queries)}; [1, queries, width] was wanted"
+            f"{checkpoint}: query_tokens is {list(queries)}; expected [1, queries, width]"
         )
     return QFormerSizes(
         width=width,
@@ -118,12 +118,12 @@ def qformer_sizes(checkpoint: Checkpoint, *, image_width: int, heads: int | None
 
 
 def qformer_weights(checkpoint: Checkpoint, sizes: QFormerSizes) -> dict[str, Tensor]:
-    """`query_tokens` and `qformer.*` in float32."""
+    """Return `query_tokens` and `qformer.*` in float32."""
     return {_renamed(name): checkpoint.tensors[name].float() for name in sizes.shapes}
 
 
 def linear_shapes(name: str, inputs: int, outputs: int) -> Shapes:
-    """What a Linear with bias holds."""
+    """Return the shapes of a Linear with bias."""
     return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
 
 

@@ -20,7 +20,7 @@ from mmedit.errors import ModelError
 
 HEADS = {1408: 16}
 LAYERS = {1408: 39}
-"""By width: EVA-g has 40 blocks, of which BLIP-2 uses 39."""
+"""Number of layers by width: BLIP-2 uses 39 of the 40 blocks of EVA-g."""
 BLOCK_EPS = 1e-6
 LN_VISION_EPS = 1e-5
 NORMS = r"blocks\.\d+\.norm[12]\.(weight|bias)"
@@ -38,7 +38,7 @@ RENAMES = (
 
 @dataclass(frozen=True, kw_only=True)
 class VisionSizes:
-    """What is read off the weights, and what cannot be: heads, and the layers that are used."""
+    """Sizes that are read from the weights, and two that are not: heads, and the used layers."""
 
     width: int
     intermediate: int
@@ -50,8 +50,9 @@ class VisionSizes:
 
     @property
     def config(self) -> Blip2VisionConfig:
-        """With `post_layernorm_eps`, which `Blip2Adapter` puts in place: transformers has one
-        epsilon for all norms.
+        """The config, with `post_layernorm_eps` for the BLIP-2 adapters.
+
+        Transformers has one epsilon for all norms.
         """
         return cast("Any", Blip2VisionConfig)(
             hidden_size=self.width,
@@ -66,7 +67,7 @@ class VisionSizes:
 
     @property
     def shapes(self) -> Shapes:
-        """Every tensor that is used, by its original name."""
+        """Shapes of the used tensors, by original name."""
         wide = (self.width,)
         block: Shapes = {
             "norm1.weight": wide,
@@ -93,7 +94,7 @@ class VisionSizes:
 
     @property
     def drops(self) -> Drops:
-        """What such files hold besides."""
+        """Tensors of such files that are not needed."""
         behind = "|".join(str(i) for i in range(self.layers)) or "-"
         return (
             (rf"blocks\.(?!(?:{behind})\.)\d+\..*", f"a block behind the {self.layers} in use"),
@@ -106,18 +107,21 @@ class VisionSizes:
 def vision_sizes(
     checkpoint: Checkpoint, *, image_size: int, heads: int | None, layers: int | None
 ) -> VisionSizes:
-    """Raises ModelError where the file is no such tower, or heads or layers are not known."""
+    """Return the sizes.
+
+    Raises ModelError if the file is not such a tower, or heads or layers are not known.
+    """
     width = agreed_size(checkpoint, {NORMS: 0})
     positions = _second(checkpoint, "pos_embed")
     if math.isqrt(positions - 1) ** 2 != positions - 1:
         raise ModelError(
-            f"{checkpoint}: pos_embed has {positions} positions; one for the class and a square "
-            "of patches was wanted"
+            f"{checkpoint}: pos_embed has {positions} positions; expected one for the class and a "
+            "square of patches"
         )
     patch = agreed_size(checkpoint, {r"patch_embed\.proj\.weight": 2})
     if image_size < patch or image_size % patch:
         raise ModelError(
-            f"--image-size {image_size} is no multiple of the patch size {patch} of {checkpoint}"
+            f"--image-size {image_size} is not a multiple of the patch size {patch} of {checkpoint}"
         )
     return VisionSizes(
         width=width,
@@ -134,8 +138,9 @@ def vision_sizes(
 
 
 def vision_weights(checkpoint: Checkpoint, sizes: VisionSizes) -> dict[str, Tensor]:
-    """State of a `Blip2VisionModel` in float32, but for `post_layernorm`. No key has a bias, so
-    qkv.bias = (q_bias, 0, v_bias).
+    """Return the state of a `Blip2VisionModel` in float32, without `post_layernorm`.
+
+    Keys have no bias, so qkv.bias = (q_bias, 0, v_bias).
     """
     state = {
         _renamed(name): checkpoint.tensors[name].float()
@@ -153,8 +158,9 @@ def vision_weights(checkpoint: Checkpoint, sizes: VisionSizes) -> dict[str, Tens
 def resized_positions(
     positions: Float[Tensor, "1 before width"], side: int
 ) -> Float[Tensor, "1 after width"]:
-    """Position embeddings for side × side patches, bicubic as in LAVIS' `interpolate_pos_embed`;
-    that of the class stays.
+    """Return position embeddings for side × side patches; the one of the class stays.
+
+    The interpolation is bicubic, as in LAVIS' `interpolate_pos_embed`.
     """
     old = math.isqrt(positions.shape[1] - 1)
     if old == side:
@@ -167,12 +173,15 @@ def resized_positions(
 def known_heads(
     checkpoint: Checkpoint, option: str, given: int | None, known: dict[int, int], width: int
 ) -> int:
-    """Heads leave no trace in the weights: given, or known by width. Raises ModelError."""
+    """Return the number of heads: the given one, or the one known for the width.
+
+    The weights do not show it. Raises ModelError.
+    """
     heads = known.get(width) if given is None else given
     if heads is None:
         raise ModelError(
-            f"the number of heads cannot be read from {checkpoint}, and is known for width "
-            f"{', '.join(map(str, known))} only, not for {width}; give {option}"
+            f"the number of heads cannot be read from {checkpoint} and is known only for width "
+            f"{', '.join(map(str, known))}, not for {width}; give {option}"
         )
     if heads < 1 or width % heads:
         raise ModelError(f"{option} {heads} does not divide the width {width} of {checkpoint}")
@@ -184,8 +193,8 @@ def _layers(checkpoint: Checkpoint, given: int | None, width: int) -> int:
     layers = LAYERS.get(width) if given is None else given
     if layers is None:
         raise ModelError(
-            f"how many of the {len(blocks)} blocks of {checkpoint} are in use is known for width "
-            f"{', '.join(map(str, LAYERS))} only, not for {width}; give --vision-layers"
+            f"the number of used blocks (of {len(blocks)}) of {checkpoint} is known only for width "
+            f"{', '.join(map(str, LAYERS))}, not for {width}; give --vision-layers"
         )
     if not 1 <= layers <= blocks[-1] + 1:
         raise ModelError(f"--vision-layers {layers}: {checkpoint} has {blocks[-1] + 1} blocks")
@@ -196,8 +205,8 @@ def _second(checkpoint: Checkpoint, name: str) -> int:
     shape = checkpoint.shape(name)
     if len(shape) != 3 or shape[1] < 2:
         raise ModelError(
-            f"{checkpoint}: {name} is {list(shape)}; [1, number, width] with a number of at least "
-            "2 was wanted"
+            f"{checkpoint}: {name} is {list(shape)}; expected [1, number, width] with a number of "
+            "at least 2"
         )
     return shape[1]
 

@@ -1,1 +1,1 @@
-"""What is measured: tensors or strings in, one number per sequence out. Only a report averages."""
+"""The metrics: tensors or strings in, one number per sequence out. Only a report averages."""

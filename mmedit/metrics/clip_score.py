@@ -1,10 +1,10 @@
-"""How well a text fits an image, without a reference answer.
+"""CLIPScore: a measure of how well a text fits an image, without a reference answer.
 
     CLIPScore = 2.5 max(cos(E_image, E_text), 0)
 
 with the embeddings of a CLIP (Hessel et al. 2021, "CLIPScore: A Reference-free Evaluation Metric
-for Image Captioning"), loaded by OpenCLIP. Values of different CLIPs cannot be compared: the name
-is kept with the run.
+for Image Captioning"), loaded by OpenCLIP. Values of different CLIPs cannot be compared, so
+the run records the name.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from mmedit.images import open_image
 
 WEIGHT = 2.5
 PROMPT = "A photo depicts "
-"""The paper's: it stands before every text."""
+"""The text before every answer, as in the paper."""
 
 
 class ClipScore:
-    """One CLIP with its image transform and tokenizer. One forward of both towers per call."""
+    """A CLIP with its image transform and tokenizer. One forward of both towers per call."""
 
     def __init__(self, model: Any, transform: Any, tokenizer: Any) -> None:
         self._model = model.eval().requires_grad_(False)
@@ -38,7 +38,7 @@ class ClipScore:
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Path | Image.Image], texts: Sequence[str]) -> list[float]:
-        """The score of every image and its text, 0 to 2.5."""
+        """Return the score of every image and its text, 0 to 2.5."""
         device = next(self._model.parameters()).device
         pixels = torch.stack([self._transform(open_image(image)) for image in images])
         tokens = self._tokenizer([PROMPT + text for text in texts])
@@ -49,7 +49,7 @@ class ClipScore:
 def clip_score(
     image: Float[Tensor, "batch width"], text: Float[Tensor, "batch width"]
 ) -> Float[Tensor, " batch"]:
-    """2.5 max(cos, 0) of every image's embedding and its text's, in float32.
+    """Return 2.5 max(cos, 0) of the embeddings of every image and its text, in float32.
 
     >>> clip_score(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[3.0, 4.0], [-1.0, 0.0]]))
     tensor([1.5000, 0.0000])
@@ -58,16 +58,17 @@ def clip_score(
 
 
 def load_clip_score(name: str, *, device: torch.device | str = "cpu") -> ClipScore:
-    """By "ARCHITECTURE/WEIGHTS" of OpenCLIP. Raises ModelError."""
+    """Load a CLIP by "ARCHITECTURE/WEIGHTS" of OpenCLIP. Raises ModelError."""
     return ClipScore(*load_clip(name, device=device, wanted_by="CLIPScore"))
 
 
 def load_clip(
     name: str, *, device: torch.device | str = "cpu", wanted_by: str
 ) -> tuple[Any, Any, Any]:
-    """Model, image transform and tokenizer by "ARCHITECTURE/WEIGHTS" of OpenCLIP, for instance
-    "ViT-B-32/openai", where WEIGHTS may be a file. Raises ModelError where OpenCLIP is missing or
-    does not know it; `wanted_by` says what for.
+    """Load model, image transform and tokenizer by "ARCHITECTURE/WEIGHTS" of OpenCLIP.
+
+    An example is "ViT-B-32/openai"; WEIGHTS may be a file. `wanted_by` names the user of the CLIP
+    in errors. Raises ModelError if OpenCLIP is missing or does not know the name.
     """
     require_clip(name, wanted_by=wanted_by)
     import open_clip
@@ -83,14 +84,14 @@ def load_clip(
 
 
 def require_clip(name: str, *, wanted_by: str = "CLIPScore") -> str:
-    """The name itself; ModelError, at no cost, where OpenCLIP is missing or the name is no
-    ARCHITECTURE/WEIGHTS.
+    """Return the name. Nothing is loaded.
+
+    Raises ModelError if OpenCLIP is missing or the name is not ARCHITECTURE/WEIGHTS.
     """
     architecture, _, weights = name.partition("/")
     if not (architecture and weights):
         raise ModelError(
-            f"{wanted_by} by {name!r}: ARCHITECTURE/WEIGHTS was wanted, for instance "
-            "ViT-B-32/openai"
+            f"{wanted_by} by {name!r}: expected ARCHITECTURE/WEIGHTS, for example ViT-B-32/openai"
         )
     if find_spec("open_clip") is None:
         raise ModelError(

@@ -1,15 +1,15 @@
-"""What a model says freely, scored as strings: no tensors, one number per text.
+"""Scores of generated text, as strings: no tensors, one number per text.
 
-    contains = [an accepted answer stands in the text as whole words]     exact = [they are equal]
+    contains = [the text has an accepted answer as whole words]     exact = [they are equal]
     rouge_l  = 2PR / (P + R), P = LCS / words of the text, R = LCS / words of the answer
     fluency  = mean over n = 2, 3 of w_n H_n, w = (2/3, 4/3), H_n = -Σ_g p(g) log2 p(g) over
     n-grams g
 
 Answers are normalised as the VQA evaluation does (Antol et al. 2015, "VQA: Visual Question
 Answering", and its published evaluation code). ROUGE-L: Lin 2004. Fluency is "generation entropy"
-of ROME (Meng et al. 2022, "Locating and Editing Factual Associations in GPT"): a model that an edit
-has made to say the same again and again has little. Generation is never mixed with teacher forcing:
-greedy text may go another way at the first token.
+of ROME (Meng et al. 2022, "Locating and Editing Factual Associations in GPT"): it is low for a
+model that repeats itself after an edit. Generation is never mixed with teacher forcing: greedy text
+may differ from the first token on.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ CONTRACTIONS = {
     "yall": "y'all",
     "somebody'd": "somebodyd",  # the wrong way round, as published
 }
-"""Words written without one of their apostrophes: what the published table says of lower case."""
+"""Words without one of their apostrophes, from the published table, in lower case."""
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -72,8 +72,10 @@ ENTROPY_WEIGHTS = {2: 2 / 3, 3: 4 / 3}
 
 
 def normalise(text: str) -> str:
-    """An answer as the VQA evaluation compares it: lower case, without punctuation and articles,
-    number words as digits, contractions with their apostrophe.
+    """Return an answer as the VQA evaluation compares it.
+
+    It is in lower case, without punctuation and articles, with number words as digits and
+    contractions with their apostrophe.
 
     >>> normalise("The  two dogs, arent they?")
     "2 dogs aren't they"
@@ -89,7 +91,7 @@ def normalise(text: str) -> str:
 
 
 def contains(text: str, answers: Sequence[str]) -> float:
-    """1 if the text contains one of the accepted answers as whole words, else 0; both normalised.
+    """Return 1 if the text contains an accepted answer as whole words, else 0; both normalised.
 
     >>> contains("It is a red circle.", ["circle", "disc"]), contains("encircled", ["circle"])
     (1.0, 0.0)
@@ -99,7 +101,7 @@ def contains(text: str, answers: Sequence[str]) -> float:
 
 
 def exact(text: str, answers: Sequence[str]) -> float:
-    """1 if the text is one of the accepted answers, else 0; both normalised.
+    """Return 1 if the text is one of the accepted answers, else 0; both normalised.
 
     >>> exact("Two.", ["2"]), exact("two dogs", ["2"])
     (1.0, 0.0)
@@ -108,18 +110,18 @@ def exact(text: str, answers: Sequence[str]) -> float:
 
 
 def unchanged(base: str, edited: str) -> float:
-    """Locality under generation: 1 if the unedited and the edited model say the same, else 0.
+    """Return 1 if base model and edited model generate the same text, else 0.
 
-    Texts are compared as they are decoded, so equal tokens are equal texts.
+    This is locality under generation. Decoded texts are compared, so equal tokens are equal texts.
     """
     return float(base == edited)
 
 
 def rouge_l(text: str, answers: Sequence[str]) -> float:
-    """ROUGE-L (F1, no stemming) against the nearest accepted answer, 0 to 1: for captions.
+    """Return ROUGE-L (F1, no stemming) against the nearest accepted answer, 0 to 1. For captions.
 
-    Words are runs of letters and digits of any script, as rouge-score's own for a to z; of others
-    it drops every letter, so that equal texts would score 0.
+    Words are runs of letters and digits of any script. rouge-score's own tokenizer drops all
+    letters but a to z, so equal texts of other scripts would score 0.
 
     >>> round(rouge_l("a red circle on white", ["a small red circle"]), 3)
     0.667
@@ -129,10 +131,10 @@ def rouge_l(text: str, answers: Sequence[str]) -> float:
 
 
 def fluency(text: str) -> float:
-    """Weighted entropy of the text's bi- and trigrams in bits (ROME's `ngram_entropy`), for a
-    continuation of about 100 tokens. A text of fewer than three words has none: 0.
+    """Return the weighted entropy of the text's bi- and trigrams in bits (ROME's `ngram_entropy`).
 
-    Words and punctuation marks are the tokens. Values depend on the length of the text.
+    It is meant for a continuation of about 100 tokens, and depends on the length of the text. Words
+    and punctuation marks are the tokens. A text of fewer than three words has 0.
 
     >>> fluency("no no no no no no no"), round(fluency("the cat sat on the mat today"), 2)
     (0.0, 2.41)
@@ -143,7 +145,7 @@ def fluency(text: str) -> float:
 
 
 def repeated(text: str) -> float:
-    """Share of the text's trigrams that occur earlier in it: near 1 in a loop.
+    """Return the share of the text's trigrams that occur earlier in it: near 1 in a loop.
 
     >>> repeated("no no no no no"), repeated("the cat sat on the mat")
     (0.6666666666666667, 0.0)
@@ -153,7 +155,7 @@ def repeated(text: str) -> float:
 
 
 def ngrams(words: Sequence[str], n: int) -> Iterable[tuple[str, ...]]:
-    """All runs of n words."""
+    """Return all runs of n words."""
     return zip(*(words[start:] for start in range(n)), strict=False)
 
 
@@ -170,14 +172,15 @@ def _accepted(answers: Sequence[str]) -> set[str]:
 
 
 def _plain(text: str) -> str:
-    """Normalised, but for a text of nothing but articles and punctuation, which would be left
-    empty and so part of everything.
+    """Return the text normalised, or in lower case if that leaves it empty.
+
+    A text of articles and punctuation alone would be empty, and so part of every text.
     """
     return normalise(text) or text.strip().lower()
 
 
 class _Words:
-    """What rouge-score asks of a tokenizer."""
+    """A tokenizer for rouge-score."""
 
     def tokenize(self, text: str) -> list[str]:
         return _LETTERS.findall(text.lower())

@@ -1,7 +1,8 @@
-"""A language model as judge of what was said: the question, the accepted answers and the text go
-to an OpenAI-compatible endpoint, which answers YES or NO. Off by default. What was asked and
-answered is kept, as a verdict that cannot be read again cannot be trusted. Any other reply is no
-verdict: it is asked again, and then an error.
+"""A language model as judge of generated answers: the question, the accepted answers and the text
+go to an OpenAI-compatible endpoint, which answers YES or NO. Off by default.
+
+Question and reply are kept, so that verdicts can be checked. For any other reply the question is
+sent again; after three tries it is an error.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import httpx2
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from mmedit.errors import JudgeError
+from mmedit.settings import Settings
 
 INSTRUCTION = (
     "You compare an answer with the accepted answers to a question about an image that you cannot "
@@ -25,17 +27,15 @@ INSTRUCTION = (
 )
 QUESTION = "Question: {prompt}\nAccepted answers:\n{accepted}\nAnswer: {text}"
 VERDICT = re.compile(r"""^\W*(yes|no)(?=[ \t]*([.,:;!*"')\]\n]|$))""", re.IGNORECASE)
-"""The word by itself, or before a mark or the end of a line: "No idea" is no verdict."""
+"""The word alone, or before a mark or the end of a line. "No idea" does not match."""
 TRIES = 3
 
 
-class JudgeConfig(BaseModel):
-    """Which judge, and where. The key is read from an environment variable and never written."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class JudgeConfig(Settings):
+    """Settings of the judge. The key is read from an environment variable and never written."""
 
     url: str = Field(pattern=r"^https?://[^/]+")
-    """Up to and with the version: https://api.openai.com/v1, http://localhost:8000/v1."""
+    """Address with the version: https://api.openai.com/v1, http://localhost:8000/v1."""
     model: str
     key_variable: str = "OPENAI_API_KEY"
     timeout: float = Field(default=60.0, gt=0)
@@ -53,15 +53,15 @@ class Transcript:
 
 
 def question(prompt: str, answers: Sequence[str], text: str) -> str:
-    """What the judge is asked, behind `INSTRUCTION`; the accepted answers are a line each."""
+    """Return the question to the judge, after `INSTRUCTION`. Each accepted answer has a line."""
     accepted = "\n".join(f"- {answer}" for answer in answers)
     return QUESTION.format(prompt=prompt, accepted=accepted, text=text)
 
 
 def verdict(reply: str) -> float | None:
-    """1 for YES, 0 for NO, None for anything else. What follows a mark is an explanation.
+    """Return 1 for YES, 0 for NO, None for anything else. Text after a mark is an explanation.
 
-    >>> verdict("Yes."), verdict("NO, yes was wanted."), verdict("No idea"), verdict("Yes or no?")
+    >>> verdict("Yes."), verdict("NO, not yes."), verdict("No idea"), verdict("Yes or no?")
     (1.0, 0.0, None, None)
     """
     found = VERDICT.match(reply)
@@ -69,7 +69,7 @@ def verdict(reply: str) -> float | None:
 
 
 class Judge:
-    """Asks the endpoint. Costs one request per text, several at once."""
+    """The judge behind an endpoint. Costs one request per text, several at once."""
 
     def __init__(self, config: JudgeConfig) -> None:
         key = os.environ.get(config.key_variable, "")
@@ -83,8 +83,10 @@ class Judge:
     def __call__(
         self, prompts: Sequence[str], answers: Sequence[Sequence[str]], texts: Sequence[str]
     ) -> list[Transcript]:
-        """A verdict for every text. Raises JudgeError where the endpoint cannot be reached,
-        refuses, or says neither YES nor NO, after three tries.
+        """Return a verdict for every text.
+
+        Raises JudgeError if after three tries the endpoint cannot be reached, refuses, or answers
+        neither YES nor NO.
         """
         with ThreadPoolExecutor(self.config.at_once) as pool:
             return list(pool.map(self._judge, prompts, answers, texts))

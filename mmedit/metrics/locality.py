@@ -1,12 +1,12 @@
-"""Whether an edit left alone what it should not touch: base against edited logits.
+"""Locality: does an edit leave other answers as they were? It compares base and edited logits.
 
     top-k agreement = |{r ≤ k : base_r = edited_r}| / k      set overlap = |base_≤k ∩ edited_≤k| / k
     KL(base ‖ edited) = Σ_v p_base(v) (log p_base(v) - log p_edited(v))
 
-with base_r the token of rank r. The rank by rank top-10 over all text positions is the published
-M-Locality of MMEdit (Cheng et al. 2023, "Can We Edit Multimodal Large Language Models?"); one token
-that enters at rank 1 shifts all others and makes it 0, so the overlap of the two sets stands beside
-it. KL is the locality loss of MEND (Mitchell et al. 2022, "Fast Model Editing at Scale").
+Here base_r is the token of rank r. The rank by rank top-10 over all text positions is the published
+M-Locality of MMEdit (Cheng et al. 2023, "Can We Edit Multimodal Large Language Models?"). One new
+token at rank 1 shifts all others and makes it 0, so the overlap of the two sets is given beside it.
+KL is the locality loss of MEND (Mitchell et al. 2022, "Fast Model Editing at Scale").
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class LocalityScores:
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Ranked:
-    """What locality needs of unedited logits: a small part of them, so that it can be kept."""
+    """The part of the base logits that locality needs, small enough to be kept."""
 
     best: Int[Tensor, "batch text"]
     """The argmax of every position."""
     top10: Int[Tensor, "batch text rank"]
-    """The ten best tokens, best first; all where there are fewer."""
+    """The ten best tokens, best first, or all of a smaller vocabulary."""
     answer: Float[Tensor, "tokens vocab"]
     """Logits at the answer positions, row after row."""
 
@@ -55,7 +55,7 @@ class Ranked:
 def ranked(
     logits: Float[Tensor, "batch text vocab"], is_answer: Bool[Tensor, "batch text"]
 ) -> Ranked:
-    """The part of the logits that `locality_to` reads."""
+    """Return the part of the logits that `locality_to` reads."""
     return Ranked(best=logits.argmax(-1), top10=_top_tokens(logits, 10), answer=logits[is_answer])
 
 
@@ -66,10 +66,10 @@ def locality(
     is_text: Bool[Tensor, "batch text"],
     is_answer: Bool[Tensor, "batch text"],
 ) -> LocalityScores:
-    """All locality scores of a batch. KL, here, is taken over the answer positions.
+    """Return all locality scores of a batch. KL is over the answer positions.
 
-    Masks mark positions of the logits, that is, what they predict. Raises EmptyAnswerError naming
-    the rows without any text or answer position.
+    Masks mark the positions of the logits by the tokens that they predict. Raises EmptyAnswerError
+    naming the rows without any text or answer position.
     """
     base = ranked(base_logits, is_answer)
     return locality_to(base, edited_logits, is_text=is_text, is_answer=is_answer)
@@ -82,7 +82,7 @@ def locality_to(
     is_text: Bool[Tensor, "batch text"],
     is_answer: Bool[Tensor, "batch text"],
 ) -> LocalityScores:
-    """As `locality`, of what was kept of the base logits."""
+    """Return what `locality` does, from the kept part of the base logits."""
     require_tokens(is_text)
     require_tokens(is_answer)
     best, top10 = edited_logits.argmax(-1), _top_tokens(edited_logits, 10)
@@ -103,7 +103,7 @@ def top1(
     edited: Float[Tensor, "batch text vocab"],
     mask: Bool[Tensor, "batch text"],
 ) -> Float[Tensor, " batch"]:
-    """Share of masked-in positions where base and edited argmax agree.
+    """Return the share of masked-in positions where base and edited argmax agree.
 
     Raises EmptyAnswerError for rows without such a position.
     """
@@ -116,7 +116,7 @@ def exact(
     edited: Float[Tensor, "batch text vocab"],
     mask: Bool[Tensor, "batch text"],
 ) -> Float[Tensor, " batch"]:
-    """1 if base and edited argmax agree at every masked-in position, else 0.
+    """Return 1 if base and edited argmax agree at every masked-in position, else 0.
 
     Raises EmptyAnswerError for rows without such a position.
     """
@@ -129,9 +129,9 @@ def topk_ordered(
     mask: Bool[Tensor, "batch text"],
     k: int = 10,
 ) -> Float[Tensor, " batch"]:
-    """Share of ranks 1 to k that hold the same token, averaged over masked-in positions.
+    """Return the share of ranks 1 to k with the same token, averaged over masked-in positions.
 
-    A vocabulary smaller than k is compared whole. Equal logits rank as `torch.topk` puts them.
+    A vocabulary smaller than k is compared whole. Equal logits have the order of `torch.topk`.
     Raises EmptyAnswerError for rows without masked-in position.
     """
     require_tokens(mask)
@@ -144,7 +144,7 @@ def topk_set(
     mask: Bool[Tensor, "batch text"],
     k: int = 10,
 ) -> Float[Tensor, " batch"]:
-    """Share of the base's k best tokens that are among the edited k best, in any order.
+    """Return the share of the base's k best tokens that are among the edited k best, in any order.
 
     Averaged over masked-in positions. A vocabulary smaller than k is compared whole: the overlap is
     then 1. Raises EmptyAnswerError for rows without masked-in position.
@@ -158,10 +158,11 @@ def kl(
     edited: Float[Tensor, "batch text vocab"],
     mask: Bool[Tensor, "batch text"],
 ) -> Float[Tensor, " batch"]:
-    """KL(base ‖ edited) in nats, averaged over masked-in positions. Differentiable in `edited`.
+    """Return KL(base ‖ edited) in nats, averaged over masked-in positions.
 
-    A token that the base gives probability 0 adds 0; one that only the edit rules out (-inf) makes
-    it infinite. Raises EmptyAnswerError for rows without masked-in position.
+    It is differentiable in `edited`. A token with probability 0 under the base adds 0; one that
+    only the edit rules out (-inf) makes it infinite. Raises EmptyAnswerError for rows without
+    masked-in position.
     """
     require_tokens(mask)
     return row_mean(_token_kl(base[mask], edited[mask]), mask)
@@ -188,6 +189,6 @@ def _token_kl(
 ) -> Float[Tensor, " tokens"]:
     log_base, log_edited = log_softmax(base), log_softmax(edited)
     base_prob = log_base.exp()
-    # 0 (-inf - log q) is NaN to a computer and 0 in the limit.
+    # 0 (-inf - log q) is NaN in floating point and 0 in the limit.
     log_ratio = (log_base - log_edited).masked_fill(base_prob == 0, 0.0)
     return (base_prob * log_ratio).sum(-1)

@@ -5,8 +5,8 @@
 
 Names and pooled means are those of the code published with MEND (Mitchell et al. 2022, "Fast Model
 Editing at Scale") and MMEdit (Cheng et al. 2023, "Can We Edit Multimodal Large Language Models?").
-Here every score is one number per sequence first. Only the answer's rows of the logits are read: a
-float32 copy of the vocabulary is made for those alone.
+Here every score is first one number per sequence. Only the answer's rows of the logits are read, so
+a float32 copy is made of these alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NOT_SCORED = -100
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
 class MulticlassLogProbs:
-    """One number per sequence; as properties the pooled scalars of the published code."""
+    """Scores of every sequence, with the pooled numbers of the published code as properties."""
 
     token_accuracy: Float[Tensor, " batch"]
     """Share of answer tokens whose argmax is the label."""
@@ -42,7 +42,7 @@ class MulticlassLogProbs:
 
     @property
     def acc(self) -> Float[Tensor, ""]:
-        """Right tokens over all answer tokens of the batch: the micro mean."""
+        """Share of right tokens among all answer tokens of the batch: the micro mean."""
         return self._per_token(self.token_accuracy * self.n_tokens)
 
     @property
@@ -75,9 +75,9 @@ def multiclass_log_probs(
 
     Logits [batch, text, vocab] go with labels [batch, text]; logits [batch, vocab] with labels
     [batch] are one position per row. With `shift`, position t is scored against label t + 1, as the
-    raw logits of a causal language model need it: the last logit and the first label are dropped.
-    One position per row has nothing to shift. Raises DataError for other shapes and for labels that
-    are no token, EmptyAnswerError naming the rows without answer token.
+    raw logits of a causal language model need: the last logit and the first label are dropped.
+    One position per row cannot be shifted. Raises DataError for other shapes and for labels
+    outside the vocabulary, EmptyAnswerError naming the rows without answer token.
 
     >>> logits = torch.eye(3)[torch.tensor([[0, 1, 2], [2, 2, 0]])]
     >>> scores = multiclass_log_probs(logits, torch.tensor([[0, 1, 1], [-100, 2, -100]]))
@@ -107,7 +107,7 @@ def token_accuracy(
     target: Int[Tensor, "batch text"],
     mask: Bool[Tensor, "batch text"],
 ) -> Float[Tensor, " batch"]:
-    """Share of masked-in tokens whose argmax is the target.
+    """Return the share of masked-in tokens whose argmax is the target.
 
     Averaging over sequences is the macro token accuracy; weight by `mask.sum(-1)` for the micro
     one. They differ whenever answers differ in length. Raises EmptyAnswerError for rows without
@@ -127,7 +127,7 @@ def exact_match(
     target: Int[Tensor, "batch text"],
     mask: Bool[Tensor, "batch text"],
 ) -> Float[Tensor, " batch"]:
-    """1 if the argmax is the target at every masked-in token, else 0.
+    """Return 1 if the argmax is the target at every masked-in token, else 0.
 
     Never larger than `token_accuracy`, and equal to it where the answer is one token. Raises
     EmptyAnswerError for rows without token: the published code counts those as a match.
@@ -145,7 +145,9 @@ def answer_log_prob(
     target: Int[Tensor, "batch text"],
     mask: Bool[Tensor, "batch text"],
 ) -> Float[Tensor, " batch"]:
-    """Log-probability of the masked-in target tokens in nats, summed per row. Differentiable.
+    """Return the log-probability of the masked-in target tokens in nats, summed per row.
+
+    It is differentiable.
 
     Raises EmptyAnswerError for rows without token.
     """
@@ -158,18 +160,19 @@ def answer_nll(
     target: Int[Tensor, "batch text"],
     mask: Bool[Tensor, "batch text"],
 ) -> Float[Tensor, " batch"]:
-    """Mean negative log-likelihood of the masked-in target tokens, per row. Differentiable.
+    """Return the mean negative log-likelihood of the masked-in target tokens, per row.
 
-    What training losses are made of. Summed over rows, it gives each row a gradient that does not
-    depend on the rest of the batch. Raises EmptyAnswerError for rows without token.
+    It is differentiable, and training losses are made of it. Summed over rows, it gives each row a
+    gradient that does not depend on the rest of the batch. Raises EmptyAnswerError for rows
+    without token.
     """
     return -answer_log_prob(logits, target, mask) / mask.sum(-1)
 
 
 def require_tokens(mask: Bool[Tensor, "batch text"]) -> None:
     """Raise EmptyAnswerError naming the rows of the mask that are False throughout."""
-    if mask.dtype != torch.bool:  # integers would select positions by number, without an error
-        raise DataError(f"a mask is of dtype bool; found {mask.dtype}: use `mask.bool()`")
+    if mask.dtype != torch.bool:  # integers would select positions by number, silently
+        raise DataError(f"found a mask of {mask.dtype}, expected bool: use `mask.bool()`")
     empty = (~mask.any(-1)).nonzero().flatten().tolist()
     if empty:
         raise EmptyAnswerError(
@@ -181,7 +184,7 @@ def require_tokens(mask: Bool[Tensor, "batch text"]) -> None:
 def row_sum(
     values: Float[Tensor, " tokens"] | Bool[Tensor, " tokens"], mask: Bool[Tensor, "batch text"]
 ) -> Float[Tensor, " batch"]:
-    """Sum per row of values that belong to the masked-in positions, in the order of `x[mask]`."""
+    """Return the sum per row of the values at masked-in positions, in the order of `x[mask]`."""
     values = values.to(_at_least_float32(values))
     return values.new_zeros(mask.shape).masked_scatter(mask, values).sum(-1)
 
@@ -189,17 +192,17 @@ def row_sum(
 def row_mean(
     values: Float[Tensor, " tokens"] | Bool[Tensor, " tokens"], mask: Bool[Tensor, "batch text"]
 ) -> Float[Tensor, " batch"]:
-    """Mean per row of values that belong to the masked-in positions, in the order of `x[mask]`."""
+    """Return the mean per row of the values at masked-in positions, in the order of `x[mask]`."""
     return row_sum(values, mask) / mask.sum(-1)
 
 
 def all_right(share: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-    """1 where a row's share of right tokens is 1, else 0."""
-    return (share == 1).to(share.dtype)  # exact: n / n is 1, and nothing less rounds to it
+    """Return 1 for rows whose share of right tokens is 1, else 0."""
+    return (share == 1).to(share.dtype)  # exact: n / n is 1, and a smaller share never rounds to 1
 
 
 def log_softmax(logits: Float[Tensor, "tokens vocab"]) -> Float[Tensor, "tokens vocab"]:
-    """Log-probabilities in float32, also of half precision logits; float64 stays float64."""
+    """Return log-probabilities in float32, also of half precision; float64 stays float64."""
     return logits.log_softmax(-1, dtype=_at_least_float32(logits))
 
 
@@ -219,7 +222,7 @@ def _aligned(
 ) -> tuple[Float[Tensor, "batch text vocab"], Int[Tensor, "batch text"]]:
     if logits.ndim not in (2, 3) or logits.shape[:-1] != labels.shape or 0 in logits.shape:
         raise DataError(
-            f"logits {list(logits.shape)} do not go with labels {list(labels.shape)}; wanted are"
+            f"logits {list(logits.shape)} do not go with labels {list(labels.shape)}; expected"
             " logits [batch, text, vocab] with labels [batch, text], or [batch, vocab] with [batch]"
         )
     if logits.ndim == 2:
@@ -232,6 +235,6 @@ def _require_in_vocabulary(target: Int[Tensor, " tokens"], *, vocab: int) -> Non
     outside = target[(target < 0) | (target >= vocab)]
     if len(outside):
         raise DataError(
-            f"label {int(outside[0])} is no token of a vocabulary of {vocab};"
-            f" wanted are 0 to {vocab - 1}, or {NOT_SCORED} outside the answer"
+            f"label {int(outside[0])} is outside a vocabulary of {vocab} tokens;"
+            f" expected 0 to {vocab - 1}, or {NOT_SCORED} outside the answer"
         )

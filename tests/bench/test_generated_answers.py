@@ -103,7 +103,7 @@ def test_further_accepted_answers_count_when_they_are_said():
 
 
 def test_an_empty_accepted_answer_is_refused_as_silence_would_be_right():
-    with pytest.raises(EmptyAnswerError, match="would make silence right; leave it out"):
+    with pytest.raises(EmptyAnswerError, match="would accept silence; leave it out"):
         Example(prompt="what is it?", target="disc", answers=("circle", " "))
 
 
@@ -164,7 +164,7 @@ def test_generation_is_set_like_everything_else_and_checked_before_anything_is_l
     assert found.judge.model == "m"
     with pytest.raises(ConfigError, match=r"unknown key 'fluency'. Did you mean 'fluency_tokens'"):
         load_generation(Overrides.parse(["generation.fluency=1"]))
-    with pytest.raises(ConfigError, match="ARCHITECTURE/WEIGHTS was wanted"):
+    with pytest.raises(ConfigError, match="expected ARCHITECTURE/WEIGHTS"):
         load_generation(Overrides.parse(["generation.clip_score=ViT-B-32"]))
     wrong = ("judge.url=localhost:8000", "judge.model=m")
     with pytest.raises(ConfigError, match=r"judge\.url.*found 'localhost:8000'"):

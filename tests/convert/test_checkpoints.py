@@ -446,8 +446,8 @@ def test_a_broken_file_is_an_error(tmp_path: Path, case: Original):
 def test_a_file_without_model_is_an_error_that_tells_what_it_holds(tmp_path: Path, case: Original):
     sources = replace(case.sources(case.language), qformer=str(case.vision))
     text = refusal(case, sources, tmp_path)
-    assert "holds cls_token, pos_embed, " in text
-    assert "a dictionary under 'model' was wanted" in text
+    assert "contains cls_token, pos_embed, " in text
+    assert "expected a dictionary under 'model'" in text
 
 
 @each_case
@@ -480,7 +480,7 @@ def test_a_vision_file_that_is_none_is_an_error(tmp_path: Path, case: Original):
         ({"qformer_heads": None}, "give --qformer-heads"),
         ({"vision_heads": 7919}, "--vision-heads 7919 does not divide the width"),
         ({"vision_layers": 7919}, "--vision-layers 7919: "),
-        ({"image_size": 13}, "--image-size 13 is no multiple of the patch size"),
+        ({"image_size": 13}, "--image-size 13 is not a multiple of the patch size"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -547,7 +547,7 @@ def test_a_language_model_of_another_width_is_an_error(tmp_path: Path, case: Ori
         ({"model.safetensors": ""}, r"has no config\.json"),
         (
             {"config.json": '{"model_type": "t5"}', "model.safetensors": ""},
-            "is a t5; a decoder-only language model",
+            "is a t5; expected a decoder-only language model",
         ),
     ],
     ids=["pickled", "no config", "t5"],
@@ -583,12 +583,12 @@ def test_a_tokenizer_of_another_model_is_an_error(tmp_path: Path, case: Original
     [
         ("blip2", {"qformer": None}, {}, "^blip2 needs --qformer"),
         ("blip2", {"projection": "x"}, {}, "^blip2 has its projection in the file of --qformer"),
-        ("blip2", {}, {"format": "vicuna"}, "^blip2 has .* and no conversation format"),
+        ("blip2", {}, {"format": "vicuna"}, "^blip2 has .* and does not use a conversation format"),
         ("minigpt4", {}, {}, "^minigpt4 needs --projection"),
         ("minigtp4", {}, {}, "^no family to convert named 'minigtp4'. Did you mean 'minigpt4'"),
         ("blip2", {}, {"dtype": "float8"}, "^no dtype named 'float8'"),
         ("minigpt4", {}, {"format": "lama2"}, "^no conversation format .* 'llama2'"),
-        ("blip2", {"vision": "timm:"}, {}, "is no name; one like timm:eva_giant_patch14_224"),
+        ("blip2", {"vision": "timm:"}, {}, "not a valid name; expected one like timm:eva_giant"),
         ("blip2", {"vision": "open_clip:EVA01-g-14"}, {}, "one like open_clip:EVA01-g-14/laion"),
         ("blip2", {"qformer": "timm:x"}, {}, "^--qformer timm:x does not exist"),
         ("blip2", {"language": "nowhere"}, {}, "^--language nowhere does not exist"),
@@ -928,13 +928,13 @@ def bench(vlm: Path, run: Path, monkeypatch) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1", b"<html>"])
 @each_case
-def test_what_was_saved_in_a_checkpoints_place_is_called_no_checkpoint(
+def test_a_file_that_is_not_a_checkpoint_is_an_error_that_shows_its_beginning(
     tmp_path: Path, case: Original, content: bytes
 ):
     path = tmp_path / "file.pth"
     path.write_bytes(content)
     text = refusal(case, replace(case.sources(case.language), vision=str(path)), tmp_path)
-    assert text.startswith(f"--vision {path} is no checkpoint: it begins with {content[:40]!r}")
+    assert text.startswith(f"--vision {path} is not a checkpoint: it begins with {content[:40]!r}")
 
 
 @pytest.mark.parametrize(
@@ -943,13 +943,13 @@ def test_what_was_saved_in_a_checkpoints_place_is_called_no_checkpoint(
     ids=["list", "number"],
 )
 @each_case
-def test_what_is_no_tensor_by_a_name_is_an_error(
+def test_an_entry_that_is_not_a_tensor_with_a_name_is_an_error(
     tmp_path: Path, case: Original, content: dict, name: str
 ):
     path = tmp_path / "file.pth"
     torch.save(content, path)
     text = refusal(case, replace(case.sources(case.language), vision=str(path)), tmp_path)
-    assert f"holds {name}, which is no tensor by a name" in text
+    assert f"contains {name}, which is not a tensor with a name" in text
 
 
 @each_file

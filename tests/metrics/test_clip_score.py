@@ -53,7 +53,7 @@ def test_clip_score_is_two_and_a_half_times_the_cosine(named: str):
 
 @pytest.mark.parametrize("name", ["ViT-B-32", "/openai", ""])
 def test_a_name_without_weights_is_an_error(name: str):
-    with pytest.raises(ModelError, match="ARCHITECTURE/WEIGHTS was wanted"):
+    with pytest.raises(ModelError, match="expected ARCHITECTURE/WEIGHTS"):
         load_clip_score(name)
 
 

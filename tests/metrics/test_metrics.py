@@ -501,14 +501,14 @@ def test_shapes_that_do_not_go_together_are_said_beside_the_wanted_ones(logits, 
     with pytest.raises(DataError) as error:
         multiclass_log_probs(torch.zeros(logits), torch.zeros(labels, dtype=torch.long))
     assert str(error.value) == (
-        f"logits {logits} do not go with labels {labels}; wanted are logits [batch, text, vocab]"
+        f"logits {logits} do not go with labels {labels}; expected logits [batch, text, vocab]"
         " with labels [batch, text], or [batch, vocab] with [batch]"
     )
 
 
 @pytest.mark.parametrize("label", [4, -1])
 def test_a_label_outside_the_vocabulary_is_named(label: int):
-    with pytest.raises(DataError, match=f"label {label} is no token of a vocabulary of 4; wanted"):
+    with pytest.raises(DataError, match=f"label {label} is outside a vocabulary of 4 tokens; exp"):
         multiclass_log_probs(torch.zeros(1, 2, 4), torch.tensor([[0, label]]))
 
 
