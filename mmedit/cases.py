@@ -117,7 +117,7 @@ class Probe(StrEnum):
 class EditCase:
     """One edit of a benchmark: its request, and examples by probe.
 
-    The request itself is added to `probes` as the reliability probe if there is none.
+    The request itself is the reliability probe, unless `probes` has another one.
     """
 
     id: str

@@ -282,7 +282,7 @@ class Adapter(ABC):
         length = len(row.tokens)
         if length == row.answer:
             raise ModelError(
-                f"there is no token before the answer {example.target!r}, so nothing predicts its "
+                f"the answer {example.target!r} has no token before it, so nothing predicts its "
                 "first token; give an image, a context or a prompt"
             )
         if length > self.max_tokens:

@@ -65,11 +65,9 @@ def behind_qformer(
     heads: int | None,
     drop: tuple[str, ...],
 ) -> Parts:
-    """Return the parts of BLIP-2 or of MiniGPT-4 with a Q-Former.
+    """Return the parts of BLIP-2 or of MiniGPT-4 with a Q-Former. Raises ModelError.
 
     BLIP-2 has its projection in the Q-Former file, MiniGPT-4 in a file of its own.
-
-    Raises ModelError.
     """
     name = OPT if projection is None else LLAMA
     file = read_trained("--qformer", qformer)
@@ -92,11 +90,8 @@ def behind_qformer(
         text_config=text_config,
         num_query_tokens=sizes.queries,
     )
-    weights = {
-        **qformer_weights(file, sizes),
-        **_norm_weights(file),
-        **_projection_weights(projected, name),
-    }
+    weights = {**qformer_weights(file, sizes), **_norm_weights(file)}
+    weights |= _projection_weights(projected, name)
     return Parts(config=config, weights=weights, accounts=accounts, filled={})
 
 

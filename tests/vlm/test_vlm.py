@@ -178,7 +178,7 @@ def test_answer_to_nothing_is_an_error(tiny_vlm: NetworkVLM):
         with pytest.raises(ModelError) as raised:
             call([replace(TEXT_ONLY, prompt="")])
         assert str(raised.value) == (
-            "there is no token before the answer 'Tirana', so nothing predicts its first token; "
+            "the answer 'Tirana' has no token before it, so nothing predicts its first token; "
             "give an image, a context or a prompt"
         )
     assert tiny_vlm.predict([replace(SEEN[0], prompt="")]).is_answer.all()
