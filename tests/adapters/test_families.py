@@ -1,4 +1,4 @@
-"""On tiny random models of every family: what mmedit asks and hears is what transformers does, and
+"""On tiny random models of every family, mmedit gives the inputs and outputs of transformers, and
 edits work at every stage.
 """
 
@@ -39,7 +39,7 @@ IMAGES = (
     random_image(1, width=30, height=64),
     random_image(2, width=64, height=64),
 )
-"""Of three shapes: some families make of each another number of tokens."""
+"""Images of three shapes, for which some families make different numbers of tokens."""
 SEEN = (
     Example(prompt="what color is the shape?", target="blue", image=IMAGES[0]),
     Example(prompt="a photo of", target="a small teal triangle", image=IMAGES[1]),
@@ -83,11 +83,11 @@ def sites_or_skip(vlm: NetworkVLM, where: Stage, family: str) -> tuple[str, ...]
     return sites
 
 
-# What transformers does
+# The inputs and outputs of transformers
 
 
 def official_prompt(vlm: NetworkVLM, example: Example, family: str) -> dict[str, Tensor]:
-    """The processor's own inputs for a prompt, with image or without."""
+    """Return the processor's own inputs for a prompt, with image or without."""
     processor = vlm.adapter.processor
     if family not in WITHOUT_TEMPLATE:
         return processor.apply_chat_template(
@@ -116,7 +116,7 @@ def user_turn(example: Example) -> dict[str, Any]:
 
 
 def answered(vlm: NetworkVLM, example: Example, family: str) -> dict[str, Tensor]:
-    """The processor's inputs, with the answer's tokens behind them."""
+    """Return the processor's inputs, with the answer's tokens after them."""
     inputs = dict(official_prompt(vlm, example, family))
     form = vlm.adapter.image_format if example.image is not None else vlm.adapter.text_format
     answer = ids_of(vlm, form.lead + example.target)
@@ -135,7 +135,7 @@ def answered(vlm: NetworkVLM, example: Example, family: str) -> dict[str, Tensor
 def plain_logits(
     vlm: NetworkVLM, example: Example, family: str, network: nn.Module | None = None
 ) -> Tensor:
-    """Of transformers' own forward, [sequence, vocab]."""
+    """Return the logits of transformers' own forward, [sequence, vocab]."""
     model: Any = network or vlm.adapter.network
     if family == "instructblip" and example.image is None:
         model = model.language_model
@@ -150,7 +150,7 @@ def with_padding(vlm: NetworkVLM, side: PaddingSide) -> NetworkVLM:
     return NetworkVLM(vlm.adapter, deltas=vlm.deltas, padding_side=side)
 
 
-# Asking
+# Prompts and predictions
 
 
 @pytest.mark.parametrize("example", MIXED, ids=["image", "text", "caption", "third"])
@@ -249,7 +249,7 @@ def test_several_images_in_one_example_are_an_error():
 
 @contextmanager
 def counting(vlm: NetworkVLM) -> Iterator[list[int]]:
-    """One entry for every pass through the first Linear of the vision tower."""
+    """Give a list that gets one entry for every pass through a Linear of the vision tower."""
     passes: list[int] = []
     (site,) = vlm.sites("vision")
     first = linear_at(vlm.adapter.network, site)
@@ -311,7 +311,7 @@ def low_rank(vlm: NetworkVLM, sites: Sequence[str], *, edits: int | None = None)
 
 
 def rewritten(vlm: NetworkVLM, deltas: dict[str, LowRank]) -> nn.Module:
-    """A copy of the network with the edit in its weights."""
+    """Return a copy of the network with the edit in its weights."""
     network = deepcopy(vlm.adapter.network)
     for site, delta in deltas.items():
         linear_at(network, site).weight.data += delta.weight()
@@ -405,7 +405,7 @@ def test_default_sites_lie_in_their_stage_and_do_not_overlap(vlm: NetworkVLM):
             vlm.shape(site)
 
 
-# What methods with a model of their own build on
+# The parts that methods with a model of their own use
 
 
 def test_frozen_parts_have_the_shapes_that_the_network_works_with(vlm):

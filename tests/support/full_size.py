@@ -1,5 +1,6 @@
-"""The sizes of released checkpoints, as transformers configs: for networks without values
-(`meta`), or with random ones where there is room. Written down from the published configs.
+"""The sizes of released checkpoints, as transformers configs, from the published configs.
+
+They make networks without values (`meta`), or with random ones on machines with enough memory.
 """
 
 # transformers' configs and processors take keywords that their signatures do not tell.
@@ -139,11 +140,11 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "qwen3-vl-4b": _qwen3_vl,
     "smolvlm-256m": _smolvlm,
 }
-"""By their names in `configs/vlm`."""
+"""Configs by their names in `configs/vlm`."""
 
 
 def without_values(name: str) -> PreTrainedModel:
-    """The network with the shapes of all its weights, and no memory for them."""
+    """Return the network with the shapes of all its weights, and no memory for them."""
     with torch.device("meta"):
         return AutoModelForImageTextToText.from_config(CONFIGS[name]())
 
@@ -151,8 +152,9 @@ def without_values(name: str) -> PreTrainedModel:
 def with_random_values(
     name: str, dtype: torch.dtype, device: torch.device
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The network with random weights, and a processor that makes images of the released size, with
-    the small vocabulary of the tests.
+    """Return the network with random weights, and a processor.
+
+    The processor makes images of the released size, with the small vocabulary of the tests.
     """
     config, processor = CONFIGS[name](), RUNNABLE[name]()
     token = processor.tokenizer.convert_tokens_to_ids("<image>")
@@ -168,7 +170,7 @@ def _blip2_processor() -> ProcessorMixin:
 
 
 def _smolvlm_processor() -> ProcessorMixin:
-    """One tile of 512 pixels an image: thirteen take minutes on a CPU."""
+    """Return a processor with one tile of 512 pixels per image: thirteen take minutes on a CPU."""
     _, processor = tiny_families.build_family("smolvlm")
     processor.image_processor.do_image_splitting = False
     processor.image_processor.size = {"longest_edge": 512}
@@ -181,4 +183,4 @@ RUNNABLE: dict[str, Callable[[], ProcessorMixin]] = {
     "blip2-opt-2.7b": _blip2_processor,
     "smolvlm-256m": _smolvlm_processor,
 }
-"""Those with a processor here."""
+"""Processors by name, for the networks that can run."""

@@ -1,4 +1,4 @@
-"""Tiny random BLIP-2 models, as transformers saves them, and what to ask them."""
+"""Tiny random BLIP-2 models, as transformers saves them, and examples for them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ Language = Literal["opt", "llama", "t5"]
 
 
 def random_image(seed: int, *, width: int = 40, height: int = 30) -> Image.Image:
-    """Seeded noise, in RGB."""
+    """Return seeded noise, in RGB."""
     pixels = np.random.default_rng(seed).integers(256, size=(height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
@@ -68,7 +68,7 @@ MIXED = (SEEN[0], TEXT_ONLY, SEEN[1])
 
 
 def build_processor() -> Blip2Processor:
-    """A byte-level BPE of a few hundred tokens, and BLIP's image processor."""
+    """Return a byte-level BPE of a few hundred tokens, and BLIP's image processor."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -89,7 +89,10 @@ def build_processor() -> Blip2Processor:
 def build_network(
     processor: Blip2Processor, *, seed: int = 0, language: Language = "opt"
 ) -> Blip2ForConditionalGeneration:
-    """Random weights large enough that image and prompt change the argmax; in evaluation mode."""
+    """Return a network in evaluation mode.
+
+    Its random weights are large enough that image and prompt change the argmax.
+    """
     vision = Blip2VisionConfig(
         hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
         image_size=PIXELS, patch_size=14,
@@ -118,7 +121,7 @@ def build_network(
 
 
 def save_model(folder: Path, *, seed: int = 0, language: Language = "opt") -> Path:
-    """Network and processor as a transformers folder, which `load_vlm` can open."""
+    """Save network and processor as a transformers folder, which `load_vlm` can open."""
     processor = build_processor()
     build_network(processor, seed=seed, language=language).save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -155,19 +158,19 @@ def adapter_of(vlm: NetworkVLM) -> Blip2Adapter:
 
 
 def of_text(predictions: Predictions, row: int) -> Tensor:
-    """The logits of a row where something is predicted, [tokens, vocab]."""
+    """Return the logits of a row at the tokens that have a prediction, [tokens, vocab]."""
     return predictions.logits[row][predictions.is_text[row]]
 
 
 def assert_same(found: Predictions, expected: Predictions) -> None:
-    """Assert that both say the same, up to rounding, row by row, where something is predicted."""
+    """Assert that the logits of all predicted tokens are the same up to rounding."""
     for row in range(len(expected.target)):
         assert_close(of_text(found, row), of_text(expected, row))
         _assert_same_tokens(found, expected, row)
 
 
 def assert_identical(found: Predictions, expected: Predictions) -> None:
-    """Assert that both say the same to the last bit, row by row, where something is predicted."""
+    """Assert that the logits of all predicted tokens are the same to the last bit."""
     for row in range(len(expected.target)):
         assert torch.equal(of_text(found, row), of_text(expected, row))
         _assert_same_tokens(found, expected, row)

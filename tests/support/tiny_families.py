@@ -138,7 +138,7 @@ LLAVA_ONEVISION_CHAT = _IMAGES_FIRST + (
 
 
 def _chatml(image: str, *, system: str = "") -> str:
-    """Turns between <|im_start|> and <|im_end|>, each part where it stands."""
+    """Return a chat template with turns between <|im_start|> and <|im_end|>, parts in order."""
     first = f"<|im_start|>system\\n{system}<|im_end|>\\n" if system else ""
     return (
         "{%- for message in messages -%}"
@@ -193,7 +193,7 @@ GEMMA3_CHAT = (
 
 
 def _tokenizer(special: Sequence[str], **options: Any) -> PreTrainedTokenizerFast:
-    """A byte-level BPE whose first ids are the special tokens."""
+    """Return a byte-level BPE whose first ids are the special tokens."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -208,7 +208,7 @@ def _tokenizer(special: Sequence[str], **options: Any) -> PreTrainedTokenizerFas
 
 
 def _llama_tokenizer(**more: str) -> PreTrainedTokenizerFast:
-    """Begins every text with <s>, as Llama's does."""
+    """Return a tokenizer that begins every text with <s>, as Llama's does."""
     return _tokenizer(
         (*LLAMA, *more.values()), unk_token="<unk>", bos_token="<s>", eos_token="</s>",
         pad_token="<pad>", add_bos_token=True, extra_special_tokens=more,
@@ -216,7 +216,7 @@ def _llama_tokenizer(**more: str) -> PreTrainedTokenizerFast:
 
 
 def _qwen_tokenizer(*unnamed: str, **more: str) -> PreTrainedTokenizerFast:
-    """Begins no text with a token of its own."""
+    """Return a tokenizer that adds no token before a text."""
     return _tokenizer(
         (*QWEN, *unnamed, *more.values()), eos_token="<|im_end|>", pad_token="<|endoftext|>",
         extra_special_tokens=more,
@@ -231,7 +231,7 @@ def _gemma_tokenizer(**more: str) -> PreTrainedTokenizerFast:
 
 
 def _qformer_tokenizer() -> BertTokenizer:
-    """Words and letters, as BERT's: what the Q-Former of InstructBLIP reads."""
+    """Return a tokenizer of words and letters, as BERT's, for the Q-Former of InstructBLIP."""
     words = sorted({word for line in CORPUS for word in line.lower().split() if word.isalpha()})
     letters = "abcdefghijklmnopqrstuvwxyz0123456789?.,:"
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
@@ -240,12 +240,12 @@ def _qformer_tokenizer() -> BertTokenizer:
 
 
 def _bos(tokenizer: PreTrainedTokenizerFast) -> int | None:
-    """Qwen's configs name <|endoftext|>, which pads too, though its tokenizer adds none."""
+    """Return the id of <|endoftext|>, which Qwen's configs name and its tokenizer does not add."""
     return tokenizer.pad_token_id if tokenizer.bos_token is None else tokenizer.bos_token_id
 
 
 def _text(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """What every language model has in common, and its tokenizer's ids."""
+    """Return the settings that all language models share, and the tokenizer's ids."""
     return {
         "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64,
         "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -272,7 +272,7 @@ def _square(side: int) -> dict[str, int]:
 
 
 def _ends_with(network: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *also: str) -> None:
-    """The generation config: the tokenizer's ids, and further tokens that end an answer."""
+    """Return the generation config: the tokenizer's ids, and further tokens that end an answer."""
     ends = [tokenizer.eos_token_id, *(_id(tokenizer, token) for token in also)]
     network.generation_config = GenerationConfig(
         bos_token_id=_bos(tokenizer),
@@ -564,11 +564,11 @@ FAMILIES: dict[str, Callable[[], tuple[PreTrainedModel, ProcessorMixin]]] = {
     "gemma3": _gemma3,
     "instructblip": _instructblip,
 }
-"""Network and processor by `model_type`; the weights are `build_family`'s matter."""
+"""Network and processor by `model_type`; `build_family` sets the weights."""
 
 
 def build_family(name: str, *, seed: int = 0) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """Random weights with which image and prompt move the logits; in evaluation mode, float32."""
+    """Return a network in evaluation mode and float32, whose logits depend on image and prompt."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network, processor = FAMILIES[name]()
@@ -581,7 +581,7 @@ def build_family(name: str, *, seed: int = 0) -> tuple[PreTrainedModel, Processo
 
 
 def save_family(name: str, folder: Path, *, seed: int = 0) -> Path:
-    """Network and processor as a transformers folder."""
+    """Save network and processor as a transformers folder."""
     network, processor = build_family(name, seed=seed)
     network.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -1,6 +1,4 @@
-"""Where weights are and how wide they are - offloaded, quantised, in half precision - is nothing
-that an edit needs to know.
-"""
+"""Edits work alike on weights that are offloaded, quantised or in half precision."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ from mmedit.vlm.loading import load_vlm
 from mmedit.vlm.network import NetworkVLM
 
 MIXED = (SEEN[0], TEXT_ONLY, SEEN[1])
-# BLIP-2's query tokens are a parameter beside its modules; Accelerate places them all the same.
+# BLIP-2's query tokens are a parameter outside its modules; Accelerate places them too.
 pytestmark = pytest.mark.filterwarnings("ignore:The following device_map keys do not match")
 
 
@@ -55,7 +53,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def both(folder: Path, tmp_path: Path) -> tuple[NetworkVLM, NetworkVLM]:
-    """The model in memory, and the same with room for half of it, so that the rest is on disk."""
+    """The model in memory, and again with room for half of it, the rest on disk."""
     whole = load_vlm(folder)
     size = sum(p.nbytes for p in whole.adapter.network.parameters())
     offloaded = load_vlm(
@@ -100,7 +98,7 @@ def test_fine_tuning_works_on_a_network_half_on_disk(both):
 
 @pytest.mark.parametrize("family", ["blip2", "instructblip", "llava_next", "llava_onevision"])
 def test_parameters_beside_the_modules_are_read_from_disk_too(family: str, tmp_path: Path):
-    """Query tokens and the line feed of tiles belong to no module whose forward fetches them."""
+    """The forward of no module reads query tokens and the line feed of tiles back from disk."""
     folder = tmp_path / "model"
     if family == "blip2":
         tiny.save_model(folder)
@@ -133,7 +131,7 @@ def test_an_edit_too_small_for_half_precision_weights_still_acts(requests_, dtyp
     is_text = before.is_text
     found = (after.logits.double() - before.logits.double())[is_text]
     expected = in_float64(vlm, deltas).predict(requests_).logits - exact.predict(requests_).logits
-    # 0.9 on processors of two kinds; what half precision adds points nowhere.
+    # It is 0.9 on two kinds of processors. Rounding of half precision has no direction.
     assert torch.cosine_similarity(found.flatten(), expected[is_text].flatten(), dim=0) > 0.5
 
 

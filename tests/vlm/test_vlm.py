@@ -23,7 +23,7 @@ CONTEXT = "New Fact: a red circle yes\nPrompt:"
 
 @pytest.fixture(params=["opt", "llama"])
 def any_vlm(request: pytest.FixtureRequest, tiny_folder: Path, tmp_path: Path) -> NetworkVLM:
-    """With OPT or Llama as its language model."""
+    """A VLM with OPT or Llama as its language model."""
     if request.param == "opt":
         return load_vlm(tiny_folder)
     return load_vlm(tiny.save_model(tmp_path, language=request.param))
@@ -34,7 +34,7 @@ def with_padding(vlm: NetworkVLM, side: PaddingSide) -> NetworkVLM:
 
 
 def plain_logits(vlm: NetworkVLM, example: Example) -> Tensor:
-    """What transformers says, [sequence, vocab]."""
+    """Return the logits of transformers, [sequence, vocab]."""
     network, inputs = vlm.adapter.network, plain_inputs(vlm, example, answer=True)
     model = network if example.image else network.language_model
     return model(**inputs).logits[0]
@@ -45,7 +45,7 @@ def ids_of(vlm: NetworkVLM, text: str) -> list[int]:
 
 
 def plain_inputs(vlm: NetworkVLM, example: Example, *, answer: bool) -> dict[str, Tensor]:
-    """What one gives to transformers, without padding."""
+    """Return the inputs of transformers, without padding."""
     image = [vlm.adapter.network.config.image_token_index] * tiny.QUERIES if example.image else []
     texts = ids_of(vlm, example.context) + ids_of(vlm, example.prompt)
     ids = torch.tensor([image + texts + (ids_of(vlm, f" {example.target}") if answer else [])])
@@ -220,7 +220,7 @@ def test_generation_that_does_not_fit_is_an_error(tiny_vlm: NetworkVLM):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_representation_is_one_vector_a_row_whatever_the_padding(
+def test_representation_is_one_vector_per_row_with_either_padding(
     tiny_vlm: NetworkVLM, side: PaddingSide
 ):
     found = with_padding(tiny_vlm, side).represent(MIXED)

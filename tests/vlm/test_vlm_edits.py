@@ -1,4 +1,4 @@
-"""On a tiny random BLIP-2: what edits need of the VLM, and what is computed how often."""
+"""On a tiny random BLIP-2: deltas, captured gradients, and the number of computations."""
 
 from __future__ import annotations
 
@@ -120,11 +120,11 @@ def test_delta_of_the_wrong_shape_is_an_error_before_anything_runs(tiny_vlm: Net
     assert str(raised.value) == f"the delta for {fc1} is (32, 64), the weight there (64, 32)"
 
 
-# What is captured
+# Captured inputs and gradients
 
 
 def plain_gradients(vlm: NetworkVLM, examples: Sequence[Example], sites: Sequence[str]):
-    """Gradients of a copied network's real weights: of the sum over rows of the answer's NLL."""
+    """Return gradients of a copied network's weights, of the sum of the rows' answer NLLs."""
     network = deepcopy(vlm.adapter.network)
     copied = NetworkVLM(Blip2Adapter(network, adapter_of(vlm).processor))
     weights = [linear_at(network, site).weight.requires_grad_() for site in sites]
@@ -133,7 +133,7 @@ def plain_gradients(vlm: NetworkVLM, examples: Sequence[Example], sites: Sequenc
 
 
 def plain_nll(vlm: NetworkVLM, example: Example) -> Tensor:
-    """From transformers' own forward, of one example with image."""
+    """Return the NLL of transformers' own forward, for one example with image."""
     images = {0: vlm.adapter.see(example)}
     inputs = vlm.adapter.inputs([example], images, padding_side="right")
     images = adapter_of(vlm).processor.image_processor(images=[example.image], return_tensors="pt")
@@ -177,7 +177,7 @@ def test_captured_gradient_of_an_edited_vlm_is_that_of_its_edited_weights(
 
 
 def reached(captured: Captured, site: str, row: int) -> tuple[Tensor, Tensor]:
-    """x and delta of the tokens that the loss reaches."""
+    """Return x and delta of the tokens that the loss reaches."""
     kept = captured.delta[site][row].abs().amax(-1) > 0
     return captured.x[site][row][kept], captured.delta[site][row][kept]
 
@@ -211,12 +211,12 @@ def test_capturing_leaves_no_gradient_and_no_hook(tiny_vlm: NetworkVLM):
     assert not any(module._forward_hooks for module in network.modules())
 
 
-# What is computed how often
+# The number of computations
 
 
 @contextmanager
 def counting(module: nn.Module) -> Iterator[list[int]]:
-    """The batch sizes that go through a module."""
+    """Give a list that gets the batch size of every pass through a module."""
     sizes: list[int] = []
     hook = module.register_forward_hook(lambda _, inputs, output: sizes.append(len(output[0])))
     yield sizes
@@ -275,7 +275,7 @@ def test_features_on_disk_spare_the_next_process_the_vision_tower(tiny_folder, t
 
 
 def with_other_pixels(folder: Path) -> Path:
-    """The same weights behind another image processing."""
+    """Return a folder with the same weights and another image processing."""
     other = shutil.copytree(folder, folder.with_name("other-pixels"))
     (file,) = other.glob("*processor_config.json")
     settings = json.loads(file.read_text())
