@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 Progress = Callable[[str, int, int, str], None]
 """Called with the task, how much of it is done, how much there is in all, and the latest figures to
-show, for instance the loss of a training step ("" where there are none).
+show, for instance the loss of a training step ("" if there are none). The first call for a task is
+its beginning: it gives what is done already, so 0 unless the task is resumed. Rates count from it.
 """
 
 

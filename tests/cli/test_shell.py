@@ -14,6 +14,8 @@ from rich.console import Console
 from mmedit import catalog
 from mmedit.adapters import ADAPTERS
 from mmedit.bench.modes import MODES
+from mmedit.cli.console import app
+from mmedit.cli.data import data
 from mmedit.cli.progress import PERIOD, show_progress, show_status
 from mmedit.convert.conversion import FAMILIES
 from mmedit.datasets.fetch.origins import ORIGINS
@@ -24,10 +26,12 @@ from mmedit.report.published import published_names
 from mmedit.report.render import FORMATS
 
 VQA = Path(__file__).parents[2] / "results" / "embedded-vqa"
-COMMANDS = (
-    "bench", "compare", "convert", "data check", "data get", "demo", "edit", "fit", "ls", "plot",
-    "push", "table",
-)  # fmt: skip
+COMMANDS = tuple(
+    f"{group}{command.name or getattr(command.callback, '__name__', '')}"
+    for group, commands in (("", app.registered_commands), ("data ", data.registered_commands))
+    for command in commands
+    if not command.hidden
+)
 
 # What runs without torch
 
