@@ -43,12 +43,24 @@ def list_names(
             out.print(names_view(described))
 
 
+FamilyArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="FAMILY",
+        help=f"{either(CONVERTED)}.",
+        callback=one_of("family to convert", CONVERTED),
+    ),
+]
 Pixels = Annotated[
     int,
     typer.Option(min=1, metavar="N", help="Pixels on each side; positions are interpolated."),
 ]
 Number = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Only for a vision tower other than EVA-g.")
+]
+DropOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="Leave out tensors of this name (repeatable)."),
 ]
 
 
@@ -60,14 +72,7 @@ Number = Annotated[
     ),
 )
 def convert_files(
-    family: Annotated[
-        str,
-        typer.Argument(
-            metavar="FAMILY",
-            help=f"{either(CONVERTED)}.",
-            callback=one_of("family to convert", CONVERTED),
-        ),
-    ],
+    family: FamilyArgument,
     vision: Annotated[
         str,
         typer.Option(metavar="FILE", help="eva_vit_g.pth, timm:NAME or open_clip:ARCH/WEIGHTS."),
@@ -100,10 +105,7 @@ def convert_files(
         str | None,
         typer.Option(help="Number format of the new weights.", show_default="the language model's"),
     ] = None,
-    drop: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Leave out tensors of this name (repeatable)."),
-    ] = None,
+    drop: DropOption = None,
 ) -> None:
     """Make a model folder from original files of BLIP-2 or MiniGPT-4.
 

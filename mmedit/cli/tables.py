@@ -23,6 +23,36 @@ from mmedit.cli.console import (
 )
 from mmedit.errors import ConfigError
 
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="FORMAT",
+        help=f"{either(FORMATS)}.",
+        show_default="as wide as the terminal; md in a file or a pipe",
+        callback=one_of("table format", FORMATS),
+    ),
+]
+PublishedOption = Annotated[
+    str | None,
+    typer.Option(
+        "--published",
+        metavar="NAME",
+        help=f"Published values to put beside the measured ones: {either(names('published'))}.",
+        show_default="none",
+        callback=known("published"),
+    ),
+]
+EditsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="For edits made in sequence: show the checkpoint after this many edits.",
+        show_default="the last one",
+    ),
+]
+
 
 @app.command(
     epilog=examples(
@@ -34,27 +64,9 @@ from mmedit.errors import ConfigError
 )
 def table(
     runs: RunsArgument,
-    format: Annotated[
-        str | None,
-        typer.Option(
-            "--format",
-            metavar="FORMAT",
-            help=f"{either(FORMATS)}.",
-            show_default="as wide as the terminal; md in a file or a pipe",
-            callback=one_of("table format", FORMATS),
-        ),
-    ] = None,
+    format: FormatOption = None,
     columns: ColumnsOption = "default",
-    published: Annotated[
-        str | None,
-        typer.Option(
-            "--published",
-            metavar="NAME",
-            help=f"Published values to put beside the measured ones: {either(names('published'))}.",
-            show_default="none",
-            callback=known("published"),
-        ),
-    ] = None,
+    published: PublishedOption = None,
     published_model: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="The paper's model.", show_default="the run's --vlm"),
@@ -65,15 +77,7 @@ def table(
             metavar="NAME", help="The paper's dataset.", show_default="the run's --dataset"
         ),
     ] = None,
-    edits: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="For edits made in sequence: show the checkpoint after this many edits.",
-            show_default="the last one",
-        ),
-    ] = None,
+    edits: EditsOption = None,
 ) -> None:
     """Make a table from the records of runs. Each run and editor is a row."""
     from mmedit.report.published import compare_with_published, load_published

@@ -217,6 +217,7 @@ def test_names_with_brackets_are_printed_as_they_are(mmedit_, tmp_path: Path):
 WAITING = """
 import signal, sys
 from mmedit import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, if the tests run in background
 def wait():
     print("waiting", flush=True)
     signal.pause()
@@ -240,9 +241,12 @@ def test_ctrl_c_says_that_the_same_command_continues(command, message):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as running:  # fmt: skip
         assert running.stdout is not None
-        assert running.stdout.readline() == "waiting\n"
-        running.send_signal(signal.SIGINT)
-        _, err = running.communicate(timeout=60)
+        try:
+            assert running.stdout.readline() == "waiting\n"
+            running.send_signal(signal.SIGINT)
+            _, err = running.communicate(timeout=60)
+        finally:
+            running.kill()
     assert running.returncode == 130
     assert err.startswith(message)
     assert "Traceback" not in err
