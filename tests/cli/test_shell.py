@@ -15,7 +15,6 @@ from mmedit import catalog
 from mmedit.adapters import ADAPTERS
 from mmedit.bench.modes import MODES
 from mmedit.cli.console import app
-from mmedit.cli.data import data
 from mmedit.cli.progress import PERIOD, show_progress, show_status
 from mmedit.convert.conversion import FAMILIES
 from mmedit.datasets.fetch.origins import ORIGINS
@@ -26,10 +25,11 @@ from mmedit.report.published import published_names
 from mmedit.report.render import FORMATS
 
 VQA = Path(__file__).parents[2] / "results" / "embedded-vqa"
+GROUPS = [("", app), *((f"{group.name} ", group.typer_instance) for group in app.registered_groups)]
 COMMANDS = tuple(
-    f"{group}{command.name or getattr(command.callback, '__name__', '')}"
-    for group, commands in (("", app.registered_commands), ("data ", data.registered_commands))
-    for command in commands
+    f"{prefix}{command.name or getattr(command.callback, '__name__', '')}"
+    for prefix, group in GROUPS
+    for command in (group.registered_commands if group else ())
     if not command.hidden
 )
 
