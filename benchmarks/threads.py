@@ -76,7 +76,7 @@ def measure(steps: int, rounds: int, batch: int) -> list[tuple[float, float]]:
     from mmedit import load_cases, load_editor, load_vlm
 
     vlm, cases = load_vlm("embedded"), load_cases("easyvqa", "train", limit=batch)
-    _, editor = load_editor("mend", "embedded")
+    editor = load_editor("mend", vlm)
     learner = learner_of(editor, vlm, cases)
     optimizer = learner.optimizer()
 

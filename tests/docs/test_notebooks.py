@@ -42,7 +42,8 @@ def show(value: object) -> None:
 
 
 @every_notebook
-def test_a_notebook_runs(notebook: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_notebook_runs(notebook: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     module = ModuleType("notebook")  # classes look for the module that they are defined in
     monkeypatch.setitem(sys.modules, "notebook", module)
     for cell in cells(notebook, "code"):
