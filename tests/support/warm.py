@@ -1,4 +1,4 @@
-"""What a test that starts `mmedit` in processes of its own needs, imported once for all of them."""
+"""Imports of `mmedit` in processes of its own, done once for all of them (`processes.start`)."""
 
 import accelerate.state
 import torch.distributed
