@@ -4,8 +4,7 @@
 
 Each setting runs in a process of its own: outer steps of MEND on the embedded VLM, alone and then
 beside a process that keeps one core busy, in turn, several times. The ratio of the two is what
-counts, as machines differ. Reasons: docs of libgomp (the OpenMP that torch's Linux wheels ship),
-OMP_WAIT_POLICY and GOMP_SPINCOUNT.
+counts, as machines differ.
 """
 
 from __future__ import annotations
@@ -27,6 +26,14 @@ SETTINGS: dict[str, dict[str, str]] = {
     "OMP_WAIT_POLICY=PASSIVE: threads sleep while they wait": {"OMP_WAIT_POLICY": "PASSIVE"},
     "OMP_NUM_THREADS=1": {"OMP_NUM_THREADS": "1"},
 }
+EXPLANATION = """
+torch runs an operation on all its threads, and the threads wait for each other after each one. The
+OpenMP that torch's Linux wheels ship (libgomp) lets them spin while they wait: 300,000 rounds, if
+OMP_WAIT_POLICY and GOMP_SPINCOUNT are not set. If another process needs a core, one thread of torch
+has to stand back, and the others spend their turns spinning instead of giving way. With PASSIVE they
+sleep. The command line sets OMP_WAIT_POLICY=PASSIVE unless the user has set it. `make test` runs
+processes of one thread each, which have nobody to wait for.
+"""
 CHOSEN_BY_USERS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
 
 
@@ -51,6 +58,7 @@ def main() -> None:
         alone, beside = (median(column) for column in zip(*pairs, strict=True))
         ratio = median(second / first for first, second in pairs)
         print(f"| {name} | {alone:.1f} | {beside:.1f} | {ratio:.1f} |", flush=True)
+    print(EXPLANATION, end="")
 
 
 def in_a_process_of_its_own(
