@@ -31,8 +31,8 @@ torch runs an operation on all its threads, and the threads wait for each other 
 OpenMP that torch's Linux wheels ship (libgomp) lets them spin while they wait: 300,000 rounds, if
 OMP_WAIT_POLICY and GOMP_SPINCOUNT are not set. If another process needs a core, one thread of torch
 has to wait for it, and the others spend their turns spinning. With PASSIVE they sleep and leave
-their core to the thread that they wait for. The command line sets OMP_WAIT_POLICY=PASSIVE unless the user has set it. `make test` runs
-processes of one thread each, which have nobody to wait for.
+their core to the thread that they wait for. The command line sets OMP_WAIT_POLICY=PASSIVE unless
+the user has set it. `make test` runs processes of one thread each, which wait for nobody.
 """
 CHOSEN_BY_USERS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
 

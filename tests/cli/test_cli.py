@@ -125,7 +125,8 @@ def test_edit_prints_the_answer_before_and_after_and_three_unrelated_ones(mmedit
 
 
 def test_fit_then_edit_with_the_fitted_editor(mmedit_, tmp_path):
-    small = ("--set", "editor.training.steps=3", "--limit", "12")
+    training = ("--set", "editor.training.steps=3", "--set", "editor.training.batch_size=4")
+    small = (*training, "--limit", "12")
     fitted = mmedit_("fit", "--editor", "mend", *small, "--out", tmp_path / "mend")
     assert fitted.code == 0
     assert "was fitted on 12 cases" in fitted.out
