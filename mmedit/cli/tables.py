@@ -152,10 +152,10 @@ def plot(
     from mmedit.report.render.sequence_plots import write_sequence_plots
     from mmedit.report.runs import read_runs
 
-    records = read_runs(runs).records
-    paths = [*write_plots(records, out_folder), *write_sequence_plots(records, out_folder)]
-    for path in paths:
-        say(f"written: {path}")
+    read = read_runs(runs)
+    for write in (write_plots, write_sequence_plots):
+        for path in write(read.records, out_folder, title=read.title):
+            say(f"written: {path}")
 
 
 def _require_names(published: str | None, model: str | None, dataset: str | None) -> None:

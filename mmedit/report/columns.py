@@ -40,9 +40,9 @@ class Measure:
     format: str = ".1f"
     better: Literal["higher", "lower", "neither"] = "higher"
     all_or_nothing: bool = False
-    """Whether an example scores 0 or 1. The interval is then Wilson's."""
+    """True if an example scores 0 or 1. The interval is then Wilson's."""
     optional: bool = False
-    """Whether all records of a method may lack it. Its cell is then empty."""
+    """True if all records of a method may lack it. Its cell is then empty."""
 
 
 @dataclass(frozen=True, kw_only=True)

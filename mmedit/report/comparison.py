@@ -1,5 +1,5 @@
-"""Compare two methods on the same edits: the mean paired difference of each column with its interval
-and p-value, and the questions on which the two disagree.
+"""Two methods compared on the same edits: the mean paired difference of each column with its
+interval and p-value, and the questions on which the two disagree.
 
 d_i = second_i - first_i over the edits that both have. The interval is the bootstrap of mean(d)
 over images (`mmedit.report.intervals`); the test is in `mmedit.report.significance`.
@@ -22,7 +22,8 @@ from mmedit.report.significance import PairedTest, holm, paired_test
 
 @dataclass(frozen=True)
 class Difference:
-    """One column: both means, and second minus first with its interval, as shown (shares in percent).
+    """One column: both means, and second minus first with its interval, shares in percent.
+
     `first_only` and `second_only` count the edits on which one scores more.
     """
 
@@ -99,8 +100,8 @@ def _require_same_edit(case: str, ours: Record, theirs: Record) -> None:
     )
     if a != b:
         raise DataError(
-            f"case {case!r} is a different edit in each run: {a} and {b}; compare runs of one dataset "
-            "with one seed"
+            f"case {case!r} is a different edit in each run: {a} and {b}; compare runs of one "
+            "dataset with one seed"
         )
 
 

@@ -138,7 +138,7 @@ def clustered_wilson_interval(
 
 
 def _effective_size(kinds: NDArray[np.float64], counts: NDArray[np.int64], level: float) -> float:
-    """Return n / deff, at most n; the number of clusters if all values are equal: deff is then unknown.
+    """Return n / deff, at most n. If all values are equal, deff is unknown: the number of clusters.
 
     With clusters of several edits the variance has C - 1 degrees of freedom, so Student's quantile
     replaces the normal one.

@@ -19,7 +19,7 @@ INDEPENDENT = "independent"
 
 @dataclass(frozen=True)
 class Origin:
-    """What the records of a row were measured on and how, as the run's manifest names it."""
+    """The VLM, dataset and mode of the records of a row, as the run's manifest names them."""
 
     vlm: str
     dataset: str
@@ -189,14 +189,14 @@ def read_methods(argument: str) -> list[Method]:
     """Read the methods that RUN or RUN:EDITOR names: all editors of a run except the base model, or
     the one named, which may be "base".
     """
-    path, _, wanted = argument.rpartition(":")
+    path, _, named = argument.rpartition(":")
     if Path(argument).exists() or not path:
-        path, wanted = argument, ""
+        path, named = argument, ""
     run = _read(Path(path), None)
     found = by_editor(record for records in run.rows.values() for record in records)
-    if wanted and wanted not in found:
-        raise UnknownNameError(f"editor in {path}", wanted, found)
-    editors = [wanted] if wanted else [e for e in found if not is_base(e)] or list(found)
+    if named and named not in found:
+        raise UnknownNameError(f"editor in {path}", named, found)
+    editors = [named] if named else [e for e in found if not is_base(e)] or list(found)
     return [Method(run.path, editor, run.origin, found[editor]) for editor in editors]
 
 

@@ -21,8 +21,8 @@ COLLAPSED = 0.5
 
 @dataclass(frozen=True)
 class Ability:
-    """What the VLM can do apart from its edits, by number of edits: token accuracy on the true answers
-    to a fixed set of locality probes, from 0 to 1.
+    """The ability of a VLM apart from its edits, by number of edits: token accuracy on the true
+    answers to a fixed set of locality probes, from 0 to 1.
     """
 
     unedited: float
@@ -30,9 +30,7 @@ class Ability:
 
     @property
     def collapsed(self) -> int | None:
-        """The number of edits after which less than half of the ability is left, up to the end; None
-        if there is no such number.
-        """
+        """Number of edits after which less than half of the ability is left, up to the end."""
         floor, found = COLLAPSED * self.unedited, None
         for edits, left in self.after.items():
             if left >= floor:

@@ -32,7 +32,7 @@ class Cell:
     """Number of edits; None if the row's n or the footnote says it."""
     best: bool = False
     tied: bool = False
-    """Whether it is not the best, but not significantly different from it."""
+    """True if it is not the best, but does not differ significantly from it."""
 
 
 def cells(table: pandas.DataFrame) -> dict[Column, list[Cell]]:

@@ -26,7 +26,7 @@ from mmedit.report.intervals import Summary
 from mmedit.report.render.html import TEMPLATES, html_parts
 from mmedit.report.render.sequence_plots import sequence_figures, svg_of
 from mmedit.report.runs import INDEPENDENT, mode_of
-from mmedit.report.scores import BASE, by_editor, is_base
+from mmedit.report.scores import by_editor, is_base
 from mmedit.report.sequences import sequence_notes
 from mmedit.report.table import method_table
 from mmedit.storage import write_atomically
@@ -189,7 +189,7 @@ def _gallery(
 def _gallery_case(
     by_editor: Mapping[str, Record], thumbnail: Callable[[str], str | None]
 ) -> GalleryCase:
-    methods = {name: record for name, record in by_editor.items() if name != BASE} or by_editor
+    methods = {n: record for n, record in by_editor.items() if not is_base(n)} or by_editor
     first = next(iter(methods.values()))
     request = next(asked[0] for asked in first.probes.values() if asked)
     return GalleryCase(

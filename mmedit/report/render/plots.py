@@ -81,7 +81,7 @@ def write_plots(records: Sequence[Record], folder: Path, *, title: str = "") -> 
             ("lengths", _lengths(rows, looks)),
         ):
             if figure is not None:
-                figure.suptitle(heading, fontsize=10)
+                put_title(figure, heading)
                 written += saved(figure, folder / name)
     return written
 
@@ -101,6 +101,13 @@ def title_with_n(title: str, rows: Mapping[str, Sequence[Record]]) -> str:
     counts = sorted({len(found) for found in rows.values()})
     n = f"n = {counts[0]:,}" + (f" to {counts[-1]:,}" if len(counts) > 1 else "")
     return f"{title}, {n}" if title else n
+
+
+def put_title(figure: Figure, title: str) -> None:
+    """Put a title above the legend of a figure."""
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.25)
+    figure.legends[0].set_title(title)
 
 
 def saved(figure: Figure, path: Path) -> list[Path]:

@@ -17,7 +17,16 @@ from mmedit.cases import Probe
 from mmedit.records.schema import Record
 from mmedit.report.columns import COLUMN_SETS, Measure
 from mmedit.report.intervals import Summary
-from mmedit.report.render.plots import STYLE, Look, legend, looks_of, saved, sides, title_with_n
+from mmedit.report.render.plots import (
+    STYLE,
+    Look,
+    legend,
+    looks_of,
+    put_title,
+    saved,
+    sides,
+    title_with_n,
+)
 from mmedit.report.scores import all_by_editor, is_base
 from mmedit.report.sequences import COLLAPSED, Ability, abilities, curve, forgetting, is_sequence
 from mmedit.storage import make_folder
@@ -59,7 +68,7 @@ def sequence_figures(records: Sequence[Record], *, title: str = "") -> dict[str,
         drawn = {"sequence": _sequence(rows, looks), "forgetting": _forgetting(rows, looks)}
         figures = {name: figure for name, figure in drawn.items() if figure is not None}
         for figure in figures.values():
-            figure.suptitle(heading, fontsize=10)
+            put_title(figure, heading)
     return figures
 
 

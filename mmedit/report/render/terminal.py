@@ -31,8 +31,8 @@ def table_view(
 ) -> RenderableType:
     """Show a method table in `width` characters: the scores, then the costs, then published values.
 
-    Token accuracy and exact match of a probe share a column. Intervals stand below the values if
-    all scores with them fit beside each other.
+    Token accuracy and exact match of a probe share a column. In a terminal wider than 80
+    characters, intervals stand below the values if all scores with them fit beside each other.
     """
     labels = [str(label) for label in table.index]
     shown = cells(table)
@@ -54,7 +54,7 @@ def _scores(
 ) -> tuple[list[RenderableType], bool]:
     """Make the blocks of the scores; the flag says whether they show intervals."""
     with_intervals = list(_blocks(head, labels, _columns(shown, _with_interval), width))
-    if len(with_intervals) == 1:
+    if width > WIDTH and len(with_intervals) == 1:
         return with_intervals, True
     return list(_blocks(head, labels, _columns(shown, _short), width)), False
 
