@@ -13,10 +13,11 @@ from made_records import LOC, PORT, REL, asked, kept, record, reliability
 from rich.console import Console
 
 from mmedit.errors import UnknownNameError
-from mmedit.report.columns import measure_of
+from mmedit.report import columns
+from mmedit.report.columns import COSTS, CostColumn, measure_of
 from mmedit.report.intervals import Summary
 from mmedit.report.published import Beside, Comparison
-from mmedit.report.render import render
+from mmedit.report.render import FORMATS, render
 from mmedit.report.render.cells import cells, summary_cell
 from mmedit.report.render.footnotes import footnote
 from mmedit.report.render.terminal import table_view
@@ -81,18 +82,19 @@ def test_the_footnote_defines_metrics_interval_and_cost(table):
     note = footnote(table)
     for promised in (
         "EM: share of answers with every token right",
-        "I-Loc: agreement with the unedited model",
+        "Rel: reliability, I-Loc: image locality.",
+        "I-Loc: agreement with the base model",
         "half the 95 % interval",
         "bootstrap over images",
         "Wilson on the effective number of edits for EM",
         "p ≥ 0.05 after Holm's correction",
-        "p95 s: its 95th percentile",
+        "p95 s: 95th percentile of that time",
         "s/edit: median wall time of applying one edit",
         "train s:",
     ):
         assert promised in note
     assert "train s" not in footnote(method_table(reliability("ft", [1.0])))
-    assert "unedited" not in footnote(method_table(reliability("ft", [1.0])))
+    assert "base model" not in footnote(method_table(reliability("ft", [1.0])))
 
 
 def test_a_split_with_its_own_n_says_so_in_the_footnote_or_else_in_its_cells():
@@ -212,6 +214,50 @@ def test_in_a_terminal_of_80_columns_no_line_is_longer_and_nothing_is_cut(record
         assert heading in "".join(lines)
     assert "train s" in "".join(lines)
     assert "not comparable" in "".join(lines)
+
+
+def test_a_wide_terminal_shows_intervals_and_explains_them(table):
+    def shown(width):
+        console = Console(width=width, record=True, file=io.StringIO())
+        console.print(table_view(table, width=width))
+        return console.export_text()
+
+    assert "+8.2 −30.4" in shown(140)
+    assert "half the 95 % interval" in " ".join(shown(140).split())
+    assert "−30.4" not in shown(80)
+    assert "interval" not in shown(80)
+
+
+def test_a_name_that_looks_like_markup_is_shown_as_it_is():
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table_view(method_table(reliability("[/b] x", [1.0]))))
+    assert "[/b] x" in console.export_text()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_cost_column_is_in_every_format_with_its_definition(format):
+    records = reliability("ft", [1.0, 0.0], parameters=7)
+    table = method_table(records, training_seconds={"ft": 3.0})
+    text = render(table, format)
+    for cost in COSTS:
+        assert cost.column in table.columns
+        assert cost.name in text
+        assert cost.definition in text or format == "csv"
+
+
+def test_a_new_cost_column_is_one_value(monkeypatch):
+    batches = CostColumn(
+        name="batch",
+        definition="largest batch",
+        of=lambda records, _: max(record.batch for record in records),
+        text="{:d} edits".format,
+    )
+    monkeypatch.setattr(columns, "COSTS", (*columns.COSTS, batches))
+    monkeypatch.setattr("mmedit.report.table.COSTS", columns.COSTS)
+    text = render(method_table(reliability("ft", [1.0])), "md")
+    assert "cost batch" in text
+    assert "1 edits" in text
+    assert "batch: largest batch" in text
 
 
 def test_an_unknown_format_is_named_with_the_known_ones(table):

@@ -15,7 +15,7 @@ from mmedit.errors import DataError, ImageError, RunError
 from mmedit.records.schema import Locality, ProbeRecord, Record, RunManifest, Scores
 from mmedit.report.render.page import write_report
 
-WORDS: dict[str, Any] = {"title": "A run", "intro": "Two methods made edits."}
+WORDS: dict[str, Any] = {"title": "A run"}
 
 
 def asked(prompt="colour?", *, target="red", image=None, said=(None, None), em=1.0, local=None):
@@ -65,12 +65,12 @@ def verdicts(page):
     return re.findall(r'<li(?: class="(\w+)")?><span class="editor">(\w+)', page)
 
 
-def test_the_page_is_written_into_the_directory_with_title_and_intro(tmp_path):
+def test_the_page_is_written_into_the_folder_with_title_edits_and_methods(tmp_path):
     path = write_report(tmp_path / "run", [record()], images={}, **WORDS)
     assert path == tmp_path / "run" / "report.html"
     page = path.read_text()
     assert "<title>A run</title>" in page
-    assert "Two methods made edits." in page
+    assert "1 edits. Methods: mend." in page
 
 
 def test_every_element_that_opens_closes(tmp_path):
@@ -109,7 +109,6 @@ def test_prompts_targets_answers_and_names_are_escaped_everywhere(tmp_path):
         tmp_path,
         record(evil, editor=evil, reliability=example),
         title=evil,
-        intro=evil,
         manifest=manifest,
         images=lambda name: None,
     )
@@ -150,6 +149,13 @@ def test_an_image_that_is_not_to_be_had_leaves_a_placeholder(tmp_path):
     assert "<img" not in page
 
 
+def test_an_image_whose_file_is_gone_leaves_a_placeholder_too(tmp_path):
+    images = {"gone": tmp_path / "gone.png"}
+    page = report(tmp_path, record(reliability=asked(image="gone")), images=images)
+    assert "no image" in page
+    assert "<img" not in page
+
+
 def test_an_image_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image at all")
     with pytest.raises(ImageError, match=r"cannot show .*broken\.png"):
@@ -183,7 +189,7 @@ def test_an_answer_that_was_not_generated_has_no_colour_but_its_exact_match(tmp_
     page = report(tmp_path, record(reliability=asked(em=1.0), text_locality=local))
     assert verdicts(page) == [("", "mend"), ("", "mend")]
     assert "not generated; EM 0 → 1" in page
-    assert "not generated; EM with the unedited model 0" in page
+    assert "not generated; EM with the base model 0" in page
 
 
 def test_the_gallery_shows_the_first_cases_under_every_method_that_edits(tmp_path):
@@ -239,6 +245,72 @@ def test_the_manifest_adds_command_versions_and_training_time(tmp_path):
     page = report(tmp_path, record(), manifest=manifest)
     for promised in ("mmedit bench --limit 7", "torch 2.13", "first 7 edits", "seed 3", "321"):
         assert promised in page
+
+
+def test_every_run_makes_a_page_without_title_images_or_the_image_probes(tmp_path):
+    page = write_report(
+        tmp_path / "some run",
+        [
+            record("1", editor="ft", text_locality=asked(local=agreement(0.5))),
+            record("2", editor="ft", text_locality=asked(local=agreement(0.5))),
+        ],
+        manifest=manifest_of(mode=None),
+    ).read_text()
+    assert "<title>tiny on facts</title>" in page
+    assert "2 edits, each made by itself from the base model. Methods: ft." in page
+    assert "Text locality, exact match" in page
+    write_report(tmp_path / "another", [record()])
+    assert "<title>another</title>" in (tmp_path / "another" / "report.html").read_text()
+
+
+def manifest_of(mode):
+    return RunManifest(
+        command="mmedit bench",
+        versions={},
+        vlm="tiny",
+        dataset="facts",
+        limit=None,
+        seed=0,
+        editors=("ft",),
+        config={"run": {"mode": mode} if mode else {}},
+        training_seconds={},
+    )
+
+
+def test_the_page_of_a_sequence_has_its_plots_and_shows_edits_after_the_last_one(tmp_path):
+    def tested(case, test, edits, place, said):
+        one = record(case, editor="ft", reliability=asked(said=("", said)))
+        return one.model_copy(update={"test": test, "edits": edits, "place": place})
+
+    records = [
+        tested("1", "edit", 1, 1, "at once"),
+        tested("2", "edit", 2, 2, "at once"),
+        tested("1", "checkpoint", 2, 1, "at last"),
+        tested("2", "checkpoint", 2, 2, "at last"),
+        tested("x", "ability", 2, 0, "beside"),
+    ]
+    mode = {"kind": "sequential", "orders": 1}
+    page = report(tmp_path, *records, manifest=manifest_of(mode))
+    assert page.count("data:image/svg+xml;base64,") == 1
+    assert page.count("at last") == 2
+    assert "at once" not in page
+    assert "beside</span>" not in page
+    assert "Each method is shown after its last edit" in page
+    assert "2 edits. Methods: ft." in page
+
+
+def test_an_edit_without_any_probe_is_left_out_of_the_gallery(tmp_path):
+    empty = record("1").model_copy(update={"probes": {}})
+    page = report(tmp_path, empty, record("2"))
+    assert re.findall(r"edit (\w+)</p>", page) == ["2"]
+
+
+def test_scores_stand_above_costs_and_intervals_in_a_line_of_their_own(tmp_path):
+    page = report(tmp_path, record("1"), record("2"))
+    scores, costs = page.split('<table class="methods">')[1:]
+    assert ('<th scope="col">tok</th>' in scores, "s/edit</th>" in scores) == (True, False)
+    assert ('<th scope="col">tok</th>' in costs, "s/edit</th>" in costs) == (False, True)
+    assert ".methods td small { display: block;" in page
 
 
 def test_a_page_that_cannot_be_written_is_an_error_and_keeps_the_old_one(tmp_path, monkeypatch):

@@ -2,12 +2,13 @@
 
 from itertools import pairwise
 
+import matplotlib
 import pytest
 from made_records import LOC, REL, asked, kept, record
 from PIL import Image
 
-from mmedit.errors import RunError
-from mmedit.report.render.plots import _length_bins, write_plots
+from mmedit.errors import DataError, RunError
+from mmedit.report.render.plots import _length_bins, looks_of, write_plots
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +65,25 @@ def test_a_folder_that_cannot_be_made_is_named(records, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot make the folder"):
         write_plots(records, tmp_path / "file")
+
+
+def test_a_record_without_reliability_is_named_before_anything_is_drawn(tmp_path):
+    records = [record("1", {REL: (asked(1, 1),)}), record("2", {LOC: (kept(1, 1),)})]
+    with pytest.raises(DataError, match=r"ft, case '2': the record has no reliability, as 1 of 2"):
+        write_plots(records, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_plot_says_what_was_measured_and_on_how_many_edits(records, tmp_path):
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        paths = write_plots(records, tmp_path, title="blip2, evqa")
+    for path in paths:
+        if path.suffix == ".svg":
+            assert "blip2, evqa, n = 12" in path.read_text()
+
+
+def test_base_models_of_several_runs_differ_in_colour_and_marker():
+    looks = looks_of(["base (x)", "ft", "base (y)"])
+    assert list(looks) == ["base (x)", "ft", "base (y)"]
+    assert len({look.colour for look in looks.values()}) == 3
+    assert len({look.marker for look in looks.values()}) == 3

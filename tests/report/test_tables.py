@@ -291,7 +291,7 @@ def test_records_of_a_file_make_the_table_of_their_means(tmp_path):
     assert read == records
     table = method_table(read)
     for method in table.index:
-        row = table.map(float).loc[str(method)]
+        row = table.map(float).loc[method].to_dict()
         mine = [r.probes[REL][0].post for r in records if r.editor == method]
         assert row["", "n"] == len(mine) == 100
         assert row["Rel", "tok"] == pytest.approx(sum(s.token_accuracy for s in mine))
