@@ -222,7 +222,7 @@ def remember(
     threshold: float,
     each: bool,
 ) -> SERACVLM:
-    """Return the VLM with more edits in its cache, after the ones that this network cached before."""
+    """Return the VLM with more edits in its cache, after the ones in it already."""
     with torch.no_grad():
         keys = network.scope(edits, vlm.frozen)
     if isinstance(vlm, SERACVLM) and vlm.network is network:
