@@ -18,14 +18,13 @@ from typing import Any, TypeVar
 from httpx2 import HTTPError
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmedit.cases import EditCase, dataset_hash
 from mmedit.errors import EditorError
-from mmedit.settings import Settings
+from mmedit.settings import Settings, validate
 from mmedit.storage import is_hub_id, replaced, sha256
 from mmedit.vlm.interface import VLM, Identity
 
@@ -159,13 +158,8 @@ def read_description(path: Path) -> Description:
 def read_config(path: Path, described: Description, model: type[Config]) -> Config:
     """Return the settings in a description. Raises EditorError, which names each wrong key."""
     try:
-        return model.model_validate(dict(described.config))
-    except ValidationError as error:
-        faults = [
-            f"config.{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
-        ]
-        raise other_version(path, "; ".join(faults)) from None
-    except (TypeError, ValueError) as error:
+        return validate(model, described.config, "config")
+    except (TypeError, ValueError) as error:  # ConfigError is a ValueError
         raise other_version(path, error) from error
 
 

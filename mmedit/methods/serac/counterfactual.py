@@ -141,15 +141,21 @@ class Counterfactual(nn.Module):
         first = longest - lengths if side == "left" else torch.zeros_like(lengths)
         place = torch.arange(longest) - first
         mask = ((place >= 0) & (place < lengths)).long()
-        embedded = self.lm.get_input_embeddings()(together)
+        embedded = self._embed(inputs, together, kind.to(device))
+        return _Rows(embedded, mask.to(device), start)
+
+    def _embed(
+        self, inputs: Sequence[Briefing], ids: Tensor, kind: Tensor
+    ) -> Float[Tensor, "batch sequence hidden"]:
+        """Return the embeddings of all tokens, with the projected images in their places."""
+        embedded = self.lm.get_input_embeddings()(ids)
         features = [row.image for row in inputs if row.image is not None]
         if features:
-            seen = self.projection(torch.cat(features).to(device)).to(embedded)
-            embedded = embedded.masked_scatter((kind == IMAGE).unsqueeze(-1).to(device), seen)
+            seen = self.projection(torch.cat(features).to(ids.device)).to(embedded)
+            embedded = embedded.masked_scatter((kind == IMAGE).unsqueeze(-1), seen)
         else:
             embedded = embedded + depend_on(self.projection)
-        embedded = embedded + self.kinds(kind.to(device))
-        return _Rows(embedded, mask.to(device), start)
+        return embedded + self.kinds(kind)
 
     def _in_vocabulary(self, logits: Tensor) -> Tensor:
         """Return the logits with the width of the VLM's vocabulary, which models with the same
