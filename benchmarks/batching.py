@@ -15,8 +15,9 @@ from statistics import median
 
 import torch
 
-from mmedit import evaluate, load_cases, load_editor, load_vlm
+from mmedit import load_cases, load_editor, load_vlm
 from mmedit.bench.base_outputs import BaseOutputs
+from mmedit.bench.protocol import Meter
 from mmedit.editors.base import Editor, Fitting
 
 CASES, BATCH, ROUNDS = 50, 25, 3
@@ -29,11 +30,11 @@ def main() -> None:
     vlm = load_vlm("embedded")
     cases = load_cases("easyvqa", "test", limit=CASES)
     training = load_cases("easyvqa", "train", limit=500)
-    base = BaseOutputs.of(vlm)
+    base = BaseOutputs(vlm, cases=cases, batch_size=BATCH)
 
     def seconds(editor: Editor, batch_size: int) -> float:
         begun = time.perf_counter()
-        list(evaluate(vlm, editor, cases, name="", batch_size=batch_size, base=base))
+        list(Meter(base, name="", batch_size=batch_size).evaluate(editor, cases))
         return time.perf_counter() - begun
 
     machine = f"torch {torch.__version__}, {torch.get_num_threads()} threads"

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import torch
 
     from mmedit.adapters.base import Adapter
-    from mmedit.bench.generation import SpeechSettings
+    from mmedit.bench.generation import GenerationSettings
     from mmedit.cache import TensorCache
     from mmedit.editors.base import Editor
     from mmedit.vlm.interface import VLM
@@ -183,11 +183,11 @@ def read_cases(
         raise ConfigError(f"dataset {name}: {error}") from error
 
 
-def load_generation(overrides: Overrides) -> SpeechSettings:
+def load_generation(overrides: Overrides) -> GenerationSettings:
     """Return which scores of generations are measured beyond string comparisons."""
-    from mmedit.bench.generation import SpeechSettings
+    from mmedit.bench.generation import GenerationSettings
 
-    return validate(SpeechSettings, overrides.of("generation"), "generation")
+    return validate(GenerationSettings, overrides.of("generation"), "generation")
 
 
 def load_mode(kind: str, overrides: Overrides | None = None) -> Mode:

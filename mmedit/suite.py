@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmedit.bench.continuation import earlier_manifest
 from mmedit.bench.modes import MODES, require_sound
 from mmedit.bench.plan import Fitted, Plan
-from mmedit.bench.run import check_directory, run
+from mmedit.bench.run import run
 from mmedit.cases import EditCase
 from mmedit.config import (
     load_editors,
@@ -187,11 +188,11 @@ def prepare(name: str, block: Block, folder: Path, options: RunOptions) -> Block
         max_new_tokens=vlm_file.max_new_tokens if options.generate else 0,
         command=options.command,
         overrides=overrides.written,
-        speech=load_generation(overrides),
+        generation=load_generation(overrides),
         left_out=left_out(cases),
         mode=mode,
     )
-    check_directory(plan, folder)
+    earlier_manifest(plan, folder)
     return BlockPlan(name, block, folder, plan, vlm_file, cases, overrides)
 
 

@@ -1,6 +1,4 @@
-"""What is made of a free generation: every score of one text, and which of the costly ones are
-wanted.
-"""
+"""Scores of free generations, and the settings of those that cost more than comparing strings."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from mmedit.cases import Example
 from mmedit.images import image_key
@@ -16,27 +14,26 @@ from mmedit.metrics import generation
 from mmedit.metrics.clip_score import ClipScore, load_clip_score, require_clip
 from mmedit.metrics.judge import Judge, JudgeConfig
 from mmedit.records.schema import Generation, JudgeTranscript
+from mmedit.settings import Settings
 
 
-class SpeechSettings(BaseModel):
-    """Which scores of generations that cost more than a string comparison are wanted."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class GenerationSettings(Settings):
+    """Scores of generations that cost more than comparing strings; none by default."""
 
     fluency_tokens: int = Field(default=0, ge=0)
-    """Length of the continuation that fluency is measured on; 0: it is not measured."""
+    """Length in tokens of the continuation that fluency is measured on; 0 turns it off."""
     clip_score: Annotated[str, AfterValidator(require_clip)] | None = None
-    """ARCHITECTURE/WEIGHTS of OpenCLIP."""
+    """ARCHITECTURE/WEIGHTS of an OpenCLIP model."""
     judge: JudgeConfig | None = None
 
     @property
-    def wanted(self) -> list[str]:
-        """The names of the scores that were asked for."""
+    def costly_scores(self) -> list[str]:
+        """Names of the scores that are turned on."""
         return list(self.model_dump(exclude_defaults=True))
 
-    def scorer(self) -> SpeechScorer:
-        """Loads the CLIP. Raises ModelError."""
-        return SpeechScorer(
+    def scorer(self) -> GenerationScorer:
+        """Load the CLIP, if there is one, and return the scorer. Raises ModelError."""
+        return GenerationScorer(
             fluency_tokens=self.fluency_tokens,
             clip=load_clip_score(self.clip_score) if self.clip_score else None,
             judge=Judge(self.judge) if self.judge else None,
@@ -44,45 +41,54 @@ class SpeechSettings(BaseModel):
 
 
 @dataclass(frozen=True)
-class Spoken:
-    """One generation, scored."""
+class ScoredGeneration:
+    """The scores of one generation, and what the judge said of it."""
 
     scores: Generation
     transcript: JudgeTranscript | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class SpeechScorer:
-    """Scores generations: by their strings always, by CLIP and by a judge where they are given.
+class GenerationScorer:
+    """Scores generations: always by comparing strings, and by CLIP and a judge if they are given.
 
-    What the unedited model says is scored once for all editors: a text that was scored before costs
-    nothing.
+    Each text is scored once for all editors of a run.
     """
 
     fluency_tokens: int = 0
     clip: ClipScore | None = None
     judge: Judge | None = None
-    _known: dict[tuple[str, ...], Spoken] = field(default_factory=dict)
+    _known: dict[tuple[str, ...], ScoredGeneration] = field(default_factory=dict)
 
-    def __call__(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Spoken]:
-        """One entry for every text. At most one forward of CLIP, one request to the judge a
-        text.
+    def __call__(self, examples: Sequence[Example], texts: Sequence[str]) -> list[ScoredGeneration]:
+        """Return the scores of every text. At most one forward of CLIP, and one request to the
+        judge per text.
         """
         keys = [_key(example, text) for example, text in zip(examples, texts, strict=True)]
         new = {key: place for place, key in enumerate(keys) if key not in self._known}
-        places = list(new.values())
-        asked, said = [examples[p] for p in places], [texts[p] for p in places]
-        scored = zip(self._by_clip(asked, said), self._by_judge(asked, said), strict=True)
-        for key, example, text, (clip, verdict) in zip(new, asked, said, scored, strict=True):
-            scores = Generation(
-                contains=generation.contains(text, example.accepted),
-                exact=generation.exact(text, example.accepted),
-                rouge_l=generation.rouge_l(text, example.accepted),
-                clip_score=clip,
-                judge=None if verdict is None else verdict.verdict,
-            )
-            self._known[key] = Spoken(scores, verdict)
+        scored = self._scored(
+            [examples[place] for place in new.values()], [texts[place] for place in new.values()]
+        )
+        self._known.update(zip(new, scored, strict=True))
         return [self._known[key] for key in keys]
+
+    def _scored(self, examples: Sequence[Example], texts: Sequence[str]) -> list[ScoredGeneration]:
+        clip, verdicts = self._by_clip(examples, texts), self._by_judge(examples, texts)
+        return [
+            ScoredGeneration(
+                Generation(
+                    contains=generation.contains(text, example.accepted),
+                    exact=generation.exact(text, example.accepted),
+                    rouge_l=generation.rouge_l(text, example.accepted),
+                    clip_score=clip_score,
+                    judge=verdict.verdict if verdict else None,
+                ),
+                verdict,
+            )
+            for example, text, clip_score, verdict in zip(
+                examples, texts, clip, verdicts, strict=True
+            )
+        ]
 
     def _by_clip(self, examples: Sequence[Example], texts: Sequence[str]) -> list[float | None]:
         scores: list[float | None] = [None] * len(texts)

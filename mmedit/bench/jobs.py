@@ -1,19 +1,24 @@
-"""A job: some records of a run, and the function that computes them."""
+"""The jobs of a run: each knows the keys of its records, and computes them when it is run.
+
+A run skips the jobs whose records are all there and shares the others among its processes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from mmedit.bench.protocol import Applies, Held, Meter, forget_peak_memory, timed
+from mmedit.bench.batches import chunks
+from mmedit.bench.protocol import EditState, Meter, forget_peak_memory, timed
 from mmedit.bench.snapshots import Snapshot
 from mmedit.cases import EditCase
+from mmedit.editors.base import Editor
 from mmedit.records.schema import Key, Record
 
 
 @dataclass(frozen=True)
 class Job:
-    """Some records, and what makes them."""
+    """Some records, and the function that computes them."""
 
     keys: tuple[Key, ...]
     run: Callable[[], list[Record]]
@@ -21,28 +26,41 @@ class Job:
 
 @dataclass(frozen=True)
 class Past:
-    """What an earlier part of the run has left."""
+    """The results of earlier parts of the run."""
 
     records: Mapping[Key, Record]
     restore: Callable[[int], Snapshot | None] = lambda order: None
-    """The last snapshot of an order."""
+    """Returns the last snapshot of an order."""
 
 
-def together(meter: Meter, editor: Applies, cases: Sequence[EditCase]) -> Job:
-    """The job of making some edits at once and testing them all."""
-    edits = len(cases)
+def separate_jobs(meter: Meter, editor: Editor, cases: Sequence[EditCase]) -> Iterator[Job]:
+    """Yield the jobs of separate edits: one per batch of cases."""
+    for batch in chunks(cases, meter.batch_size):
+        keys = tuple(Key(meter.name, 0, "edit", 1, case.id) for case in batch)
+        yield Job(keys, lambda batch=batch: meter.separate_edits(editor, batch))
 
-    def run() -> list[Record]:
-        vlm = meter.vlm
-        forget_peak_memory(vlm.device)
-        requests = [case.request for case in cases]
-        edited, seconds = timed(lambda: editor.apply(vlm, requests), vlm.device)
-        made: list[Record] = []
-        for start in range(0, edits, meter.rows):
-            chunk = cases[start : start + meter.rows]
-            places = range(start + 1, start + 1 + len(chunk))
-            held = Held(seconds=[seconds / edits] * len(chunk), edits=edits, places=places)
-            made += meter.records(edited, chunk, held, separate=False, batch=edits)
-        return made
 
-    return Job(tuple(Key(meter.name, 0, "edit", edits, case.id) for case in cases), run)
+def joint_jobs(meter: Meter, editor: Editor, cases: Sequence[EditCase], k: int) -> Iterator[Job]:
+    """Yield the jobs of edits that are made `k` at once: one per `k` cases."""
+    for group in chunks(cases, k):
+        keys = tuple(Key(meter.name, 0, "edit", len(group), case.id) for case in group)
+        yield Job(keys, lambda group=group: _joint_edits(meter, editor, group))
+
+
+def _joint_edits(meter: Meter, editor: Editor, cases: Sequence[EditCase]) -> list[Record]:
+    """Return the records of edits that were made at once and tested on the VLM that holds all."""
+    vlm, edits = meter.vlm, len(cases)
+    forget_peak_memory(vlm.device)
+    requests = [case.request for case in cases]
+    edited, seconds = timed(lambda: editor.apply(vlm, requests), vlm.device)
+    records: list[Record] = []
+    for places in chunks(range(1, edits + 1), meter.batch_size):
+        state = EditState(
+            vlm=edited,
+            seconds=[seconds / edits] * len(places),
+            places=places,
+            edits=edits,
+            batch=edits,
+        )
+        records += meter.records(state, [cases[place - 1] for place in places])
+    return records

@@ -1,4 +1,4 @@
-"""Everything that decides what the records of a run say."""
+"""The plan of a run: every setting that decides its records."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from mmedit.bench.generation import SpeechSettings
+from mmedit.bench.generation import GenerationSettings
 from mmedit.bench.modes import Independent, Mode
 from mmedit.cases import EditCase
 from mmedit.editors.base import Editor
 from mmedit.errors import ConfigError
 from mmedit.progress import Progress
-from mmedit.records.schema import LEFT_OUT, MODE, RUN, RunManifest
+from mmedit.records.schema import RunManifest, RunSettings
 from mmedit.storage import config_folder
 
 TrainingCases = Callable[[Progress], Sequence[EditCase]]
-"""Reads the training cases. Called once at most, if an editor learns."""
+"""Reads the training cases; called at most once, if an editor learns."""
 
 
 class Fitted(NamedTuple):
-    """An editor that a run has fitted, and how long that took."""
+    """The folder of an editor that a run has fitted, and the seconds that took."""
 
     folder: Path
     seconds: float
@@ -33,7 +33,7 @@ class Fitted(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything that decides what the records of a run say."""
+    """Every setting that decides the records of a run; ConfigError if two exclude each other."""
 
     vlm_name: str
     dataset: str
@@ -44,46 +44,32 @@ class Plan:
     max_new_tokens: int
     command: str
     overrides: tuple[str, ...] = ()
-    """What `--set` changed, of the VLM and the dataset too."""
-    speech: SpeechSettings = field(default_factory=SpeechSettings)
+    """Every `--set` of the command, also those of the VLM and the dataset."""
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
     left_out: Mapping[str, int] = field(default_factory=dict)
-    """Records that are no cases, by reason."""
+    """Number of records of the dataset that were left out, by reason."""
     mode: Mode = field(default_factory=Independent)
     fitted: Mapping[str, Fitted] = field(default_factory=dict)
-    """Editors that another run has fitted on the same cases."""
+    """Editors that another run has fitted on the same training cases, by label."""
 
     def __post_init__(self) -> None:
-        if self.speech.wanted and not self.max_new_tokens:
+        if self.generation.costly_scores and not self.max_new_tokens:
             raise ConfigError(
-                f"speech.{self.speech.wanted[0]} scores what is said freely, and nothing is to be "
-                "generated: leave out --no-generate, or --set speech..."
+                f"generation.{self.generation.costly_scores[0]} scores free generations, which "
+                "--no-generate turns off; leave out one of the two"
             )
 
     def fitted_in(
         self, directory: Path, training_seconds: Mapping[str, float]
     ) -> dict[str, Fitted]:
-        """The editors that this run has fitted, or taken from another one."""
+        """Return the editors that this run has fitted or taken from another run, by label."""
         return {
             label: self.fitted.get(label) or Fitted(editor_folder(directory, label), seconds)
             for label, seconds in training_seconds.items()
         }
 
-    def manifest(
-        self, training_seconds: Mapping[str, float], hashes: Mapping[str, str] | None = None
-    ) -> RunManifest:
-        """What is noted of the run."""
-        config: dict[str, object] = {
-            RUN: {
-                "batch_size": self.batch_size,
-                "max_new_tokens": self.max_new_tokens,
-                **self.speech.model_dump(mode="json", exclude_defaults=True),
-                "overrides": list(self.overrides),
-                **({} if self.mode == Independent() else {MODE: self.mode.model_dump(mode="json")}),
-                **({LEFT_OUT: dict(self.left_out)} if self.left_out else {}),
-            }
-        }
-        for label, editor in self.editors.items():
-            config[label] = editor.config.model_dump(mode="json")
+    def manifest(self, training_seconds: Mapping[str, float]) -> RunManifest:
+        """Return what is noted of the run in its folder."""
         packages = ("mmedit", "torch", "transformers", "easy-vqa")
         return RunManifest(
             command=self.command,
@@ -96,21 +82,28 @@ class Plan:
             limit=self.limit,
             seed=self.seed,
             editors=tuple(self.editors),
-            config=config,
+            config={label: e.config.model_dump(mode="json") for label, e in self.editors.items()},
+            run=RunSettings(
+                batch_size=self.batch_size,
+                max_new_tokens=self.max_new_tokens,
+                generation=self.generation.model_dump(mode="json", exclude_defaults=True),
+                overrides=self.overrides,
+                mode=self.mode.model_dump(mode="json"),
+                left_out=dict(self.left_out),
+            ),
             training_seconds=dict(training_seconds),
             commit=commit(),
-            hashes=dict(hashes or {}),
         )
 
 
 def editor_folder(directory: Path, label: str) -> Path:
-    """The folder of an editor that is fitted for a run."""
+    """Return the folder of an editor that is fitted for a run."""
     return directory / "editors" / label.lower()
 
 
 @cache
 def commit() -> str | None:
-    """Of the checkout that mmedit lies in, with "+" where it was changed since."""
+    """Return the commit of the checkout that mmedit lies in, with "+" if files were changed."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         run = partial(subprocess.run, check=True, capture_output=True, text=True, timeout=10)

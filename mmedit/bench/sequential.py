@@ -4,171 +4,197 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import NamedTuple
+from functools import cached_property, partial
 
 import numpy as np
 
-from mmedit.bench.base_outputs import Probed
+from mmedit.bench.batches import ProbedCase, chunks
 from mmedit.bench.jobs import Job, Past
 from mmedit.bench.modes import Sequential
-from mmedit.bench.protocol import Applies, Held, Meter, NoEdit, forget_peak_memory, timed
+from mmedit.bench.protocol import EditState, Meter, NoEdit, forget_peak_memory, timed
 from mmedit.bench.snapshots import Snapshot
 from mmedit.cases import EditCase, Example, Probe
+from mmedit.editors.base import Editor
 from mmedit.records.schema import Key, Record, Test
 from mmedit.vlm.interface import VLM
 
 
-def sequences(
-    mode: Sequential, meter: Meter, editor: Applies, cases: Sequence[EditCase], past: Past
+def sequential_jobs(
+    mode: Sequential, meter: Meter, editor: Editor, cases: Sequence[EditCase], past: Past
 ) -> Iterator[Job | Snapshot]:
-    """The jobs of every order of a sequence."""
-    if isinstance(editor, NoEdit):  # the VLM it leaves is the same after every edit
-        last = SequenceOfEdits(mode, meter, cases, 0, [0.0] * len(cases))
-        yield from last.tests_at(len(cases), meter.vlm, only="checkpoint")
+    """Yield the jobs of every order, and a snapshot now and then.
+
+    The edits are made while the jobs are drawn, from the last snapshot on, and not at all where no
+    record is missing. The base model is the same after every edit, so it is tested once.
+    """
+    if isinstance(editor, NoEdit):
+        schedule = Schedule(mode, cases, meter.batch_size)
+        for test in schedule.tests_after(len(cases)):
+            if test.kind == "checkpoint":
+                run = partial(_measure, meter, test, meter.vlm, 0, [0.0] * len(test.places))
+                yield Job(test.keys(meter.name, 0), run)
         return
     for order in range(mode.orders):
-        sequence = SequenceOfEdits(mode, meter, ordered(cases, order, meter.seed), order, [])
-        yield from sequence.jobs(editor, past)
+        schedule = Schedule(mode, ordered(cases, order, meter.seed), meter.batch_size)
+        yield from SequenceOfEdits(schedule, meter, order).jobs(editor, past)
 
 
 def ordered(cases: Sequence[EditCase], order: int, seed: int) -> list[EditCase]:
-    """The cases as a sequence: order 0 as they are, any other drawn by (seed, order)."""
+    """Return the cases as a sequence: order 0 as they are, any other drawn by (seed, order)."""
     if order == 0:
         return list(cases)
     drawn = np.random.default_rng([seed, 3, order]).permutation(len(cases))
     return [cases[place] for place in drawn]
 
 
-class _Test(NamedTuple):
-    """A kind of test, and the places (from 0) of the cases that it asks together."""
+@dataclass(frozen=True)
+class ScheduledTest:
+    """Cases that are tested together after a number of edits."""
 
-    test: Test
-    places: tuple[int, ...]
+    kind: Test
+    edits: int
+    """Number of edits that the VLM then holds."""
+    cases: Sequence[ProbedCase]
+    places: Sequence[int]
+    """Place of each case's edit in the sequence, from 1; 0 for cases that are not edited."""
+
+    def keys(self, editor: str, order: int) -> tuple[Key, ...]:
+        """Return the keys of the records that it gives."""
+        return tuple(Key(editor, order, self.kind, self.edits, case.id) for case in self.cases)
 
 
 @dataclass(frozen=True)
-class SequenceOfEdits:
-    """One fold of an editor over cases."""
+class Schedule:
+    """The tests of a sequence of edits."""
 
     mode: Sequential
-    meter: Meter
     cases: Sequence[EditCase]
-    order: int
-    seconds: list[float]
-    """Of every edit that was made so far."""
+    """In the order of their edits."""
+    batch_size: int
+    """Maximum number of cases that are tested together."""
 
-    def jobs(self, editor: Applies, past: Past) -> Iterator[Job | Snapshot]:
-        missing = self._first_missing(past.records)
-        if missing is None:
-            return
-        edited, done = self._resumed(past, missing)
-        device = edited.device
-        for edits in range(done + 1, len(self.cases) + 1):
-            request = self.cases[edits - 1].request
-            forget_peak_memory(device)
-            vlm = edited
-            edited, seconds = timed(lambda vlm=vlm, r=request: editor.apply(vlm, [r]), device)
-            self.seconds.append(self._seconds_before(past, edits) or seconds)
-            yield from self.tests_at(edits, edited)
-            if edits % self.mode.snapshot_every == 0 and edits < len(self.cases):
-                yield Snapshot(self.order, edits, edited)
+    @property
+    def size(self) -> int:
+        """Number of records that all tests give."""
+        after = range(1, len(self.cases) + 1)
+        return sum(len(test.cases) for edits in after for test in self.tests_after(edits))
 
-    def tests_at(self, edits: int, edited: VLM, only: Test | None = None) -> Iterator[Job]:
-        """The jobs after so many edits."""
-        for test in self._tests(edits):
-            if only in (None, test.test):
-                yield Job(
-                    tuple(self._keys(edits, test)), lambda t=test: self._run(edits, edited, t)
-                )
-
-    def _run(self, edits: int, edited: VLM, test: _Test) -> list[Record]:
-        ability = test.test == "ability"
-        held = Held(
-            seconds=[self.seconds[edits - 1 if ability else place] for place in test.places],
-            edits=edits,
-            places=[0 if ability else place + 1 for place in test.places],
-            order=self.order,
-            test=test.test,
-        )
-        # What is said freely is kept where edits are shown and tables made, not for curves.
-        silent = test.test in ("gap", "ability")
-        meter = replace(self.meter, max_new_tokens=0) if silent else self.meter
-        return meter.records(edited, self._asked(test), held, separate=False)
-
-    def _asked(self, test: _Test) -> list[Probed]:
-        cases = self._ability if test.test == "ability" else self.cases
-        return [cases[place] for place in test.places]
-
-    def _tests(self, edits: int) -> list[_Test]:
-        rows, mode = self.meter.rows, self.mode
-        tests = [_Test("edit", (edits - 1,))]
-        tests += [_Test("gap", (edits - 1 - gap,)) for gap in mode.gaps if edits > gap]
-        if mode.ability_every and edits % mode.ability_every == 0:
-            tests += _chunks("ability", len(self._ability), rows)
-        if edits in self._stops:
-            tests += _chunks("checkpoint", edits, rows)
+    def tests_after(self, edits: int) -> list[ScheduledTest]:
+        """Return the tests after this number of edits."""
+        tests = [self._test("edit", edits, [edits])]
+        tests += [self._test("gap", edits, [edits - gap]) for gap in self.mode.gaps if edits > gap]
+        if self.mode.ability_every and edits % self.mode.ability_every == 0:
+            tests += [
+                ScheduledTest("ability", edits, cases, [0] * len(cases))
+                for cases in chunks(self._ability_cases, self.batch_size)
+            ]
+        if edits in self._checkpoints:
+            tests += [
+                self._test("checkpoint", edits, places)
+                for places in chunks(range(1, edits + 1), self.batch_size)
+            ]
         return tests
 
+    def _test(self, kind: Test, edits: int, places: Sequence[int]) -> ScheduledTest:
+        return ScheduledTest(kind, edits, [self.cases[place - 1] for place in places], places)
+
     @cached_property
-    def _stops(self) -> set[int]:
+    def _checkpoints(self) -> set[int]:
         return self.mode.stops(len(self.cases))
 
     @cached_property
-    def _ability(self) -> list[Probed]:
-        """The same in every order."""
-        known = sorted(self.cases, key=lambda case: case.id)
-        local = [case for case in known if any(probe.is_locality for probe in case.probes)]
+    def _ability_cases(self) -> list[ProbedCase]:
+        """Cases whose locality probes are the ability test: the same ones in every order."""
+        by_id = sorted(self.cases, key=lambda case: case.id)
+        local = [case for case in by_id if any(probe.is_locality for probe in case.probes)]
         number = min(self.mode.ability_cases, len(local))
-        return [_Local.of(local[place * len(local) // number]) for place in range(number)]
-
-    def _keys(self, edits: int, test: _Test) -> Iterator[Key]:
-        for case in self._asked(test):
-            yield Key(self.meter.name, self.order, test.test, edits, case.id)
-
-    @property
-    def tests(self) -> int:
-        """How many there are, of all edits."""
-        after = range(1, len(self.cases) + 1)
-        return sum(len(test.places) for edits in after for test in self._tests(edits))
-
-    def _first_missing(self, known: Mapping[Key, Record]) -> int | None:
-        """The first number of edits of which a record is missing."""
-        for edits in range(1, len(self.cases) + 1):
-            for test in self._tests(edits):
-                if any(key not in known for key in self._keys(edits, test)):
-                    return edits
-        return None
-
-    def _resumed(self, past: Past, missing: int) -> tuple[VLM, int]:
-        """The VLM from which to go on, and how many edits it holds: fewer than are missing."""
-        found = past.restore(self.order)
-        if found is None or found.edits >= missing:
-            return self.meter.vlm, 0
-        for edits in range(1, found.edits + 1):
-            self.seconds.append(self._seconds_before(past, edits) or 0.0)
-        return found.vlm, found.edits
-
-    def _seconds_before(self, past: Past, edits: int) -> float | None:
-        """How long the edit took when an earlier part of the run made it."""
-        [key] = self._keys(edits, _Test("edit", (edits - 1,)))
-        record = past.records.get(key)
-        return record.seconds if record else None
-
-
-def _chunks(test: Test, number: int, rows: int) -> list[_Test]:
-    starts = range(0, number, rows)
-    return [_Test(test, tuple(range(s, min(s + rows, number)))) for s in starts]
+        return [LocalityCase.of(local[place * len(local) // number]) for place in range(number)]
 
 
 @dataclass(frozen=True)
-class _Local:
-    """A case that is not edited: its locality probes alone."""
+class LocalityCase:
+    """The locality probes of a case that is not edited."""
 
     id: str
     probes: Mapping[Probe, tuple[Example, ...]]
 
     @staticmethod
-    def of(case: EditCase) -> _Local:
-        local = {probe: asked for probe, asked in case.probes.items() if probe.is_locality}
-        return _Local(case.id, local)
+    def of(case: EditCase) -> LocalityCase:
+        """Return the case without its other probes."""
+        local = {probe: examples for probe, examples in case.probes.items() if probe.is_locality}
+        return LocalityCase(case.id, local)
+
+
+@dataclass(frozen=True)
+class SequenceOfEdits:
+    """The edits of one order, made by one editor one after another."""
+
+    schedule: Schedule
+    meter: Meter
+    order: int
+
+    def jobs(self, editor: Editor, past: Past) -> Iterator[Job | Snapshot]:
+        """Make the edits, and yield the jobs after each of them."""
+        first_missing = self._first_missing(past.records)
+        if first_missing is None:
+            return
+        start = self._start(past, first_missing)
+        edited, number = start.vlm, len(self.schedule.cases)
+        seconds = [self._known_seconds(past, edits) or 0.0 for edits in range(1, start.edits + 1)]
+        for edits in range(start.edits + 1, number + 1):
+            edited, taken = self._edit(editor, edited, edits)
+            seconds.append(self._known_seconds(past, edits) or taken)
+            yield from self._jobs_after(edits, edited, seconds)
+            if edits % self.schedule.mode.snapshot_every == 0 and edits < number:
+                yield Snapshot(self.order, edits, edited)
+
+    def _jobs_after(self, edits: int, edited: VLM, seconds: Sequence[float]) -> Iterator[Job]:
+        for test in self.schedule.tests_after(edits):
+            # A case that is not edited (place 0) is noted with the seconds of the last edit.
+            taken = [seconds[(place or edits) - 1] for place in test.places]
+            run = partial(_measure, self.meter, test, edited, self.order, taken)
+            yield Job(test.keys(self.meter.name, self.order), run)
+
+    def _edit(self, editor: Editor, vlm: VLM, edits: int) -> tuple[VLM, float]:
+        """Make the edit of this number; return the edited VLM and the seconds that it took."""
+        forget_peak_memory(vlm.device)
+        request = self.schedule.cases[edits - 1].request
+        return timed(lambda: editor.apply(vlm, [request]), vlm.device)
+
+    def _first_missing(self, known: Mapping[Key, Record]) -> int | None:
+        """Return the first number of edits after which a record is missing."""
+        for edits in range(1, len(self.schedule.cases) + 1):
+            for test in self.schedule.tests_after(edits):
+                if any(key not in known for key in test.keys(self.meter.name, self.order)):
+                    return edits
+        return None
+
+    def _start(self, past: Past, first_missing: int) -> Snapshot:
+        """Return the last snapshot before the first missing record, or the base model."""
+        found = past.restore(self.order)
+        if found is None or found.edits >= first_missing:
+            return Snapshot(self.order, 0, self.meter.vlm)
+        return found
+
+    def _known_seconds(self, past: Past, edits: int) -> float | None:
+        """Return the seconds that an edit took when an earlier part of the run made it."""
+        case = self.schedule.cases[edits - 1]
+        record = past.records.get(Key(self.meter.name, self.order, "edit", edits, case.id))
+        return record.seconds if record else None
+
+
+def _measure(
+    meter: Meter, test: ScheduledTest, edited: VLM, order: int, seconds: Sequence[float]
+) -> list[Record]:
+    """Return the records of a test. Generations belong to the edits in a table, not to curves."""
+    state = EditState(
+        vlm=edited,
+        seconds=seconds,
+        places=test.places,
+        edits=test.edits,
+        order=order,
+        test=test.kind,
+    )
+    without_generations = test.kind in ("gap", "ability")
+    used = replace(meter, max_new_tokens=0) if without_generations else meter
+    return used.records(state, test.cases)

@@ -1,14 +1,13 @@
-"""Where a sequence of edits has come to, on disk, so that a stopped run need not make them again.
+"""Snapshots of a sequence of edits on disk, so that a stopped run need not make its edits again.
 
-Only deltas are kept. What edits in another way (IKE, SERAC) makes its edits again, which costs no
-training step.
+Only deltas are saved. Editors that work in another way (IKE, SERAC) make their edits again, which
+costs no training step.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,35 +17,40 @@ from safetensors import SafetensorError
 from mmedit.delta_files import load_deltas, save_deltas
 from mmedit.errors import DataError, RunError
 from mmedit.processes import on_main
+from mmedit.storage import replaced
 from mmedit.vlm.interface import VLM
 from mmedit.vlm.network import NetworkVLM
 
 STATE = "state"
 
 
+class Snapshot(NamedTuple):
+    """The VLM after some edits of a sequence, when all tests up to there are done."""
+
+    order: int
+    edits: int
+    vlm: VLM
+
+
 @dataclass(frozen=True)
-class States:
-    """The snapshots of one editor, the last one of every order."""
+class Snapshots:
+    """The saved snapshots of one editor: the last one of every order."""
 
     folder: Path
     editor: str
     vlm: VLM
-    """The unedited one."""
+    """The base model."""
 
     def save(self, snapshot: Snapshot) -> None:
-        """Write it, then forget the one before; RunError where it cannot be written."""
+        """Save a snapshot, then delete the one before. Raises RunError if it cannot be written."""
         if not isinstance(snapshot.vlm, NetworkVLM):
             return
         earlier = self._files(snapshot.order)
         file = self.folder / f"{self._name}-{snapshot.order}-{snapshot.edits}.safetensors"
-        partial = file.with_suffix(".partial")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_deltas(partial, snapshot.vlm.deltas)
-            partial.replace(file)
+            with replaced(file) as partial:
+                save_deltas(partial, snapshot.vlm.deltas)
         except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
             raise RunError(
                 f"cannot write {file}: {error}; the records written before are intact, so the same "
                 "command resumes after them once there is room and permission"
@@ -56,7 +60,7 @@ class States:
                 old.unlink(missing_ok=True)
 
     def restore(self, order: int) -> Snapshot | None:
-        """The last one that is whole; the same one in all processes."""
+        """Return the last snapshot that can be read, the same one in all processes."""
         edits = on_main(lambda: self._last_whole(order))
         if edits is None:
             return None
@@ -73,9 +77,10 @@ class States:
         return None
 
     def discard(self) -> None:
-        """Forget all of this editor's, as nothing is missing."""
-        for file in self.folder.glob(f"{self._name}-*"):
-            file.unlink(missing_ok=True)
+        """Delete all snapshots of this editor."""
+        for pattern in (f"{self._name}-*", f".{self._name}-*"):  # a kill may leave a partial file
+            for file in self.folder.glob(pattern):
+                file.unlink(missing_ok=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             shutil.rmtree(self.folder)
 
@@ -84,14 +89,6 @@ class States:
         return re.sub(r"\W+", "_", self.editor)
 
     def _files(self, order: int) -> dict[int, Path]:
-        """By number of edits."""
+        """Return the files of an order by number of edits."""
         found = self.folder.glob(f"{self._name}-{order}-*.safetensors")
         return {int(file.stem.rpartition("-")[2]): file for file in found}
-
-
-class Snapshot(NamedTuple):
-    """Where a sequence has come to: all jobs before it are about fewer edits, or as many."""
-
-    order: int
-    edits: int
-    vlm: VLM

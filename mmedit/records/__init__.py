@@ -1,1 +1,1 @@
-"""What was measured, as JSON lines: `schema` says what a record is, `store` reads and writes it."""
+"""Records of edits as JSON lines: `schema` defines them, `store` reads and writes them."""

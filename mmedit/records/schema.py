@@ -1,13 +1,14 @@
-"""One JSON line per edit: everything measured, written to disk as soon as it is known.
+"""Records, one JSON line per tested edit, and the manifest of a run.
 
-Tables and reports are made from these records alone.
+Tables and reports are made from records alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 from pydantic_core import from_json, to_json
 
 from mmedit.cases import Probe
@@ -28,7 +29,7 @@ class Scores(_Frozen):
 
 
 class Locality(_Frozen):
-    """How far the edit moved the answer of one locality probe (docs/protocol.md)."""
+    """Scores of how far the edit moved the answer of one locality probe (docs/protocol.md)."""
 
     top1_answer: float
     exact_answer: float
@@ -41,8 +42,8 @@ class Locality(_Frozen):
 class Generation(_Frozen):
     """Scores of one greedy generation (docs/protocol.md).
 
-    `unchanged` is there for locality probes after the edit, `fluency` and `repeated` for the
-    request where a long continuation was wanted, `clip_score` and `judge` where they were.
+    `unchanged` is set for locality probes after the edit, `fluency` and `repeated` for the request
+    if long continuations were generated, `clip_score` and `judge` if they were turned on.
     """
 
     contains: float
@@ -56,7 +57,7 @@ class Generation(_Frozen):
 
 
 class JudgeTranscript(_Frozen):
-    """What a language model that judges an answer was asked, what it replied, and its verdict."""
+    """The question to a language model that judges an answer, its reply and its verdict."""
 
     asked: str
     replied: str
@@ -64,9 +65,9 @@ class JudgeTranscript(_Frozen):
 
 
 class ProbeRecord(_Frozen):
-    """One example asked before and after the edit.
+    """One example, answered before (`pre`) and after (`post`) the edit.
 
-    `locality` and the generated answers are there only where they were measured.
+    `locality` and the generations are None if they were not measured.
     """
 
     prompt: str
@@ -84,18 +85,17 @@ class ProbeRecord(_Frozen):
 
 
 Test = Literal["edit", "checkpoint", "gap", "ability"]
-"""When a case was asked: right after its edit, or in a sequence after further ones (at a
-checkpoint, where all edits so far are; a given number later), or of a case that stands for what the
-VLM can do beside its edits.
+"""Time of a test: right after the case's own edit; in a sequence at a checkpoint, with all edits so
+far, or a fixed gap of edits later; or a test of ability, on cases that are not edited.
 """
 
 
 class Record(_Frozen):
-    """One edit, tested once. `image` of the request (a path or content hash) is the cluster of the
-    bootstrap.
+    """One test of one edit.
 
-    `peak_memory_bytes` is of this batch of edits on a GPU, of the whole process so far on a CPU;
-    `extra_parameters` is what the edits that the VLM held add to the network.
+    `seconds` is the wall time of the edit, `batch` the number of edits computed together.
+    `peak_memory_bytes` is of this batch of edits on a GPU, of the whole process so far on a CPU.
+    `extra_parameters` is the number that the edits in the VLM add to the network.
     """
 
     case_id: str
@@ -106,28 +106,28 @@ class Record(_Frozen):
     extra_parameters: int | None = None
     seed: int
     edits: int = 1
-    """How many edits the VLM held when it was asked."""
+    """Number of edits in the VLM at the time of the test."""
     place: int = 1
-    """Which of them this one was, from 1; 0 for a case that was not edited (`ability`)."""
+    """Place of this edit among them, from 1; 0 for a case that was not edited (`ability`)."""
     order: int = 0
-    """Which of a run's sequences."""
+    """Number of the sequence of edits in its run."""
     test: Test = "edit"
     probes: dict[Probe, tuple[ProbeRecord, ...]]
 
     @property
     def key(self) -> Key:
-        """What no two records of a run share."""
+        """Identity of the record in its run."""
         return Key(self.editor, self.order, self.test, self.edits, self.case_id)
 
     @property
     def cluster(self) -> str:
-        """What the bootstrap resamples: the request's image, or the case where it has none."""
+        """Unit that the bootstrap resamples: the image of the request, or else the case."""
         requests = self.probes.get(Probe.RELIABILITY, ())
         return (requests[0].image if requests else None) or f"case {self.case_id}"
 
 
 class Key(NamedTuple):
-    """Which test of which edit a record tells of."""
+    """Identity of a record in its run: editor, sequence, test and case."""
 
     editor: str
     order: int
@@ -136,10 +136,50 @@ class Key(NamedTuple):
     case_id: str
 
 
-class RunManifest(_Frozen):
-    """How the records of a run directory were made; `config` is kept as the JSON it becomes."""
+class RunSettings(_Frozen):
+    """Settings of a run besides those of its editors."""
+
+    batch_size: int | None = None
+    """Batch size of the last command; None in a manifest of a first version, which has none."""
+    max_new_tokens: int | None = None
+    """Length of free generations in tokens; 0 if there are none."""
+    generation: dict[str, Any] = {}
+    """Scores of generations that are turned on, with their settings."""
+    overrides: tuple[str, ...] = ()
+    """The `--set` of the last command."""
+    mode: dict[str, Any] = {"kind": "independent"}
+    """Kind of the mode, and its settings (`mmedit.bench.modes`)."""
+    left_out: dict[str, int] = {}
+    """Number of records of the dataset that were left out, by reason."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_first_versions(cls, written: Any) -> Any:
+        """Read the form in which the settings of generation stood among the others."""
+        if not isinstance(written, Mapping) or "generation" in written:
+            return written
+        costly = {key: written[key] for key in written if key not in cls.model_fields}
+        return {key: written[key] for key in written if key not in costly} | {"generation": costly}
+
+
+class RunPart(_Frozen):
+    """One command that measured into a run folder, if it changed something that may change."""
 
     command: str
+    first_record: int
+    """Number of records that were there before."""
+    batch_size: int | None
+    cases: int | None
+    editors: tuple[str, ...]
+    versions: dict[str, str]
+    commit: str | None = None
+
+
+class RunManifest(_Frozen):
+    """How the records of a run folder were made."""
+
+    command: str
+    """The last command that measured into the folder."""
     versions: dict[str, str]
     vlm: str
     dataset: str
@@ -147,13 +187,31 @@ class RunManifest(_Frozen):
     seed: int
     editors: tuple[str, ...]
     config: dict[str, object]
+    """Settings of every editor by its label, as JSON."""
+    run: RunSettings = RunSettings()
     training_seconds: dict[str, float]
     commit: str | None = None
-    """Of the source that mmedit was run from, where that is a git checkout."""
+    """Commit of the checkout that mmedit ran from, with "+" if files were changed; else None."""
     hashes: dict[str, str] = {}
-    """Of what was measured: "vlm" (its weights), "dataset" (what its cases say), and every editor
-    that holds something learnt.
+    """Hashes of the VLM's weights ("vlm"), of the cases ("dataset"), and of all that each editor
+    has learnt.
     """
+    cases: int | None = None
+    """Number of cases; None in a manifest of a first version."""
+    parts: tuple[RunPart, ...] = ()
+    """The commands that the records come from, in order."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_first_versions(cls, written: Any) -> Any:
+        """Read the form in which the settings of the run stood among those of the editors."""
+        if not isinstance(written, Mapping) or "run" in written:
+            return written
+        config = written.get("config")
+        if not isinstance(config, Mapping) or "run" not in config:
+            return written
+        editors = {label: config[label] for label in config if label != "run"}
+        return {**written, "config": editors, "run": config["run"]}
 
     @field_validator("config")
     @classmethod
@@ -161,25 +219,18 @@ class RunManifest(_Frozen):
         return from_json(to_json(config, inf_nan_mode="strings"))
 
 
-RUN = "run"
-"""In a manifest's config, beside the editors' settings: what else decides the records."""
-LEFT_OUT = "left_out"
-MODE = "mode"
-"""There where the edits were not made each by itself."""
-
-
 def notes_of(manifest: RunManifest) -> list[str]:
-    """What a table of the run must say beside its figures."""
-    run = manifest.config.get(RUN)
-    settings: dict[str, Any] = run if isinstance(run, dict) else {}
+    """Return the sentences that a table of the run must show."""
+    settings, mode = manifest.run, manifest.run.mode
     notes = []
-    if left_out := settings.get(LEFT_OUT):
-        reasons = ", ".join(f"{why}: {number:,}" for why, number in sorted(left_out.items()))
+    if settings.left_out:
+        reasons = ", ".join(
+            f"{why}: {number:,}" for why, number in sorted(settings.left_out.items())
+        )
         notes.append(f"Left out of {manifest.dataset}: {reasons}.")
-    mode = settings.get(MODE, {})
-    if mode.get("kind") == "batch":
+    if mode["kind"] == "batch":
         notes.append(f"Edits were made {mode['k']} at a time, and tested together.")
-    if mode.get("kind") == "sequential":
+    if mode["kind"] == "sequential":
         orders = f", in each of {mode['orders']} orders" if mode["orders"] > 1 else ""
         notes.append(f"Edits were made one after another{orders}, and tested after the last one.")
     return notes

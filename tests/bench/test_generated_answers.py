@@ -8,11 +8,13 @@ from typing import Any, cast
 import pytest
 from tiny import random_image
 
-from mmedit.bench.generation import SpeechScorer, SpeechSettings
-from mmedit.bench.protocol import NoEdit, evaluate
+from mmedit.bench.base_outputs import BaseOutputs
+from mmedit.bench.generation import GenerationScorer, GenerationSettings
+from mmedit.bench.protocol import Meter, NoEdit, evaluate
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.config import load_generation
 from mmedit.datasets.easyvqa import cases as easyvqa
+from mmedit.editors.base import Editor
 from mmedit.errors import ConfigError, DataError, EmptyAnswerError
 from mmedit.methods.ft import FT, FTConfig
 from mmedit.methods.ike import IKE, IKEConfig
@@ -35,10 +37,24 @@ def cases() -> list[EditCase]:
 @pytest.fixture(scope="module")
 def records(vlm: NetworkVLM, cases: list[EditCase]) -> list[Record]:
     editor = FT(FTConfig(sites=(SITE,), lr=2e-3, steps=8))
-    speech = SpeechScorer(fluency_tokens=20)
-    return list(
-        evaluate(vlm, editor, cases, name="ft", batch_size=3, max_new_tokens=8, speech=speech)
+    return measured(vlm, editor, cases, GenerationScorer(fluency_tokens=20), max_new_tokens=8)
+
+
+def measured(
+    vlm: NetworkVLM,
+    editor: Editor,
+    cases: list[EditCase],
+    scorer: GenerationScorer,
+    max_new_tokens: int,
+) -> list[Record]:
+    meter = Meter(
+        BaseOutputs(vlm, cases=cases, batch_size=3),
+        name="x",
+        batch_size=3,
+        max_new_tokens=max_new_tokens,
+        scorer=scorer,
     )
+    return list(meter.evaluate(editor, cases))
 
 
 class Counted:
@@ -97,9 +113,9 @@ def test_fluency_is_measured_on_a_long_continuation_of_the_request_alone(vlm, re
 def test_further_accepted_answers_count_when_they_are_said():
     example = Example(prompt="what is it?", target="disc", answers=("circle", "disc"))
     assert example.accepted == ("disc", "circle")
-    (spoken,) = SpeechScorer()([example], ["It is a circle."])
-    assert spoken.scores.contains == 1
-    assert spoken.scores.exact == 0
+    (scored,) = GenerationScorer()([example], ["It is a circle."])
+    assert scored.scores.contains == 1
+    assert scored.scores.exact == 0
 
 
 def test_an_empty_accepted_answer_is_refused_as_silence_would_be_right():
@@ -114,14 +130,14 @@ def test_one_text_in_place_of_accepted_answers_is_refused_as_it_would_be_its_let
 
 def test_a_text_is_judged_and_seen_by_clip_once_and_the_transcript_kept():
     counted = Counted()
-    scorer = SpeechScorer(clip=cast(ClipScore, counted.clip), judge=cast(Judge, counted.judge))
+    scorer = GenerationScorer(clip=cast(ClipScore, counted.clip), judge=cast(Judge, counted.judge))
     seen = Example(prompt="what is it?", target="disc", image=PICTURE)
     blind = Example(prompt="which city?", target="Tirana")
     first = scorer([seen, blind, seen], ["a disc", "Tirana", "a disc"])
     again = scorer([blind, seen], ["Tirana", "a disc"])
     assert counted.asked == ["a disc", "a disc", "Tirana"]
-    assert [spoken.scores.clip_score for spoken in first] == [0.06, None, 0.06]
-    assert [spoken.scores.judge for spoken in again] == [1, 1]
+    assert [scored.scores.clip_score for scored in first] == [0.06, None, 0.06]
+    assert [scored.scores.judge for scored in again] == [1, 1]
     transcript = first[1].transcript
     assert transcript is not None
     assert transcript.asked == "which city? ('Tirana',) Tirana"
@@ -129,10 +145,8 @@ def test_a_text_is_judged_and_seen_by_clip_once_and_the_transcript_kept():
 
 def test_verdicts_and_transcripts_stand_in_the_records(vlm, cases):
     counted = Counted()
-    scorer = SpeechScorer(judge=cast(Judge, counted.judge))
-    (record,) = evaluate(
-        vlm, NoEdit(), cases[:1], name="base", batch_size=1, max_new_tokens=4, speech=scorer
-    )
+    scorer = GenerationScorer(judge=cast(Judge, counted.judge))
+    (record,) = measured(vlm, NoEdit(), cases[:1], scorer, max_new_tokens=4)
     read = Record.model_validate_json(record.model_dump_json())
     for asked in read.probes.values():
         assert asked[0].judge_pre == asked[0].judge_post is not None
@@ -141,7 +155,7 @@ def test_verdicts_and_transcripts_stand_in_the_records(vlm, cases):
 
 
 def test_nothing_is_scored_where_nothing_was_generated(vlm, cases):
-    (record,) = evaluate(vlm, NoEdit(), cases[:1], name="base", batch_size=1)
+    (record,) = evaluate(vlm, NoEdit(), cases[:1])
     for asked in record.probes.values():
         assert asked[0].generated_post is asked[0].generation_pre is None
         assert asked[0].generation_post is asked[0].judge_post is None
@@ -150,13 +164,13 @@ def test_nothing_is_scored_where_nothing_was_generated(vlm, cases):
 def test_what_an_edit_adds_is_counted_per_edit(vlm: NetworkVLM, records, cases):
     outputs, inputs = vlm.shape(SITE)
     assert {record.extra_parameters for record in records} == {outputs * inputs}
-    (base,) = evaluate(vlm, NoEdit(), cases[:1], name="base", batch_size=1)
-    (ike,) = evaluate(vlm, IKE(IKEConfig(k=0)), cases[:1], name="ike", batch_size=1)
+    (base,) = evaluate(vlm, NoEdit(), cases[:1])
+    (ike,) = evaluate(vlm, IKE(IKEConfig(k=0)), cases[:1])
     assert base.extra_parameters == ike.extra_parameters == 0
 
 
 def test_generation_is_set_like_everything_else_and_checked_before_anything_is_loaded():
-    assert load_generation(Overrides()) == SpeechSettings()
+    assert load_generation(Overrides()) == GenerationSettings()
     written = ("fluency_tokens=100", "judge.url=http://x/v1", "judge.model=m")
     found = load_generation(Overrides.parse(f"generation.{text}" for text in written))
     assert found.fluency_tokens == 100

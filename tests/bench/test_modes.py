@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from counted_vlm import CountedVLM
 
 from mmedit.bench.base_outputs import BaseOutputs
+from mmedit.bench.jobs import Past
 from mmedit.bench.modes import Batch, Mode, Sequential, require_sound
 from mmedit.bench.plan import Plan
-from mmedit.bench.protocol import NoEdit
-from mmedit.bench.run import run
+from mmedit.bench.protocol import Meter, NoEdit
+from mmedit.bench.run import jobs, run
 from mmedit.bench.sequential import ordered
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.datasets.easyvqa import cases as easyvqa
@@ -29,7 +30,6 @@ from mmedit.records.store import read_records
 from mmedit.report.scores import by_editor
 from mmedit.report.table import method_table
 from mmedit.vlm.interface import VLM
-from mmedit.vlm.network import NetworkVLM
 
 SITE = "language_model.model.decoder.layers.3.fc1"
 EDITS = 12
@@ -293,9 +293,9 @@ def test_nan_is_counted_and_loses_nothing(vlm, cases, tmp_path):
 @pytest.mark.parametrize(
     ("mode", "message"),
     [
-        (Sequential(gaps=(50,)), "there are 12 edits, and .* wants 50"),
-        (Sequential(checkpoints=(13,)), "there are 12 edits, and .*checkpoints wants 13"),
-        (Batch(k=100), "there are 12 edits, and batch.k is 100"),
+        (Sequential(gaps=(12,)), "gaps=12 needs at least 13 edits and there are 12"),
+        (Sequential(checkpoints=(13,)), "checkpoints=13 needs at least 13 edits and there are 12"),
+        (Batch(k=100), "batch.k=100 needs at least 100 edits and there are 12"),
     ],
 )
 def test_more_edits_than_there_are_is_an_error_before_anything_runs(mode, message, cases):
@@ -323,33 +323,21 @@ def test_usual_checkpoints(edits, stops):
 
 def test_the_run_of_another_mode_is_refused(vlm, cases, tmp_path):
     measure(plan(Batch(k=2)), tmp_path, vlm, cases[:2])
-    with pytest.raises(RunError, match="holds another run"):
+    with pytest.raises(RunError, match="holds a run with mode.k=2, and this command has mode.k=1"):
         measure(plan(Batch(k=1)), tmp_path, vlm, cases[:2])
 
 
 def test_base_outputs_serve_all_tests_of_a_sequence(vlm, cases):
-    """Each probe goes through the unedited network once, however often it is asked."""
-    base = BaseOutputs.of(NetworkVLM(vlm.adapter))
-    from mmedit.bench.jobs import Past
-    from mmedit.bench.protocol import Meter
-    from mmedit.bench.run import jobs
-
-    meter = Meter(base, name="x", rows=4)
-    for job in jobs(Sequential(gaps=(1,)), meter, replace_nothing(), cases[:4], Past({})):
+    """Each probe goes through the base model once, however often it is asked."""
+    counted = CountedVLM(vlm)
+    base = BaseOutputs(counted, cases=cases[:4], batch_size=4)
+    meter = Meter(base, name="x", batch_size=4)
+    for job in jobs(Sequential(gaps=(1,)), meter, ft(), cases[:4], Past({})):
         job.run()  # pyright: ignore[reportAttributeAccessIssue]
-    examples = {id(e) for case in cases[:4] for asked in case.probes.values() for e in asked}
-    assert base.cache.misses <= 3 * len(examples)
-
-
-def replace_nothing() -> Editor:
-    return ft()
+    assert counted.asked == sum(len(e) for case in cases[:4] for e in case.probes.values())
 
 
 def test_no_edit_is_no_sequence(vlm, cases):
-    from mmedit.bench.jobs import Past
-    from mmedit.bench.protocol import Meter
-    from mmedit.bench.run import jobs
-
-    meter = Meter(BaseOutputs.of(vlm), name="base", rows=4)
-    made = list(jobs(Sequential(), replace(meter), NoEdit(), cases, Past({})))
+    meter = Meter(BaseOutputs(vlm), name="base", batch_size=4)
+    made = list(jobs(Sequential(), meter, NoEdit(), cases, Past({})))
     assert [len(job.keys) for job in made] == [4, 4, 4]  # pyright: ignore

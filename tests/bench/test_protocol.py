@@ -6,17 +6,20 @@ from typing import Any
 
 import pytest
 import torch
+from counted_vlm import CountedVLM
 
 from mmedit.bench.base_outputs import BaseOutputs
 from mmedit.bench.protocol import Meter, NoEdit, evaluate
 from mmedit.cache import TensorCache
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.datasets.easyvqa import cases as easyvqa
+from mmedit.errors import ConfigError
 from mmedit.images import image_key
 from mmedit.methods.ft import FT, FTConfig
 from mmedit.methods.ike import IKE, IKEConfig
 from mmedit.metrics.multiclass_log_probs import exact_match
 from mmedit.records.schema import Record
+from mmedit.vlm.interface import VLM
 from mmedit.vlm.network import NetworkVLM
 
 
@@ -47,7 +50,16 @@ def rows_through(module: torch.nn.Module) -> Iterator[list[int]]:
 
 
 def run(vlm: NetworkVLM, editor, cases: list[EditCase], **settings: Any) -> list[Record]:
-    return list(evaluate(vlm, editor, cases, **{"name": "x", "batch_size": 4, **settings}))
+    return list(evaluate(vlm, editor, cases, **{"batch_size": 4, **settings}))
+
+
+def with_base(base: BaseOutputs, editor, cases: list[EditCase], **settings: Any) -> list[Record]:
+    meter = Meter(base, **{"name": "x", "batch_size": 4, **settings})
+    return list(meter.evaluate(editor, cases))
+
+
+def base_of(vlm: VLM, cases: list[EditCase]) -> BaseOutputs:
+    return BaseOutputs(vlm, cases=cases, batch_size=4)
 
 
 def test_one_record_per_case_in_order_with_every_probe(vlm, cases):
@@ -74,9 +86,9 @@ def test_records_do_not_depend_on_the_batch_size(vlm, cases, batch_size):
 
 
 def test_pre_is_the_unedited_model_even_after_other_edits(vlm, cases):
-    base = BaseOutputs.of(vlm)
-    run(vlm, ft(), cases, base=base)
-    records = run(vlm, ft(), cases, base=base)
+    base = base_of(vlm, cases)
+    with_base(base, ft(), cases)
+    records = with_base(base, ft(), cases)
     asked = vlm.predict([case.request for case in cases])
     matches = exact_match(asked.logits, asked.target, asked.is_answer)
     measured = [record.probes[Probe.RELIABILITY][0].pre.exact_match for record in records]
@@ -94,50 +106,50 @@ def test_the_base_row_is_measured_and_unchanged(vlm, cases):
 
 
 def test_base_outputs_are_computed_once_and_shared_by_editors(vlm, cases):
-    base = BaseOutputs.of(vlm)
-    run(vlm, NoEdit(), cases, base=base, max_new_tokens=4)
-    asked = base.cache.misses
-    run(vlm, ft(), cases, base=base, max_new_tokens=4)
-    run(vlm, IKE(IKEConfig(k=0)), cases, base=base, max_new_tokens=4)
-    assert base.cache.misses == asked
+    counted = CountedVLM(vlm)
+    base = BaseOutputs(counted, cases=cases, batch_size=4)
+    examples = sum(len(asked) for case in cases for asked in case.probes.values())
+    for editor in (ft(), FT(ft().config.model_copy(update={"steps": 1}))):
+        with_base(base, editor, cases, max_new_tokens=4)
+        assert counted.asked == 2 * examples  # predicted once, and generated once
 
 
 def test_the_vision_tower_sees_each_distinct_image_once_in_a_whole_run(vlm, cases):
     fresh = NetworkVLM(vlm.adapter, features=TensorCache())
-    base = BaseOutputs.of(fresh)
+    base = base_of(fresh, cases)
     with rows_through(vlm.adapter.network.vision_model) as calls:
         for editor in (NoEdit(), ft(), IKE(IKEConfig(k=0))):
-            run(fresh, editor, cases, base=base, max_new_tokens=3)
+            with_base(base, editor, cases, max_new_tokens=3)
     examples = [e for case in cases for asked in case.probes.values() for e in asked]
     distinct = {image_key(example.image) for example in examples if example.image is not None}
     assert sum(calls) == len(distinct)
 
 
 def test_an_evaluation_costs_one_edited_forward_per_probe_and_full_batch(vlm, cases):
-    base = BaseOutputs.of(vlm)
-    run(vlm, NoEdit(), cases, base=base)
+    base = base_of(vlm, cases)
+    with_base(base, NoEdit(), cases)
     with rows_through(vlm.adapter.network.language_model) as calls:
-        run(vlm, NoEdit(), cases, base=base, batch_size=4)
+        with_base(base, NoEdit(), cases)
     assert calls == [4] * 5 + [4] * 3 + [3]  # three cases have twelve examples with an image
 
 
 def test_the_examples_of_a_single_case_are_asked_in_two_forwards(vlm, cases):
-    base = BaseOutputs.of(vlm)
-    run(vlm, NoEdit(), cases[:1], base=base)
-    meter = Meter(base, name="x", rows=32)
+    base = base_of(vlm, cases[:1])
+    meter = Meter(base, name="x", batch_size=32)
+    meter.separate_edits(NoEdit(), cases[:1])
     with rows_through(vlm.adapter.network.language_model) as calls:
-        meter.independent(NoEdit(), cases[:1])
+        meter.separate_edits(NoEdit(), cases[:1])
     assert calls == [4, 1]
 
 
 def test_of_base_outputs_little_is_kept(vlm, cases):
     """Logits of locality's answers alone: a large vocabulary would fill the memory else."""
-    base = BaseOutputs.of(vlm)
-    records = run(vlm, NoEdit(), cases, base=base)
+    base = base_of(vlm, cases)
+    records = with_base(base, NoEdit(), cases)
     local = [r.probes[probe][0] for r in records for probe in r.probes if probe.is_locality]
     answers = sum(one.post.n_tokens for one in local)
     vocabulary = vlm.frozen.vocabulary
-    assert base.cache.bytes_used < 4 * vocabulary * answers + 1024 * 5 * len(cases)
+    assert 0 < base.bytes_used < 4 * vocabulary * answers + 1024 * 5 * len(cases)
 
 
 def test_cases_may_lack_a_probe_or_ask_several_examples(vlm, cases):
@@ -161,9 +173,9 @@ def test_context_does_not_add_a_position_to_locality_over_all_text(vlm, cases):
 
 def test_free_answers_are_there_only_when_asked_for(vlm, cases):
     [silent] = run(vlm, NoEdit(), cases[:1])
-    [spoken] = run(vlm, NoEdit(), cases[:1], max_new_tokens=5)
+    [generated] = run(vlm, NoEdit(), cases[:1], max_new_tokens=5)
     assert silent.probes[Probe.RELIABILITY][0].generated_post is None
-    assert spoken.probes[Probe.RELIABILITY][0].generated_post
+    assert generated.probes[Probe.RELIABILITY][0].generated_post
 
 
 @pytest.mark.parametrize("task", ["vqa", "caption"])
@@ -177,3 +189,41 @@ def test_the_unedited_model_knows_the_truth_and_not_the_targets(vlm, task):
     assert right([case.request for case in cases]) < 0.02
     for probe in (Probe.TEXT_LOCALITY, Probe.IMAGE_LOCALITY):
         assert right([case.probes[probe][0] for case in cases]) > 0.97
+
+
+def test_more_outputs_than_the_memory_holds_are_computed_again(vlm, cases):
+    small = BaseOutputs(vlm, cases=cases, batch_size=4, memory_bytes=1)
+    assert with_base(small, NoEdit(), cases[:4]) and small.bytes_used == 0
+    enough = base_of(vlm, cases)
+    for one, other in zip(
+        with_base(small, ft(), cases), with_base(enough, ft(), cases), strict=True
+    ):
+        assert one.probes == other.probes
+
+
+def test_an_output_does_not_depend_on_which_batch_asks_first(vlm, cases):
+    """A question that stands in two batches is computed in the first of them in any case."""
+    again = EditCase(id="again", request=cases[6].request, probes=dict(cases[0].probes))
+    asked = [*cases[:4], *cases[4:6], again]
+    in_order, backwards = (BaseOutputs(vlm, cases=asked, batch_size=4) for _ in range(2))
+    example = cases[0].probes[Probe.TEXT_LOCALITY][0]
+    others = [case.probes[Probe.TEXT_LOCALITY][0] for case in asked[4:]]
+    backwards.predict(others, is_locality=[True] * 3)
+    [first], [second] = (
+        base.predict([example], is_locality=[True]) for base in (in_order, backwards)
+    )
+    assert first.scores == second.scores
+    assert first.answer_logits is not None
+    assert second.answer_logits is not None
+    assert torch.equal(first.answer_logits, second.answer_logits)
+
+
+def test_a_name_is_the_editors_label_by_default(vlm, cases):
+    [base], [edited] = run(vlm, NoEdit(), cases[:1]), run(vlm, ft(), cases[:1])
+    assert (base.editor, edited.editor) == ("base", "FT")
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_size_below_one_is_refused(vlm, cases, batch_size):
+    with pytest.raises(ConfigError, match=f"batch_size is {batch_size}; choose 1 or more"):
+        evaluate(vlm, NoEdit(), cases, batch_size=batch_size)

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from mmedit.bench.modes import Sequential
+from mmedit.bench.generation import GenerationSettings
+from mmedit.bench.modes import Batch, Sequential
 from mmedit.bench.plan import Plan
 from mmedit.bench.run import run
 from mmedit.cases import EditCase, Probe
 from mmedit.datasets.easyvqa import cases as easyvqa
 from mmedit.editors.base import Editor
-from mmedit.errors import RunError
+from mmedit.errors import EditorError, RunError, SiteError
 from mmedit.methods.ft import FT, FTConfig
 from mmedit.methods.ike import IKE, IKEConfig
 from mmedit.pages import save_images
@@ -27,6 +28,8 @@ from mmedit.records.store import (
     write_manifest,
 )
 
+SITE = "language_model.model.decoder.layers.3.fc1"
+
 
 @pytest.fixture(scope="module")
 def cases() -> list[EditCase]:
@@ -34,9 +37,8 @@ def cases() -> list[EditCase]:
 
 
 def plan() -> Plan:
-    sites = ("language_model.model.decoder.layers.3.fc1",)
     editors: dict[str, Editor] = {
-        "FT": FT(FTConfig(sites=sites, lr=2e-3, steps=3)),
+        "FT": FT(FTConfig(sites=(SITE,), lr=2e-3, steps=3)),
         "IKE": IKE(IKEConfig(k=1)),
     }
     return Plan(
@@ -97,20 +99,162 @@ def test_an_interrupted_run_ends_with_the_same_records(vlm, cases, whole, tmp_pa
     assert measured(continued) == measured(whole)
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"seed": 1}, "seed"),
-        ({"limit": 5}, "limit"),
-        ({"editors": {}}, "editors"),
-        ({"batch_size": 3}, "config"),
-        ({"overrides": ("dataset.task=caption",)}, "config"),
-    ],
-)
-def test_another_run_in_the_same_folder_is_refused(vlm, cases, tmp_path, change, named):
+OTHER_RUNS = {
+    "seed=0, and this command has seed=1. Use the same value": {"seed": 1},
+    "max_new_tokens=0, and this command has max_new_tokens=5": {"max_new_tokens": 5},
+    "limit=6, and this command has limit=5. A limit can only grow": {"limit": 5},
+    "limit=6, and this command has limit=9. To let the run grow, name all": {
+        "limit": 9,
+        "editors": {},
+    },
+    "FT.steps=3, and this command has FT.steps=4": {
+        "editors": {"FT": FT(FTConfig(sites=(SITE,), lr=2e-3, steps=4))}
+    },
+    r"dataset.task=\(not set\), and this command has dataset.task=caption": {
+        "overrides": ("dataset.task=caption",)
+    },
+    "mode.kind=independent, and this command has mode.kind=batch": {"mode": Batch(k=2)},
+}
+
+
+@pytest.mark.parametrize("said", OTHER_RUNS)
+def test_another_run_in_the_same_folder_is_refused_in_one_line(vlm, cases, tmp_path, said):
     run(plan(), tmp_path, vlm, cases[:1], training, progress=silent)
-    with pytest.raises(RunError, match=f"holds another run: its {named} is"):
-        run(replace(plan(), **change), tmp_path, vlm, cases, training, progress=silent)
+    with pytest.raises(RunError, match=f"holds a run with {said}") as refused:
+        run(replace(plan(), **OTHER_RUNS[said]), tmp_path, vlm, cases, training, progress=silent)
+    assert len(str(refused.value)) < 300 + len(str(tmp_path))
+
+
+# A run that grows
+
+
+def ids(records: list[Record], editor: str) -> list[str]:
+    return [record.case_id for record in records if record.editor == editor]
+
+
+def test_a_run_grows_by_editors_in_any_order_and_keeps_what_it_has(vlm, cases, tmp_path):
+    both = plan().editors
+    first, _ = run(
+        replace(plan(), editors={"FT": both["FT"]}), tmp_path, vlm, cases, training, progress=silent
+    )
+    turned = replace(plan(), editors={"IKE": both["IKE"], "FT": both["FT"]})
+    records, _ = run(turned, tmp_path, vlm, cases, training, progress=silent)
+    assert [r.editor for r in records] == ["base"] * 6 + ["IKE"] * 6 + ["FT"] * 6
+    assert read_records(tmp_path)[:12] == first
+    other = replace(plan(), editors={})
+    again, _ = run(other, tmp_path, vlm, cases, training, progress=silent)
+    assert sorted(again, key=lambda r: r.key) == sorted(records, key=lambda r: r.key)
+    manifest = read_manifest(tmp_path)
+    assert set(manifest.editors) == set(manifest.config) == {"FT", "IKE"}
+    assert [part.editors for part in manifest.parts] == [("FT",), ("IKE", "FT"), ()]
+    assert [part.first_record for part in manifest.parts] == [0, 12, 18]
+
+
+def test_a_run_grows_by_cases_and_may_change_its_batch_size(vlm, cases, tmp_path):
+    small = replace(plan(), limit=3)
+    first, _ = run(small, tmp_path, vlm, cases[:3], training, progress=silent)
+    larger = replace(plan(), limit=6, batch_size=4)
+    grown, _ = run(larger, tmp_path, vlm, cases, training, progress=silent)
+    assert read_records(tmp_path)[: len(first)] == first
+    for editor in ("base", "FT", "IKE"):
+        assert ids(grown, editor) == [case.id for case in cases]
+    parts = read_manifest(tmp_path).parts
+    assert [(part.batch_size, part.cases) for part in parts] == [(2, 3), (4, 6)]
+    assert read_manifest(tmp_path).limit == 6
+    with pytest.raises(RunError, match="A limit can only grow"):
+        run(small, tmp_path, vlm, cases[:3], training, progress=silent)
+
+
+def test_a_run_that_grew_has_the_results_of_one_that_had_all_from_the_start(vlm, cases, tmp_path):
+    """To the last digit, as its batches of two are those of the whole run."""
+    whole, _ = run(plan(), tmp_path / "whole", vlm, cases, training, progress=silent)
+    folder = tmp_path / "grown"
+    run(replace(plan(), limit=4), folder, vlm, cases[:4], training, progress=silent)
+    grown, _ = run(plan(), folder, vlm, cases, training, progress=silent)
+    assert measured(grown) == measured(whole)
+
+
+def test_the_same_command_adds_no_part(vlm, cases, tmp_path):
+    for _ in range(2):
+        run(plan(), tmp_path, vlm, cases[:2], training, progress=silent)
+    [part] = read_manifest(tmp_path).parts
+    assert (part.first_record, part.batch_size, part.cases) == (0, 2, 2)
+
+
+def test_a_run_does_not_grow_by_other_cases(vlm, cases, tmp_path):
+    run(replace(plan(), limit=3), tmp_path, vlm, cases[:3], training, progress=silent)
+    with pytest.raises(RunError, match="a run of another dataset with the same name"):
+        run(plan(), tmp_path, vlm, cases[::-1], training, progress=silent)
+
+
+@pytest.mark.parametrize("mode", [Batch(k=2), Sequential()])
+def test_edits_that_depend_on_each_other_do_not_grow(vlm, cases, tmp_path, mode):
+    small = replace(plan(), limit=3, mode=mode, editors={})
+    run(small, tmp_path, vlm, cases[:3], training, progress=silent)
+    with pytest.raises(RunError, match=f"In --mode {mode.kind} each record depends on the other"):
+        run(replace(small, limit=6), tmp_path, vlm, cases, training, progress=silent)
+    run(replace(small, batch_size=3), tmp_path, vlm, cases[:3], training, progress=silent)
+
+
+# Checks before anything is measured
+
+
+def test_an_editor_that_does_not_fit_is_refused_before_anything_is_measured(vlm, cases, tmp_path):
+    wrong = replace(plan(), editors={"FT": FT(FTConfig(sites=("language_model.nothing",)))})
+    with pytest.raises(SiteError, match="nothing"):
+        run(wrong, tmp_path / "site", vlm, cases, training, progress=silent)
+    fitted = IKE(IKEConfig(k=1))
+    fitted.fit(vlm, training(silent))
+    assert fitted.origin is not None
+    identity = fitted.origin.vlm._replace(weights="0" * 32)
+    fitted.origin = replace(fitted.origin, vlm=identity)
+    with pytest.raises(EditorError, match="with other weights"):
+        run(
+            replace(plan(), editors={"IKE": fitted}),
+            tmp_path / "weights",
+            vlm,
+            cases,
+            training,
+            progress=silent,
+        )
+    assert not list(tmp_path.iterdir())
+
+
+# Manifests of first versions
+
+OLD_MANIFEST = """
+{"command": "mmedit bench", "versions": {"torch": "2.13"}, "vlm": "embedded", "dataset": "easyvqa",
+ "limit": 6, "seed": 0, "editors": ["FT"], "training_seconds": {}, "config": {
+  "run": {"batch_size": 2, "max_new_tokens": 4, "fluency_tokens": 9, "overrides": [],
+          "mode": {"kind": "sequential", "ability_every": 0}, "left_out": {"torn": 3}},
+  "FT": {"where": "language", "sites": ["SITE"], "lr": 2e-3, "steps": 3}}}
+""".replace("SITE", SITE)
+
+
+def test_a_run_of_a_first_version_continues(vlm, cases, tmp_path):
+    (tmp_path / MANIFEST).write_text(OLD_MANIFEST)
+    manifest = read_manifest(tmp_path)
+    assert manifest.run.generation == {"fluency_tokens": 9}
+    assert manifest.run.left_out == {"torn": 3}
+    assert set(manifest.config) == {"FT"}
+    same = replace(
+        plan(),
+        editors={"FT": plan().editors["FT"]},
+        max_new_tokens=4,
+        generation=GenerationSettings(fluency_tokens=9),
+        mode=Sequential(ability_every=0),
+    )
+    run(same, tmp_path, vlm, cases[:1], training, progress=silent)
+    assert len(read_manifest(tmp_path).parts) == 2
+    with pytest.raises(RunError, match=r"generation.fluency_tokens=9, .*=8"):
+        run(
+            replace(same, generation=GenerationSettings(fluency_tokens=8)),
+            tmp_path,
+            vlm,
+            cases[:1],
+            training,
+            progress=silent,
+        )
 
 
 def test_records_without_a_manifest_are_not_overwritten(vlm, cases, tmp_path: Path):
@@ -148,7 +292,7 @@ def test_a_run_is_not_continued_with_what_only_has_the_same_name(vlm, cases, tmp
     other = manifest.model_copy(update={"hashes": manifest.hashes | {name: "0" * 32}})
     write_manifest(tmp_path, other)
     before = (tmp_path / RECORDS).read_bytes()
-    with pytest.raises(RunError, match=f"a run of another {name}, though of the same name"):
+    with pytest.raises(RunError, match=f"a run of another {name} with the same name"):
         run(plan(), tmp_path, vlm, cases[:1], training, progress=silent)
     assert (tmp_path / RECORDS).read_bytes() == before
 
@@ -157,9 +301,10 @@ def test_a_setting_that_a_later_version_added_is_as_by_default(vlm, cases, tmp_p
     sequence = replace(plan(), mode=Sequential(ability_every=0), editors={})
     run(sequence, tmp_path, vlm, cases[:2], training, progress=silent)
     manifest = read_manifest(tmp_path)
-    described = manifest.model_dump(mode="json")["config"]
-    del described["run"]["mode"]["snapshot_every"]
-    write_manifest(tmp_path, manifest.model_copy(update={"config": described}))
+    described = manifest.run.model_dump(mode="json")
+    del described["mode"]["snapshot_every"]
+    settings = manifest.run.model_validate(described)
+    write_manifest(tmp_path, manifest.model_copy(update={"run": settings}))
     run(sequence, tmp_path, vlm, cases[:2], training, progress=silent)
 
 

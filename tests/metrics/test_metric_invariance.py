@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from tiny import CORPUS, IMAGES
 
 from mmedit.bench.base_outputs import BaseOutputs
-from mmedit.bench.generation import SpeechScorer
-from mmedit.bench.protocol import measure
+from mmedit.bench.generation import GenerationScorer
+from mmedit.bench.scoring import measure
 from mmedit.cases import Example, Probe
 from mmedit.deltas import LowRank
 from mmedit.metrics.locality import locality
@@ -57,7 +57,7 @@ def edit(vlm: NetworkVLM) -> NetworkVLM:
 def measured(
     vlm: NetworkVLM, probe: Probe, asked: Sequence[Example], batch_size: int
 ) -> list[ProbeRecord]:
-    base, edited, speech = BaseOutputs.of(vlm), edit(vlm), SpeechScorer(FLUENCY_TOKENS)
+    base, edited, scorer = BaseOutputs(vlm), edit(vlm), GenerationScorer(FLUENCY_TOKENS)
     batches = [asked[start : start + batch_size] for start in range(0, len(asked), batch_size)]
     return [
         record
@@ -67,7 +67,7 @@ def measured(
             edited,
             [(probe, example) for example in batch],
             max_new_tokens=NEW_TOKENS,
-            speech=speech,
+            scorer=scorer,
         )
     ]
 

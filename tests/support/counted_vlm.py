@@ -1,0 +1,38 @@
+"""A VLM that counts what the base model is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from mmedit.cases import Example
+from mmedit.vlm.interface import VLM, Captured, Predictions, WrappedVLM
+
+
+class CountedVLM(WrappedVLM):
+    """Counts the examples that it answers; an edited one counts nothing."""
+
+    def __init__(self, inner: VLM) -> None:
+        super().__init__(inner)
+        self.asked = 0
+
+    def rewrap(self, inner: VLM) -> VLM:
+        return inner
+
+    def select(self, rows: Sequence[int]) -> VLM:
+        return self.inner.select(rows)
+
+    def predict(self, examples: Sequence[Example]) -> Predictions:
+        self.asked += len(examples)
+        return self.inner.predict(examples)
+
+    def generate(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[str]:
+        self.asked += len(examples)
+        return self.inner.generate(examples, max_new_tokens=max_new_tokens)
+
+    def capture(self, examples: Sequence[Example], sites: Sequence[str]) -> Captured:
+        return self.inner.capture(examples, sites)
+
+    def represent(self, examples: Sequence[Example]) -> torch.Tensor:
+        return self.inner.represent(examples)
