@@ -323,7 +323,7 @@ def test_usual_checkpoints(edits, stops):
 
 def test_the_run_of_another_mode_is_refused(vlm, cases, tmp_path):
     measure(plan(Batch(k=2)), tmp_path, vlm, cases[:2])
-    with pytest.raises(RunError, match="holds a run with mode.k=2, and this command has mode.k=1"):
+    with pytest.raises(RunError, match=r"holds a run with mode.k=2, and this command has mode.k=1"):
         measure(plan(Batch(k=1)), tmp_path, vlm, cases[:2])
 
 

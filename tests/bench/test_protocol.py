@@ -193,7 +193,8 @@ def test_the_unedited_model_knows_the_truth_and_not_the_targets(vlm, task):
 
 def test_more_outputs_than_the_memory_holds_are_computed_again(vlm, cases):
     small = BaseOutputs(vlm, cases=cases, batch_size=4, memory_bytes=1)
-    assert with_base(small, NoEdit(), cases[:4]) and small.bytes_used == 0
+    assert with_base(small, NoEdit(), cases[:4])
+    assert small.bytes_used == 0
     enough = base_of(vlm, cases)
     for one, other in zip(
         with_base(small, ft(), cases), with_base(enough, ft(), cases), strict=True

@@ -1,0 +1,80 @@
+"""A run that was cut off at any line ends with the bytes of one that ran through."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny
+
+from mmedit.bench.plan import Plan
+from mmedit.bench.run import run
+from mmedit.cases import EditCase, Example, Probe
+from mmedit.methods.ft import FT, FTConfig
+from mmedit.progress import silent
+from mmedit.records.store import MANIFEST, RECORDS
+from mmedit.vlm.network import NetworkVLM
+
+SITE = "language_model.model.decoder.layers.2.fc1"
+QUESTIONS = ("what is the capital of Albania?", "is there a red circle?", "yes or no?", "a photo")
+CASES = 8
+
+
+def cases() -> list[EditCase]:
+    """Text locality asks a question again after some cases, in another batch of three."""
+    made = []
+    for number in range(CASES):
+        prompt = tiny.CORPUS[number % 4]
+        image = tiny.IMAGES[number % 3]
+        unrelated = Example(prompt=QUESTIONS[number % len(QUESTIONS)], target="Tirana")
+        seen = Example(prompt="what color is it?", target="blue", image=image)
+        request = Example(prompt=f"{prompt} {number}", target="teal", image=image)
+        probes = {Probe.TEXT_LOCALITY: (unrelated,), Probe.IMAGE_LOCALITY: (seen,)}
+        made.append(EditCase(id=str(number), request=request, probes=probes))
+    return made
+
+
+def measure(vlm: NetworkVLM, folder: Path) -> None:
+    editors = {f"FT-{n}": FT(FTConfig(sites=(SITE,), lr=5e-2, steps=n)) for n in (1, 2)}
+    plan = Plan(
+        vlm_name="tiny",
+        dataset="made",
+        limit=None,
+        seed=0,
+        editors=editors,
+        batch_size=3,
+        max_new_tokens=3,
+        command="mmedit bench",
+    )
+    run(plan, folder, vlm, cases(), lambda progress: [], progress=silent)
+
+
+def measured(folder: Path) -> list[str]:
+    """The lines without wall times and memory, which differ from run to run."""
+    lines = []
+    for line in (folder / RECORDS).read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        lines.append(json.dumps(record | {"seconds": 0, "peak_memory_bytes": 0}))
+    return lines
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[NetworkVLM, Path]:
+    from mmedit.vlm.loading import load_vlm
+
+    vlm, folder = load_vlm(tiny_folder), tmp_path_factory.mktemp("whole")
+    measure(vlm, folder)
+    return vlm, folder
+
+
+@pytest.mark.parametrize("lines", range(3 * CASES))
+def test_a_run_cut_off_at_any_line_ends_with_the_same_records(whole, tmp_path, lines):
+    vlm, folder = whole
+    written = (folder / RECORDS).read_bytes().splitlines(keepends=True)
+    shutil.copy(folder / MANIFEST, tmp_path)
+    (tmp_path / RECORDS).write_bytes(b"".join(written[:lines]))
+    measure(vlm, tmp_path)
+    assert measured(tmp_path) == measured(folder)
+    assert (tmp_path / MANIFEST).read_bytes() == (folder / MANIFEST).read_bytes()
