@@ -125,14 +125,15 @@ def _faults(model: type[BaseModel], error: ValidationError) -> list[str]:
     faults = []
     for fault in error.errors():
         key = ".".join(str(part) for part in fault["loc"])
+        message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
             known = _keys(model)
             hint = did_you_mean(key, known)
             faults.append(f"unknown key {key!r}.{hint} There are: {', '.join(known)}")
         elif not key:  # settings that exclude each other
-            faults.append(fault["msg"].removeprefix("Value error, "))
+            faults.append(message)
         else:
-            faults.append(f"{key}: {fault['msg']} (found {fault.get('input')!r})")
+            faults.append(f"{key}: {message} (found {fault.get('input')!r})")
     return faults
 
 

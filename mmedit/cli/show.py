@@ -44,7 +44,7 @@ def show_editor(
     require_vlm(vlm)
     editor = load_editor(name, vlm)
     out.print(f"[bold]{escape(editor.label)}[/] ({editor.method})")
-    say(_about(editor))
+    say(f"{_about(editor)}\nPaper: {editor.paper}")
     fitted = " It is already fitted." if editor.is_fitted else ""
     needs = (
         f"It must be fitted before it edits: mmedit fit --editor {name} --vlm {vlm} --out "
@@ -135,8 +135,8 @@ def _costs(label: str, vlm: str) -> str:
         training = manifest.training_seconds.get(label)
         fitting = f"fitting took {training:.0f} s, " if training else ""
         return (
-            f"Measured in results/{file.parent.name}: {fitting}an edit {seconds:.2g} s, and the "
-            f"process used up to {memory:.1f} GiB."
+            f"Measured on {manifest.dataset} (results/{file.parent.name}): {fitting}an edit "
+            f"{seconds:.2g} s; the process used up to {memory:.1f} GiB."
         )
     return (
         "Time and memory were not measured with this VLM. Measure them: mmedit bench --vlm "
