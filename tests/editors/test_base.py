@@ -74,7 +74,7 @@ def test_a_label_is_kept_by_fitting_and_given_when_loading(fitted: MEND, tmp_pat
 def test_an_editor_shows_its_label_its_settings_and_what_it_was_fitted_on(
     unfitted: MEND, fitted: MEND
 ):
-    settings = f"sites=('{SITE}',), rank=2, training.steps=1"
+    settings = f"training.steps=1, sites=('{SITE}',), rank=2"
     assert repr(unfitted) == f"<MEND 'MEND (small)': {settings}, not fitted>"
     assert repr(fitted) == f"<MEND 'MEND (small)': {settings}, fitted on 4 cases (seed 3)>"
     assert repr(FT(FTConfig())) == "<FT 'FT'>"

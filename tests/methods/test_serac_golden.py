@@ -93,7 +93,7 @@ def test_in_use_the_published_threshold_chooses_between_the_two_models(
             [other[[int(e.prompt) for e in chosen]], torch.zeros(len(chosen), 1, base.shape[2])], 1
         ),
     )
-    monkeypatch.setattr(memory, "told", lambda edits, examples, frozen: examples)
+    monkeypatch.setattr(memory, "make_inputs", lambda edits, examples, frozen: examples)
     inner = golden_vlm()
     monkeypatch.setattr(inner, "predict", lambda examples: predictions)
     one_edit = Memory(edits=(asked[0],), keys=torch.zeros(1, 1))
