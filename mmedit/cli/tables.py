@@ -145,8 +145,8 @@ def plot(
 ) -> None:
     """Draw the scores of runs as SVG and PNG.
 
-    The plots show the trade-off between success and locality, every split, and both metrics by
-    answer length. For edits made in sequence they also show every split by the number of edits.
+    The plots show the trade-off between success and locality, every probe, and both metrics by
+    answer length. For edits made in sequence they also show every probe by the number of edits.
     """
     from mmedit.report.render.plots import write_plots
     from mmedit.report.render.sequence_plots import write_sequence_plots

@@ -27,7 +27,7 @@ class Difference:
     `first_only` and `second_only` count the edits on which one scores more.
     """
 
-    split: str
+    heading: str
     measure: Measure
     first: float
     second: float
@@ -44,7 +44,7 @@ class Disagreement:
     """One question that exactly one of the two methods answered as expected."""
 
     case: str
-    split: str
+    heading: str
     prompt: str
     expected: str
     first: str
@@ -127,7 +127,7 @@ def _difference(
 ) -> Difference:
     scale = 100 if measure.percent else 1
     return Difference(
-        split=probe.heading,
+        heading=probe.heading,
         measure=measure,
         first=scale * float(pairs.first.mean()),
         second=scale * float(pairs.second.mean()),
@@ -147,7 +147,7 @@ def _disagreements(ours: Record, theirs: Record) -> Iterator[Disagreement]:
                 expected = (a.generated_pre if probe.is_locality else a.target) or a.target
                 yield Disagreement(
                     case=ours.case_id,
-                    split=probe.heading,
+                    heading=probe.heading,
                     prompt=a.prompt,
                     expected=expected,
                     first=_said(a),

@@ -60,7 +60,7 @@ class Beside:
     """A measured cell and the published value of the same method and probe."""
 
     editor: str
-    split: str
+    heading: str
     measure: Measure
     measured: Summary
     value: float

@@ -60,7 +60,7 @@ def test_the_difference_of_a_column_is_paired_tested_and_counted(tmp_path):
     a = method(tmp_path, "a", [1.0] * 18 + [0.0] * 2)
     b = method(tmp_path, "b", [1.0] * 10 + [0.0] * 8 + [1.0] * 2)
     found = compare(a, b)
-    row = next(r for r in found.differences if (r.split, r.measure.name) == ("Rel", "EM"))
+    row = next(r for r in found.differences if (r.heading, r.measure.name) == ("Rel", "EM"))
     assert (row.first, row.second, row.difference.mean) == (90.0, 60.0, pytest.approx(-30.0))
     assert row.difference.low < -30 < row.difference.high
     assert (row.first_only, row.second_only, row.difference.n) == (8, 2, 20)
@@ -78,10 +78,10 @@ def test_only_edits_that_both_have_are_paired_and_the_others_are_counted(tmp_pat
 def test_edits_where_they_disagree_come_with_what_each_said(tmp_path):
     a, b = method(tmp_path, "a", [1.0, 1.0]), method(tmp_path, "b", [1.0, 0.0])
     request, local = compare(a, b).disagreements
-    assert (request.case, request.split, request.prompt) == ("1", "Rel", "colour?")
+    assert (request.case, request.heading, request.prompt) == ("1", "Rel", "colour?")
     assert (request.expected, request.first, request.second) == ("red", "a 1", "b 1")
     assert request.first_is_right
-    assert (local.split, local.expected) == ("I-Loc", "before")
+    assert (local.heading, local.expected) == ("I-Loc", "before")
 
 
 def test_runs_without_a_common_edit_and_ids_of_different_edits_are_refused(tmp_path):

@@ -108,7 +108,7 @@ def test_a_split_with_its_own_n_says_so_in_the_footnote_or_else_in_its_cells():
     assert "(n=1)" in render(table, "md")
 
 
-def test_latex_is_booktabs_with_as_many_columns_as_it_declares_splits_above_costs(table):
+def test_latex_is_booktabs_with_as_many_columns_as_it_declares_scores_above_costs(table):
     latex = render(table, "latex")
     declared = re.findall(r"\\begin\{tabular\}\{(l?r+)\}", latex)
     bodies = [part.split(r"\bottomrule")[0] for part in latex.split(r"\midrule")[1:]]

@@ -52,7 +52,7 @@ def test_the_values_are_those_of_the_papers():
 
 def test_a_difference_is_given_only_within_one_metric_class(table):
     found = compare_with_published(table, load_published("mmedit"), origins(table))
-    cells = {(r.editor, r.split, r.measure.name): (r.value, r.difference) for r in found.rows}
+    cells = {(r.editor, r.heading, r.measure.name): (r.value, r.difference) for r in found.rows}
     assert cells["MEND (runs/x)", "Rel", "EM"] == (99.40, pytest.approx(50 - 99.40))
     assert cells["MEND (runs/x)", "Rel", "tok"] == (99.40, None)
     assert cells["MEND (runs/x)", "I-Loc", "EM"] == (96.65, None)
@@ -62,7 +62,7 @@ def test_a_difference_is_given_only_within_one_metric_class(table):
 
 def test_locality_variants_have_the_class_of_the_paper_that_measured_so(table):
     live = compare_with_published(table, load_published("liveedit"), origins(table))
-    cells = {(r.editor, r.split, r.measure.name): r.difference for r in live.rows}
+    cells = {(r.editor, r.heading, r.measure.name): r.difference for r in live.rows}
     assert cells["MEND (runs/x)", "I-Loc", "tok"] == pytest.approx(80 - 75.81)
     mixed = compare_with_published(table, load_published("unike"), origins(table))
     assert all(row.difference is None for row in mixed.rows)

@@ -105,7 +105,7 @@ def test_a_share_of_100_percent_is_never_certain_unless_the_model_is_compared_wi
     assert table.loc["base", ("I-Loc", "EM")].low == 100.0
 
 
-def test_rows_follow_the_first_appearance_and_columns_the_order_of_the_splits():
+def test_rows_follow_the_first_appearance_and_columns_the_order_of_the_probes():
     probes = {PORT: (asked(1, 1),), REL: (asked(1, 1),)}
     table = method_table([record("1", probes, editor=name) for name in ("mend", "base", "ike")])
     assert list(table.index) == ["mend", "base", "ike"]

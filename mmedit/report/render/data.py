@@ -38,7 +38,7 @@ def as_json(table: pandas.DataFrame, published: Comparison | None) -> str:
 
 def _long_rows(table: pandas.DataFrame, published: Comparison | None) -> list[dict[str, object]]:
     """Make one row per cell, as measured, not rounded."""
-    values = {(row.editor, row.split, row.measure.name): row for row in (published or _NONE).rows}
+    values = {(row.editor, row.heading, row.measure.name): row for row in (published or _NONE).rows}
     shown = cells(table)
     rows: list[dict[str, object]] = []
     for place, editor in enumerate(map(str, table.index)):

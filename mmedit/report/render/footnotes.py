@@ -32,7 +32,7 @@ def _probes_note(table: pandas.DataFrame) -> str:
 
 
 def _metrics_note(table: pandas.DataFrame) -> str:
-    counts = {group: common_n(table, (group, name)) for group, name in _splits(table)}
+    counts = {group: common_n(table, (group, name)) for group, name in _scores(table)}
     fewer = [f", {n} in {heading}" for heading, n in counts.items() if n and {n} != set(table[N])]
     definitions: dict[str, str] = {}
     for _, measure in _measures(table):
@@ -43,12 +43,12 @@ def _metrics_note(table: pandas.DataFrame) -> str:
     return f"{defined}{agreement}; mean over n edits{''.join(fewer)}, shares in percent."
 
 
-def _splits(table: pandas.DataFrame) -> list[Column]:
+def _scores(table: pandas.DataFrame) -> list[Column]:
     return [column for column in column_names(table) if measure_of(*column) is not None]
 
 
 def _measures(table: pandas.DataFrame) -> list[tuple[str, Measure]]:
-    found = [(column[0], measure_of(*column)) for column in _splits(table)]
+    found = [(column[0], measure_of(*column)) for column in _scores(table)]
     return [(heading, measure) for heading, measure in found if measure is not None]
 
 
@@ -65,7 +65,7 @@ def _intervals_note(table: pandas.DataFrame) -> str:
 def _marks_note(table: pandas.DataFrame) -> str:
     tested = any(
         isinstance(cell, Score) and cell.p_to_best is not None
-        for column in _splits(table)
+        for column in _scores(table)
         for cell in table[column]
     )
     if not tested:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mmedit.report.published import NOT_COMPARABLE, Beside, Comparison
 from mmedit.report.render.cells import summary_cell
 
-BESIDE = ("editor", "split", "metric", "measured", "published", "published metric", "difference")
+BESIDE = ("editor", "probe", "metric", "measured", "published", "published metric", "difference")
 
 
 def beside_rows(published: Comparison) -> list[tuple[str, ...]]:
@@ -17,7 +17,7 @@ def _beside_row(row: Beside) -> tuple[str, ...]:
     measured = summary_cell(row.measured, row.measure.format)
     value = f"{measured.value} {measured.spread}".strip()
     metric = f"{row.measure.name} ({row.measure.metric})"
-    return row.editor, row.split, metric, value, f"{row.value:.2f}", row.metric, _difference(row)
+    return row.editor, row.heading, metric, value, f"{row.value:.2f}", row.metric, _difference(row)
 
 
 def _difference(row: Beside) -> str:

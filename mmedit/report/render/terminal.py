@@ -166,7 +166,7 @@ def _differences_table(comparison: PairedComparison) -> Table:
         differs = row.first_only or row.second_only
         interval = f" [{found.low:+{form}}, {found.high:+{form}}]" if differs else ""
         table.add_row(
-            row.split,
+            row.heading,
             row.measure.name,
             f"{row.first:{form}}",
             f"{row.second:{form}}",
@@ -192,7 +192,7 @@ def _disagreements(comparison: PairedComparison, show: int) -> Iterator[Renderab
     yield Text(f"\n{len(found)} questions that only one answered exactly; {shown} of them:")
     for one in found[:show]:
         table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-        table.add_row(f"[bold]{one.split}[/]", escape(one.prompt))
+        table.add_row(f"[bold]{one.heading}[/]", escape(one.prompt))
         table.add_row("expected", escape(one.expected))
         for letter, said, right in (
             ("A", one.first, one.first_is_right),
