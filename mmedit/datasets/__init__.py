@@ -1,19 +1,21 @@
-"""Benchmarks: files to edit cases. A new dataset is one file and one row here."""
-
-from collections.abc import Callable, Sequence
-
-from mmedit.cases import EditCase
-from mmedit.datasets.annotated import releases
-from mmedit.datasets.easyvqa import cases as easyvqa
-from mmedit.datasets.grocery import cases as grocery
-
-DATASETS: dict[str, Callable[..., Sequence[EditCase]]] = {
-    "easyvqa": easyvqa.load,
-    "grocery": grocery.load,
-    **{name: releases.loader(name) for name in releases.SOURCES},
-}
-"""Loaders by name; each takes a split, keyword settings (see `configs/dataset`), `limit`, `seed`
-and `progress`.
+"""Datasets: files to edit cases. A new dataset is one file and one row here
+(docs/adding-a-dataset.md).
 """
+
+from mmedit.datasets.annotated.releases import EIC, EVQA, MMKE, VLKEB, OwnFiles
+from mmedit.datasets.base import DatasetSettings
+from mmedit.datasets.easyvqa.cases import EasyVQA
+from mmedit.datasets.grocery.cases import Grocery
+
+DATASETS: dict[str, type[DatasetSettings]] = {
+    "easyvqa": EasyVQA,
+    "evqa": EVQA,
+    "eic": EIC,
+    "vlkeb": VLKEB,
+    "mmke": MMKE,
+    "grocery": Grocery,
+    "json": OwnFiles,
+}
+"""The settings of each dataset, by the name of its loader in `configs/dataset`."""
 
 __all__ = ["DATASETS"]

@@ -1,8 +1,8 @@
-"""Text-only facts that the embedded VLM knows: countries, their capitals, regions and peoples.
+"""Facts without images that the embedded VLM knows: countries, their capitals, regions and peoples.
 
-From the PyPI package countryinfo 1.0.1 (MIT), extracted by
-`scripts/embedded_vlm/build_facts.py` into `assets/facts.json`. What the package says is taken as it
-stands; the facts serve as text-locality probes, where only a *change* of the answer counts.
+They are from the PyPI package countryinfo 1.0.1 (MIT); `scripts/embedded_vlm/build_facts.py` writes
+them to `assets/facts.json`, unchanged. They are text-locality probes, where only a *change* of the
+answer counts, so a wrong fact does no harm.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from mmedit.cases import Example, Split
 
 @dataclass(frozen=True, kw_only=True)
 class Phrasings:
-    """Wordings of one kind of question. `{thing}` is "a red shape" or "a circle", `{bare}` the same
-    without "a".
+    """The wordings of one kind of question. `{thing}` is "a red shape" or "a circle"; `{bare}` is
+    the same without "a".
     """
 
     original: tuple[str, ...]
@@ -66,7 +66,7 @@ PHRASINGS: dict[str, Phrasings] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Fact:
-    """For instance the capital of Albania is Tirana."""
+    """A fact, for instance that the capital of Albania is Tirana."""
 
     relation: str
     subject: str
@@ -78,7 +78,7 @@ class Fact:
 
 @cache
 def load_facts() -> tuple[Fact, ...]:
-    """All facts, in the order of the file."""
+    """Return all facts, in the order of the file."""
     text = resources.files("mmedit").joinpath("assets/facts.json").read_text(encoding="utf-8")
     return tuple(Fact(**fact) for fact in json.loads(text))
 
@@ -86,23 +86,23 @@ def load_facts() -> tuple[Fact, ...]:
 Option = TypeVar("Option")
 
 TEST_COUNTRIES = 5
-"""Every fifth country (by name) is kept for the test split's text locality."""
+"""One country in so many, by name, is for the test split's text locality alone."""
 
 
 def unrelated_fact(rng: np.random.Generator, split: Split) -> Example:
-    """A fact that serves a split, in one of its training wordings."""
+    """Draw a fact of a split, in one of its training wordings."""
     fact = choose(rng, split_facts(split))
     wording = choose(rng, PHRASINGS[fact.relation].train)
     return Example(prompt=fact.ask(wording), target=fact.answer)
 
 
 def split_facts(split: Split) -> list[Fact]:
-    """The facts that serve a split."""
+    """Return the facts of a split."""
     countries = sorted({fact.subject for fact in load_facts()})
     test = set(countries[::TEST_COUNTRIES])
     return [fact for fact in load_facts() if (fact.subject in test) == (split == "test")]
 
 
 def choose(rng: np.random.Generator, options: list[Option] | tuple[Option, ...]) -> Option:
-    """One of the options, drawn."""
+    """Draw one of the options."""
     return options[int(rng.integers(len(options)))]

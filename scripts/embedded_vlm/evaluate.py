@@ -81,7 +81,7 @@ def example_sets() -> Iterator[tuple[str, list[Example]]]:
             ],
         )
     for task in ("vqa", "caption"):
-        cases = easyvqa.load("test", task=task)
+        cases = easyvqa.EasyVQA(task=task).load("test")
         yield (f"counterfactual targets, {task} task", [case.request for case in cases])
         yield (
             f"image rephrases asked truthfully, {task} task",
@@ -126,7 +126,7 @@ def generate(vlm: VLM, examples: Sequence[Example]) -> list[str]:
 def several_tokens(vlm: VLM) -> str:
     """How many distinct answers the tokenizer splits, and how many of the benchmark's targets."""
     distinct = (*questions.COLORS, *questions.SHAPES, "yes", "no")
-    targets = [case.request.target for case in easyvqa.load("test")]
+    targets = [case.request.target for case in easyvqa.EasyVQA().load("test")]
     shares = []
     for name, answers in (
         ("easy-VQA's 13 answers", distinct),

@@ -31,7 +31,7 @@ PICTURE = random_image(0)
 
 @pytest.fixture(scope="module")
 def cases() -> list[EditCase]:
-    return easyvqa.load("test", limit=3)
+    return list(easyvqa.EasyVQA().load("test", limit=3))
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ EDITS = 12
 
 @pytest.fixture(scope="module")
 def cases() -> list[EditCase]:
-    return easyvqa.load("test", limit=EDITS)
+    return list(easyvqa.EasyVQA().load("test", limit=EDITS))
 
 
 def ft() -> FT:

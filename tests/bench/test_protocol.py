@@ -25,7 +25,7 @@ from mmedit.vlm.network import NetworkVLM
 
 @pytest.fixture(scope="module")
 def cases() -> list[EditCase]:
-    return easyvqa.load("test", limit=7)
+    return list(easyvqa.EasyVQA().load("test", limit=7))
 
 
 def ft() -> FT:
@@ -180,7 +180,7 @@ def test_free_answers_are_there_only_when_asked_for(vlm, cases):
 
 @pytest.mark.parametrize("task", ["vqa", "caption"])
 def test_the_unedited_model_knows_the_truth_and_not_the_targets(vlm, task):
-    cases = easyvqa.load("test", task=task, limit=200)
+    cases = easyvqa.EasyVQA(task=task).load("test", limit=200)
 
     def right(examples: list[Example]) -> float:
         asked = vlm.predict(examples)

@@ -33,7 +33,7 @@ SITE = "language_model.model.decoder.layers.3.fc1"
 
 @pytest.fixture(scope="module")
 def cases() -> list[EditCase]:
-    return easyvqa.load("test", limit=6)
+    return list(easyvqa.EasyVQA().load("test", limit=6))
 
 
 def plan() -> Plan:
@@ -55,7 +55,7 @@ def plan() -> Plan:
 
 def training(progress: Progress) -> list[EditCase]:
     progress("reading cases", 10, 10, "")
-    return easyvqa.load("train", limit=10)
+    return list(easyvqa.EasyVQA().load("train", limit=10))
 
 
 def measured(records: list[Record]) -> list[dict]:

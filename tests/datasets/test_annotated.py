@@ -15,11 +15,10 @@ from shared_data import shared_data
 from typer.testing import CliRunner
 
 from mmedit.bench.protocol import evaluate
-from mmedit.cases import Probe
+from mmedit.cases import Cases, Probe
 from mmedit.cli.console import app
 from mmedit.config import load_cases, load_editor
 from mmedit.datasets.annotated import annotations, audit, releases
-from mmedit.datasets.annotated.cases import Cases
 from mmedit.errors import ConfigError, DataError, UnknownNameError
 from mmedit.progress import silent
 from mmedit.settings import Overrides
@@ -71,10 +70,12 @@ def write(file: Path, records: Any) -> Path:
 
 
 def evqa(root: Path, *settings: str, **changes: Any) -> Cases:
-    overrides = Overrides.parse(f"dataset.{setting}" for setting in (f"root={root}", *settings))
-    found = load_cases("evqa", "test", **overrides.of("dataset"), **changes)
-    assert isinstance(found, Cases)
-    return found
+    return load_cases("evqa", "test", **parsed(f"root={root}", *settings), **changes)
+
+
+def parsed(*settings: str) -> dict[str, Any]:
+    """What `--set dataset.KEY=VALUE` makes of settings."""
+    return dict(Overrides.parse(f"dataset.{setting}" for setting in settings).of("dataset"))
 
 
 # What a record becomes
@@ -167,7 +168,7 @@ def test_cases_run_through_the_protocol(root: Path, vlm):
 # Faults
 
 FAULTS: dict[str, tuple[Any, str]] = {
-    "no list": ({"src": "a"}, "a JSON list of records was wanted"),
+    "no list": ({"src": "a"}, "expected a JSON list of records"),
     "empty": ([], "at least one"),
     "no record": (["a"], "row 0: the record"),
     "missing key": ([RECORD, {k: v for k, v in RECORD.items() if k != "alt"}], "row 1: alt"),
@@ -180,11 +181,27 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "empty hop": ([RECORD | {"port_new": [{"port_q": "a"}]}], "port_new.0 must hold port_q and"),
     "above the root": (
         [RECORD | {"image": "../1.jpg"}],
-        "the image '../1.jpg' lies outside",
+        "row 0, image: '../1.jpg' lies outside of the folder .*images: it is .*1.jpg",
+    ),
+    "a NUL": (
+        [RECORD | {"image": "a\0.png"}],
+        r"row 0, image: 'a\\x00.png' cannot be read: .*null",
+    ),
+    "a long name": (
+        [RECORD | {"image": "a" * 5000}],
+        r"row 0, image: 'a{27}\.\.\.a{27}' cannot be read: File name too long$",
+    ),
+    "a lone surrogate": (
+        [RECORD, RECORD | {"loc": "a\ud800"}],
+        r"row 1: loc: 'a\\ud800' holds half of a surrogate pair",
+    ),
+    "a lone surrogate below": (
+        [RECORD | {"port_new": [{"port_q": "a", "port_a": "\ud800"}]}],
+        r"row 0: port_new\.0\.port_a: ",
     ),
     "absolute": (
         [RECORD | {"m_loc": "/etc/passwd"}],
-        "the image '/etc/passwd' lies outside",
+        "row 0, m_loc: '/etc/passwd' lies outside of .*set 'dataset.images=",
     ),
 }
 
@@ -198,12 +215,88 @@ def test_a_fault_is_named_with_file_row_and_key(root: Path, fault: str):
     assert str(file) in str(raised.value)
 
 
+def test_a_file_with_a_byte_order_mark_is_read(root: Path):
+    file = root / "vqa" / "vqa_eval.json"
+    file.write_text(json.dumps([RECORD]), encoding="utf-8-sig")
+    assert len(evqa(root)) == 1
+    file.write_text(json.dumps([RECORD | {"src": "é"}], ensure_ascii=False), encoding="latin-1")
+    with pytest.raises(DataError, match=r"is not UTF-8 text: .* Save it as UTF-8"):
+        evqa(root)
+
+
+@pytest.fixture
+def photos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    save_images(folder, "a.jpg", "b.jpg")
+    return folder
+
+
+def own(tmp_path: Path, images: str, *records: dict[str, Any]) -> Cases:
+    file = write(tmp_path / "mine" / "mine.json", list(records))
+    settings = [f"test={file}", *([f"images={images}"] if images else [])]
+    return load_cases("json", "test", **parsed(*settings))
+
+
+def of(image: Path | str) -> dict[str, Any]:
+    return {"src": "What is it?", "alt": "a fox", "image": str(image)}
+
+
+@pytest.mark.parametrize("images", ["{}", "[{}]", "/", "[/, {}]"])
+def test_absolute_paths_are_allowed_inside_a_named_folder(tmp_path: Path, photos: Path, images):
+    [case] = own(tmp_path, images.format(photos), of(photos / "a.jpg"))
+    assert case.request.image == photos / "a.jpg"
+    with pytest.raises(DataError, match=r"mine\.json, row 0, image: .* lies outside of the folder"):
+        own(tmp_path, "", of(photos / "a.jpg"))
+
+
+def test_a_linked_folder_is_allowed_once_what_it_leads_to_is_named(tmp_path: Path, photos: Path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "photos").symlink_to(photos)
+    with pytest.raises(DataError, match="lies outside of the folder"):
+        own(tmp_path, "", of("photos/a.jpg"))
+    for images in (f"[{mine}, {photos}]", f"[{photos}, {mine}]", str(mine / "photos")):
+        name = "a.jpg" if images.endswith("photos") else "photos/a.jpg"
+        [case] = own(tmp_path, images, of(name))
+        assert case.request.image == mine / "photos" / "a.jpg"
+
+
+def test_each_folder_is_searched_in_turn(tmp_path: Path, photos: Path):
+    save_images(tmp_path / "mine", "own.jpg", "a.jpg")
+    images = f"[{tmp_path / 'mine'}, {photos}]"
+    cases = own(tmp_path, images, of("own.jpg"), of("a.jpg"), of("b.jpg"))
+    folders = [case.request.image.parent for case in cases]  # pyright: ignore
+    assert folders == [tmp_path / "mine", tmp_path / "mine", photos]
+
+
+def test_when_every_record_has_an_empty_field_the_rows_and_keys_are_named(tmp_path: Path):
+    save_images(tmp_path / "mine", "a.jpg")
+    empty = of("a.jpg") | {"alt": " "}
+    with pytest.raises(DataError, match=r"row 0: alt; row 1: rephrase, alt|row 1: alt, reph") as e:
+        own(tmp_path, "", empty, empty | {"rephrase": ""})
+    assert "an empty field: 2" in str(e.value)
+    assert "dataset.images" not in str(e.value)
+    with pytest.raises(DataError, match=r"row 4: alt; and 3 more\. Fill these"):
+        own(tmp_path, "", *[empty] * 8)
+
+
+def test_a_file_of_ones_own_that_is_not_there_is_named_as_such(tmp_path: Path):
+    with pytest.raises(DataError, match=r"there is no file .*gone\.json\. Check the path in") as e:
+        load_cases("json", "test", test=tmp_path / "gone.json")
+    assert "dataset.images" not in str(e.value)
+
+
+def test_a_split_is_train_or_test(root: Path):
+    with pytest.raises(UnknownNameError, match=r"no split named 'tset'\. Did you mean 'test'\?"):
+        load_cases("evqa", "tset", root=root)  # pyright: ignore
+
+
 def test_a_link_that_leads_out_of_the_root_is_refused(root: Path, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     save_images(elsewhere, "1.jpg")
     (root / "images" / "val2014" / "link").symlink_to(elsewhere)
     write(root / "vqa" / "vqa_eval.json", [RECORD | {"image": "val2014/link/1.jpg"}])
-    with pytest.raises(DataError, match="lies outside of"):
+    with pytest.raises(DataError, match="lies outside of the folder"):
         evqa(root)
 
 
@@ -229,7 +322,7 @@ def test_records_without_their_images_can_be_left_out_and_are_counted(root: Path
     write(root / "vqa" / "vqa_eval.json", [RECORD, OTHER, RECORD | {"loc_ans": " "}])
     cases = evqa(root, "on_missing_image=skip")
     assert [case.id for case in cases] == ["evqa-test-0"]
-    assert cases.left_out == Counter({"an image is missing": 1, "an empty field": 1})
+    assert cases.left_out == {"an image is missing": 1, "an empty field": 1}
     (root / "images" / "val2014" / "2.jpg").unlink()
     with pytest.raises(DataError, match=r"no record is left \(an image is missing: 2, an empty"):
         evqa(root, "on_missing_image=skip")
@@ -241,7 +334,7 @@ def test_wrong_settings_say_what_was_wanted(root: Path, tmp_path: Path):
     with pytest.raises(DataError, match="there is no folder"):
         evqa(tmp_path / "nowhere")
     for template in ("Q", "Q: {}"):
-        with pytest.raises(DataError, match=r"a text that holds \{\} once"):
+        with pytest.raises(ConfigError, match=r"a text that holds \{\} once"):
             evqa(root, f"template={template}")
     with pytest.raises(UnknownNameError, match=r"Did you mean 'skip'\?"):
         evqa(root, "on_missing_image=skp")
@@ -273,16 +366,20 @@ def test_what_is_left_out_is_said_on_the_command_line(root: Path, tmp_path: Path
 # Audit
 
 
+def audited(name: str, root: Path, *, decode: bool = False) -> list[audit.Audit]:
+    settings = releases.PUBLISHED[name](root=root)
+    return audit.audit_release(settings, decode=decode, progress=silent)[0]
+
+
 def test_audit_counts_what_may_spoil_a_number(root: Path):
     twin = RECORD | {"pred": "YES"}
     write(root / "vqa" / "vqa_eval.json", [RECORD, OTHER, twin, RECORD | {"alt": "", "src": "?"}])
     (root / "images" / "val2014" / "3.jpg").unlink()
     (root / "images" / "val2014" / "2.jpg").write_bytes(b"no image")
-    source = releases.evqa_source("test", root=str(root))
-    found = audit.audit(source, decode=True, progress=silent)
+    found = audited("evqa", root, decode=True)[1]
     assert (found.records, found.published) == (4, 2093)
     assert (found.duplicates, found.unchanged) == (1, 1)
-    assert found.empty == Counter({"alt": 1})
+    assert found.empty == {"alt": (3,)}
     assert found.words == Counter({1: 3, 0: 1})
     assert (found.request_images, found.images) == (2, 4)
     assert [Path(path).name for path in found.missing] == ["3.jpg"]
@@ -299,8 +396,43 @@ def test_audit_is_printed_as_markdown(root: Path):
 
 
 def test_audit_of_something_else_names_what_there_is(root: Path):
-    with pytest.raises(UnknownNameError, match="benchmark to check"):
-        audit.sources_of("easyvqa", str(root))
+    with pytest.raises(UnknownNameError, match="no dataset to check named 'easyvqa'") as raised:
+        CliRunner().invoke(
+            app, ["data", "check", "easyvqa", "--root", str(root)], catch_exceptions=False
+        )
+    assert "eic, evqa, grocery, json, mmke, vlkeb" in str(raised.value)
+
+
+def test_audit_of_ones_own_file_names_every_fault(tmp_path: Path, photos: Path, mmedit_):
+    save_images(tmp_path / "mine", "a.jpg")
+    records = [
+        of("a.jpg"),
+        of("a.jpg"),
+        of("gone.jpg") | {"alt": ""},
+        of(photos / "b.jpg") | {"loc": "why " * 300, "loc_ans": "so"},
+    ]
+    file = write(tmp_path / "mine" / "mine.json", records)
+    shown = mmedit_("data", "check", "json", "--root", file)
+    assert shown.code == 0, shown.err
+    assert "| records | 4 |" in shown.out
+    assert "| duplicates (question, answer, image) | 1 |" in shown.out
+    assert "| records with an empty field | alt 1 |" in shown.out
+    assert "mine.json: empty, for instance alt in row 2" in shown.out
+    assert "too long, for instance row 3, loc (1,200 characters" in shown.out
+    assert "| images missing | 1 |" in shown.out
+    assert "| images outside of the folders | 1 |" in shown.out
+    assert "mine.json, row 3, image: " in shown.out
+    shown = mmedit_("data", "check", "json", "--root", file, "--images", "/")
+    assert "| images outside of the folders | 0 |" in shown.out
+
+
+def test_audit_says_which_files_are_not_there(root: Path, mmedit_):
+    (root / "vqa" / "vqa_train.json").unlink()
+    shown = mmedit_("data", "check", "evqa", "--root", root)
+    assert "vqa_train.json is not there" in shown.out
+    (root / "vqa" / "vqa_eval.json").unlink()
+    shown = mmedit_("data", "check", "evqa", "--root", root)
+    assert (shown.code, "mmedit data get evqa" in shown.err) == (2, True)
 
 
 def test_audit_opens_what_it_is_told_to(root: Path):
@@ -321,10 +453,7 @@ COUNTS = {
 @pytest.mark.parametrize("name", COUNTS)
 def test_the_real_files_are_read_whole(name: str):
     folder, records, unchanged, images = COUNTS[name]
-    found = [
-        audit.audit(source, decode=False, progress=silent)
-        for source in audit.sources_of(name, str(shared_data(folder)))
-    ]
+    found = audited(name, shared_data(folder))
     assert tuple(one.records for one in found) == records
     assert tuple(one.unchanged for one in found) == unchanged
     assert tuple(one.request_images for one in found) == images

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmedit.cases import EditCase, Example, Probe, Split
+from mmedit.cases import Cases, EditCase, Example, Probe, Split
 from mmedit.datasets import DATASETS, facts
 from mmedit.datasets.easyvqa import cases as easyvqa
 from mmedit.datasets.easyvqa import questions
@@ -18,6 +18,7 @@ from mmedit.datasets.easyvqa.pictures import Picture, known_pictures, load_pictu
 from mmedit.datasets.easyvqa.questions import Scene, parse_question
 from mmedit.datasets.easyvqa.renderings import find_shape
 from mmedit.datasets.facts import split_facts
+from mmedit.errors import ConfigError, UnknownNameError
 from mmedit.images import image_key, open_image
 
 SPLITS, TASKS = get_args(Split), get_args(Task)
@@ -33,10 +34,10 @@ every_phrasings = pytest.mark.parametrize("phrasings", ALL_PHRASINGS.values(), i
 
 
 @pytest.fixture(scope="session")
-def all_cases() -> dict[tuple[Split, Task], list[EditCase]]:
+def all_cases() -> dict[tuple[Split, Task], Cases]:
     """All question cases, and some caption cases."""
     return {
-        (split, task): easyvqa.load(split, task=task, limit=None if task == "vqa" else 150)
+        (split, task): easyvqa.EasyVQA(task=task).load(split, limit=None if task == "vqa" else 150)
         for split in SPLITS
         for task in TASKS
     }
@@ -102,7 +103,7 @@ def test_every_case_has_its_own_picture_and_id(all_cases, split: Split, task: Ta
 
 @every_task
 def test_same_seed_gives_the_same_cases(all_cases, task: Task):
-    again = easyvqa.load("test", task=task, limit=20)
+    again = easyvqa.EasyVQA(task=task).load("test", limit=20)
     assert [everything(case) for case in again] == [
         everything(case) for case in all_cases["test", task][:20]
     ]
@@ -110,20 +111,32 @@ def test_same_seed_gives_the_same_cases(all_cases, task: Task):
 
 @every_task
 def test_another_seed_gives_other_cases(all_cases, task: Task):
-    other = easyvqa.load("test", task=task, limit=20, seed=1)
+    other = easyvqa.EasyVQA(task=task).load("test", limit=20, seed=1)
     assert [case.id for case in other] != [case.id for case in all_cases["test", task][:20]]
 
 
 @pytest.mark.parametrize("limit", [0, 1, 7])
 def test_smaller_limit_is_a_prefix(all_cases, limit: int):
-    first = easyvqa.load("train", limit=limit)
+    first = easyvqa.EasyVQA().load("train", limit=limit)
     assert [everything(case) for case in first] == [
         everything(case) for case in all_cases["train", "vqa"][:limit]
     ]
 
 
+@pytest.mark.parametrize("split", ["validation", "tset", None, ["test"]])
+def test_another_split_is_never_the_test_split(split):
+    with pytest.raises(UnknownNameError, match=r"no split named .* There are: test, train"):
+        easyvqa.EasyVQA().load(split)
+
+
+@pytest.mark.parametrize("changed", [{"limit": -1}, {"seed": -1}, {"seed": "a"}, {"limit": 1.5}])
+def test_a_limit_or_seed_that_is_no_count_is_refused(changed):
+    with pytest.raises(ConfigError, match="expected a whole number from 0"):
+        easyvqa.EasyVQA().load("test", **changed)
+
+
 def test_the_table_of_datasets_knows_the_loader():
-    assert DATASETS["easyvqa"] is easyvqa.load
+    assert DATASETS["easyvqa"] is easyvqa.EasyVQA
 
 
 # Questions and answers

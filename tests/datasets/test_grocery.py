@@ -89,7 +89,7 @@ def sound(case: EditCase, products: dict[str, tuple[str, str]]) -> None:
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("task", ["vqa", "caption"])
 def test_every_photograph_becomes_a_case_whose_probes_are_what_they_say(root: Path, split, task):
-    cases = grocery.load(split, root=str(root), task=task)
+    cases = grocery.Grocery(root=root, task=task).load(split)
     answers: dict[str, Callable[[str, str], str]] = {
         "vqa": grocery.spoken,
         "caption": lambda name, coarse: f"{name} is good.",
@@ -111,7 +111,7 @@ def test_wordings_of_the_test_split_are_in_no_training_case(root: Path):
         asked = {
             split: {
                 case.probes[Probe.TEXT_GENERALITY][0].prompt
-                for case in grocery.load(split, root=str(root), task=task)
+                for case in grocery.Grocery(root=root, task=task).load(split)
             }
             for split in ("train", "test")
         }
@@ -120,10 +120,10 @@ def test_wordings_of_the_test_split_are_in_no_training_case(root: Path):
 
 
 def test_cases_depend_on_the_seed_alone_and_a_limit_is_a_prefix(root: Path):
-    whole = grocery.load("test", root=str(root))
-    assert grocery.load("test", root=str(root)) == whole
-    assert grocery.load("test", root=str(root), limit=5) == whole[:5]
-    assert grocery.load("test", root=str(root), seed=1) != whole
+    whole = grocery.Grocery(root=root).load("test")
+    assert grocery.Grocery(root=root).load("test") == whole
+    assert grocery.Grocery(root=root).load("test", limit=5) == whole[:5]
+    assert grocery.Grocery(root=root).load("test", seed=1) != whole
 
 
 def test_cases_run_through_the_protocol(root: Path, vlm):
@@ -135,24 +135,24 @@ def test_cases_run_through_the_protocol(root: Path, vlm):
 
 def test_missing_and_broken_files_are_named(root: Path):
     with pytest.raises(DataError, match="mmedit data get grocery --root DIR"):
-        grocery.load("test")
+        grocery.Grocery().load("test")
     with pytest.raises(UnknownNameError, match="task of grocery"):
-        grocery.load("test", root=str(root), task="cation")  # pyright: ignore[reportArgumentType]
+        grocery.Grocery(root=root, task="cation").load("test")  # pyright: ignore[reportArgumentType]
     (root / "test.txt").write_text("test/Banana_0.jpg, 9, 0\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"test\.txt, row 0: .* one of 4 classes"):
-        grocery.load("test", root=str(root))
+        grocery.Grocery(root=root).load("test")
     (root / "test.txt").write_text("../Banana_0.jpg, 2, 0\n", encoding="utf-8")
     with pytest.raises(DataError, match="lies outside of"):
-        grocery.load("test", root=str(root))
+        grocery.Grocery(root=root).load("test")
     (root / "train" / "Banana_0.jpg").unlink()
     with pytest.raises(DataError, match=r"row 6: there is no photograph .*Banana_0"):
-        grocery.load("train", root=str(root))
+        grocery.Grocery(root=root).load("train")
     (root / "iconic" / "Banana.txt").write_text("", encoding="utf-8")
     with pytest.raises(DataError, match=r"classes\.csv, row 2: .*Banana\.txt is empty"):
-        grocery.load("train", root=str(root))
+        grocery.Grocery(root=root).load("train")
     (root / "classes.csv").write_text(f"{HEADER}\nBanana,0,,0,,/x.txt\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"row 0: 'Coarse Class Name \(str\)' is missing"):
-        grocery.load("train", root=str(root))
+        grocery.Grocery(root=root).load("train")
 
 
 # Audit
@@ -167,7 +167,7 @@ def test_the_audit_counts_what_is_listed_missing_broken_and_shared(root: Path):
         opened.write("train/Arla-Milk_1.jpg, 3, 0\nval/Banana_0.jpg, 2, 0\n")
     (root / "iconic" / "Granny-Smith.jpg").unlink()
     (root / "iconic" / "Banana.txt").write_text("", encoding="utf-8")
-    found = grocery_audit.audit(str(root), decode=True, progress=silent)
+    found = grocery_audit.audit(root, decode=True, progress=silent)
     train, val, test = found.lists
     assert (train.photographs, val.photographs, test.photographs) == (12, 14, 12)
     assert sorted(val.per_product.values()) == [3, 3, 4, 4]
@@ -191,7 +191,7 @@ def test_the_audit_is_printed_as_markdown(root: Path, mmedit_):
     assert "| content also in train.txt | – | 0 | 0 |" in done.out
     assert done.out.count("SHA-256") == 4
     done = mmedit_("data", "check", "grocery", "--root", root, "--images", root)
-    assert (done.code, "no --images" in done.err) == (2, True)
+    assert (done.code, "leave --images out" in done.err) == (2, True)
 
 
 # The real files
@@ -200,7 +200,7 @@ def test_the_audit_is_printed_as_markdown(root: Path, mmedit_):
 @pytest.mark.parametrize(("split", "number"), [("train", 2640), ("test", 2485)])
 def test_the_real_photographs_become_sound_cases(split, number: int):
     folder = shared_data("grocery")
-    cases = grocery.load(split, root=str(folder))
+    cases = grocery.Grocery(root=folder).load(split)
     assert len(cases) == len({case.id for case in cases}) == number
     found = grocery.read_products(folder)
     assert len({product.name for product in found}) == 81
@@ -222,7 +222,7 @@ def test_the_copy_of_the_package_registry_is_read(tmp_path: Path, mmedit_):
     rows += [row for row in rows if row["dataset"] == "test"]  # as there
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "images.parquet")
     grocery_pypi.write_photographs(tmp_path / "images.parquet", tmp_path)
-    cases = grocery.load("test", root=str(tmp_path))
+    cases = grocery.Grocery(root=tmp_path).load("test")
     assert len(cases) == 6
     assert all(len(case.probes[Probe.IMAGE_GENERALITY]) == 1 for case in cases)
     assert {one.name for one in grocery.read_products(tmp_path)} == {
@@ -231,7 +231,7 @@ def test_the_copy_of_the_package_registry_is_read(tmp_path: Path, mmedit_):
         "Arla Milk",
     }
     with pytest.raises(DataError, match="has no descriptions, as the copy from PyPI"):
-        grocery.load("test", root=str(tmp_path), task="caption")
+        grocery.Grocery(root=tmp_path, task="caption").load("test")
     shown = mmedit_("data", "check", "grocery", "--root", tmp_path)
     assert "| photographs | 6 | 6 |" in shown.out
     assert "iconic pictures: 0, 0 missing" in shown.out

@@ -151,7 +151,11 @@ def without(record: dict[str, Any], key: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("knowledge", "record", "message"),
     [
-        ("entity", RECORDS["user"], "row 0: knowledge_type is 'user_specific'; 'entity_level' was"),
+        (
+            "entity",
+            RECORDS["user"],
+            "row 0: knowledge_type is 'user_specific'; dataset.knowledge=entity",
+        ),
         ("entity", without(RECORDS["entity"], "rel_ans_2"), "row 0: rel_ans_2 is missing"),
         ("visual", without(RECORDS["visual"], "m_rel"), "row 0: m_rel is missing"),
         ("visual", without(RECORDS["visual"], "one_hop_img"), "row 0: one_hop_img is missing"),

@@ -23,7 +23,7 @@ TRAINING = TrainingConfig(steps=1, batch_size=2)
 
 @pytest.fixture(scope="module")
 def cases() -> list[EditCase]:
-    return list(easyvqa.load("train", limit=4))
+    return list(easyvqa.EasyVQA().load("train", limit=4))
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ FILES = ["editor.json", "editor.safetensors"]
 
 @pytest.fixture(scope="module")
 def cases() -> list[EditCase]:
-    return list(easyvqa.load("train", limit=4))
+    return list(easyvqa.EasyVQA().load("train", limit=4))
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,7 @@ def added(modules: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.fixture(scope="module")
 def train_cases() -> list[EditCase]:
-    return easyvqa.load("train", limit=40)
+    return list(easyvqa.EasyVQA().load("train", limit=40))
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +90,12 @@ def editor(request: pytest.FixtureRequest, editors: dict[str, Editor]) -> Editor
 
 def requests_() -> list[Example]:
     text = Example(prompt="what is the capital of Italy?", target="Santo Domingo")
-    return [*(case.request for case in easyvqa.load("test", limit=3)), text]
+    return [*(case.request for case in easyvqa.EasyVQA().load("test", limit=3)), text]
 
 
 def probes() -> list[Example]:
     kinds = (Probe.TEXT_LOCALITY, Probe.IMAGE_LOCALITY, Probe.TEXT_GENERALITY)
-    cases = easyvqa.load("test", limit=3)
+    cases = easyvqa.EasyVQA().load("test", limit=3)
     return [case.probes[kind][0] for case, kind in zip(cases, kinds, strict=True)]
 
 
@@ -169,7 +169,7 @@ def test_the_yaml_makes_an_editor_that_can_be_measured(vlm):
     editor = load_editor("step", vlm)
     assert editor.label == "Step"
     assert editor.config.model_dump()["lr"] == 0.3
-    cases = easyvqa.load("test", limit=4)
+    cases = easyvqa.EasyVQA().load("test", limit=4)
     records = list(evaluate(vlm, editor, cases, name=editor.label, batch_size=4))
     asked = [record.probes[Probe.RELIABILITY][0] for record in records]
     assert all(one.post.log_prob > one.pre.log_prob for one in asked)

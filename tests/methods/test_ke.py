@@ -38,7 +38,7 @@ def config(**changes: object) -> KEConfig:
 
 @pytest.fixture(scope="module")
 def cases() -> list[EditCase]:
-    return easyvqa.load("train", limit=8)
+    return list(easyvqa.EasyVQA().load("train", limit=8))
 
 
 def learner_of(vlm: NetworkVLM, cases: list[EditCase], **changes: object) -> KELearner:

@@ -65,12 +65,12 @@ def small_serac(*, scope: Literal["text", "multimodal"]) -> SERACConfig:
 
 @pytest.fixture(scope="session")
 def train_cases() -> list[EditCase]:
-    return easyvqa.load("train", limit=40)
+    return list(easyvqa.EasyVQA().load("train", limit=40))
 
 
 @pytest.fixture(scope="session")
 def cases() -> list[EditCase]:
-    return easyvqa.load("test", limit=6)
+    return list(easyvqa.EasyVQA().load("test", limit=6))
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,7 @@ def config(**changes: object) -> SERACConfig:
 
 @pytest.fixture(scope="module")
 def cases() -> list[EditCase]:
-    return easyvqa.load("train", limit=8)
+    return list(easyvqa.EasyVQA().load("train", limit=8))
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_a_sequence_of_edits_is_one_cache_over_the_same_vlm(editor, vlm, request
 
 
 def test_every_edit_of_a_large_cache_is_found_again(editor, vlm):
-    many = [case.request for case in easyvqa.load("train", limit=300)]
+    many = [case.request for case in easyvqa.EasyVQA().load("train", limit=300)]
     edited = edited_by(editor, vlm, many)
     score, nearest = edited.memory.nearest(embed(editor, vlm, many), {})
     assert score.min() > 0.99

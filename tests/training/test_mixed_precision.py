@@ -27,7 +27,7 @@ EDITORS: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", EDITORS)
 def test_training_in_bf16_learns_float32_parameters_that_edit(vlm, name: str):
-    cases = easyvqa.load("train", limit=8)
+    cases = easyvqa.EasyVQA().load("train", limit=8)
     editor = EDITORS[name]().fit(vlm, Fitting(cases))
     assert all(t.dtype == torch.float32 and t.isfinite().all() for t in editor.state().values())
     requests = [case.request for case in cases[:2]]

@@ -173,7 +173,7 @@ def test_a_log_torn_by_a_kill_is_mended(torn: str, tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def cases() -> list[EditCase]:
-    return list(easyvqa.load("train", limit=10))
+    return list(easyvqa.EasyVQA().load("train", limit=10))
 
 
 def mend(**changes: object) -> MEND:

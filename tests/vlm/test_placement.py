@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The following device_map keys do
 
 @pytest.fixture(scope="module")
 def requests_() -> list[Example]:
-    return [case.request for case in easyvqa.load("test", limit=4)]
+    return [case.request for case in easyvqa.EasyVQA().load("test", limit=4)]
 
 
 def low_rank(vlm: NetworkVLM, sites: tuple[str, ...]) -> dict[str, LowRank]:

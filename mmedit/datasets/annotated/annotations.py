@@ -1,39 +1,41 @@
-"""Annotation files in MMEdit's keys, read strictly: a fault is named with file, row and key.
+"""Annotation files in MMEdit's keys, read strictly: an error names the file, the row and the key.
 
-One JSON list of records. `src`, `alt`, `image`: the request; `rephrase`; `image_rephrase`; `loc`,
-`loc_ans`: text locality; `m_loc`, `m_loc_q`, `m_loc_a`: image locality; `port_new`: portability.
+A file is one JSON list of records. `src`, `alt` and `image` are the request; `rephrase` and
+`image_rephrase` ask it again; `loc` and `loc_ans` are text locality; `m_loc`, `m_loc_q` and
+`m_loc_a` are image locality; `port_new` is portability.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmedit.errors import DataError
+from mmedit.storage import shortened
 
 MAX_BYTES = 1 << 30
-"""Of an annotation file: a larger one is none."""
+"""Maximum size of an annotation file, in bytes."""
 TOGETHER = (("loc", "loc_ans"), ("m_loc", "m_loc_q", "m_loc_a"))
-"""Keys of which a record has all or none."""
+"""Groups of keys: a record has all keys of a group, or none."""
 
 
-class _Strict(BaseModel):
-    # further keys are kept out, not refused: releases carry some of their own
+class _Record(BaseModel):
+    # other keys are ignored, not refused: the released files have some of their own
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, populate_by_name=True)
 
 
-class QuestionAnswer(_Strict):
-    """VLKEB's multi-hop portability."""
+class QuestionAnswer(_Record):
+    """One question of VLKEB's multi-hop portability."""
 
     question: str = Field(alias="Question")
     answer: str = Field(alias="Answer")
 
 
-class Hop(_Strict):
+class Hop(_Record):
     """One portability question, in either of VLKEB's forms."""
 
     port_type: str | None = None
@@ -43,7 +45,7 @@ class Hop(_Strict):
 
     @property
     def question_and_answer(self) -> tuple[str, str] | None:
-        """None where the entry holds neither form."""
+        """The question and its answer; None if the entry has neither form."""
         if self.asked is not None:
             return self.asked.question, self.asked.answer
         if self.port_q is not None and self.port_a is not None:
@@ -51,8 +53,8 @@ class Hop(_Strict):
         return None
 
 
-class Annotation(_Strict):
-    """One record. `answers` is mmedit's own key: further answers that free generation may give."""
+class Annotation(_Record):
+    """One record. `answers` is a key of mmedit alone: more answers that count as right."""
 
     src: str
     alt: str
@@ -70,7 +72,7 @@ class Annotation(_Strict):
 
     @property
     def images(self) -> dict[str, str | None]:
-        """The images that it names, by key."""
+        """The names of its images, by key."""
         return {
             "image": self.image,
             "image_rephrase": self.image_rephrase,
@@ -79,7 +81,7 @@ class Annotation(_Strict):
 
     @property
     def empty(self) -> list[str]:
-        """The keys that are there and hold nothing."""
+        """The keys whose text is empty."""
         return [key for key, value in self if isinstance(value, str) and not value.strip()]
 
 
@@ -87,40 +89,63 @@ Form = TypeVar("Form", bound=Annotation)
 
 
 def read_annotations(
-    file: Path, *, required: Sequence[str] = (), form: type[Form] = Annotation
+    file: Path,
+    *,
+    required: Sequence[str] = (),
+    form: type[Form] = Annotation,
+    advice: str = "",
 ) -> list[Form]:
-    """All records of a file; `required` are keys that each must have beside src, alt and image.
+    """Return all records of a file; each must have `required` keys beside src, alt and image.
 
-    Raises DataError: the file is missing, too large, no JSON list, or a record lacks a key.
+    `advice` says what to do if there is no file.
+    Raises DataError: the file is missing, too large or not a JSON list, or a record lacks a key or
+    holds something that is not text.
     """
     annotations = []
-    for row, record in enumerate(_read_list(file)):
+    for row, record in enumerate(_read_list(file, advice)):
         try:
             annotation = form.model_validate(record)
         except ValidationError as error:
             fault = error.errors()[0]
             key = ".".join(str(part) for part in fault["loc"]) or "the record"
-            raise DataError(
-                f"{file}, row {row}: {key}: {fault['msg']} (found {_short(fault.get('input'))})"
-            ) from None
+            found = shortened(fault.get("input"))
+            raise DataError(f"{file}, row {row}: {key}: {fault['msg']} (found {found})") from None
         _check(annotation, file, row, required)
         annotations.append(annotation)
     return annotations
 
 
-def _read_list(file: Path) -> list[Any]:
+def texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every text in a dumped record with its key; the key of a nested one is "a.0.b"."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from texts(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for place, inner in enumerate(value):
+            yield from texts(inner, f"{key}.{place}")
+
+
+def _read_list(file: Path, advice: str) -> list[Any]:
     try:
         size = file.stat().st_size
         if size > MAX_BYTES:
             raise DataError(f"{file} has {size:,} bytes; at most {MAX_BYTES:,} are read")
-        records = json.loads(file.read_text(encoding="utf-8"))
+        records = json.loads(file.read_text(encoding="utf-8-sig"))  # with or without a BOM
+    except FileNotFoundError:
+        raise DataError(f"there is no file {file}. {advice}".strip()) from None
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 text: {error}. Save it as UTF-8.") from error
     except (ValueError, RecursionError) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(records, list) or not records:
         raise DataError(
-            f"{file} holds {_short(records)}; a JSON list of records was wanted, at least one"
+            f"{file} holds {shortened(records)}; expected a JSON list of records, at least one"
         )
     return records
 
@@ -142,8 +167,17 @@ def _check(annotation: Annotation, file: Path, row: int, required: Sequence[str]
             raise DataError(
                 f"{file}, row {row}: port_new.{number} must hold port_q and port_a, or Q&A"
             )
+    for key, text in texts(annotation.model_dump()):
+        if not _is_unicode(text):
+            raise DataError(
+                f"{file}, row {row}: {key}: {shortened(text)} holds half of a surrogate pair, "
+                "which is not a character; write the character itself"
+            )
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,182 +1,214 @@
-"""What is in a benchmark's files: counts beside the published ones, and what may spoil a number."""
+"""What annotation files hold: counts beside the published ones, and what may spoil a number."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmedit.cases import Split
-from mmedit.datasets.annotated.annotations import Annotation, read_annotations
+from mmedit.datasets.annotated.annotations import Annotation, texts
 from mmedit.datasets.annotated.cases import Source
-from mmedit.datasets.annotated.mmke import KNOWLEDGE
-from mmedit.datasets.annotated.releases import PORTABILITY, SOURCES
-from mmedit.errors import DataError, UnknownNameError
+from mmedit.datasets.annotated.releases import RELEASES, ReleaseSettings
+from mmedit.errors import DataError
 from mmedit.images import corrupt_images
 from mmedit.progress import Progress
-from mmedit.storage import sha256, under
+from mmedit.storage import sha256, shortened
 
-PUBLISHED = {
-    "evqa-train": 6346,
-    "evqa-test": 2093,
-    "eic-train": 2849,
-    "eic-test": 1000,
-    "vlkeb-train": 5000,
-    "vlkeb-test": 3174,
-}
-"""Records, by the papers (Cheng et al. 2023; Huang et al. 2024)."""
-
-LONG = 10
-"""Answers of so many words and more are counted together."""
+LONG_ANSWER = 10
+"""Answers of this many words or more are counted together."""
+LONG_TEXT = 1000
+"""Characters from which a text is reported as too long. Few VLMs read so much beside an image."""
 SHOWN = 3
+"""Number of examples of each fault."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """Of one annotation file and the images it names."""
+    """The counts and faults of one annotation file and its images."""
 
     name: str
     file: Path
     sha256: str
     records: int
     published: int | None
+    """Number of records in the paper."""
     duplicates: int
-    """Records whose question, answer and image another one has as well."""
+    """Records whose question, answer and image another record has as well."""
     unchanged: int
-    """Records whose new answer is the old one: nothing to edit."""
-    empty: Counter[str]
-    """Records with an empty field, by key."""
+    """Records whose new answer is the old one, so that nothing is edited."""
+    empty: Mapping[str, tuple[int, ...]]
+    """Rows with an empty field, by key."""
+    long: tuple[str, ...]
+    """Texts of `LONG_TEXT` characters or more, each as "row 3, src (1,200 characters)"."""
     words: Counter[int]
-    """Words of the new answers."""
+    """Number of new answers, by their number of words."""
     hops: int
-    """Portability questions."""
+    """Number of portability questions."""
     request_images: int
-    """Distinct images of the requests."""
+    """Number of distinct images of the requests."""
     images: int
-    """Distinct images in all."""
+    """Number of distinct images."""
     missing: tuple[str, ...]
+    """Paths that are not there."""
+    outside: tuple[str, ...]
+    """Errors about images outside of the image folders, or with names that cannot be read."""
     corrupt: tuple[str, ...] | None
-    """None: the images were not opened."""
+    """Errors about images that cannot be opened; None if they were not opened."""
 
 
-def audit(source: Source, *, decode: bool, progress: Progress) -> Audit:
-    """Read a source's annotations and look for its images; with `decode` open every one of them.
+def audit(
+    source: Source, *, decode: bool, progress: Progress, published: int | None = None
+) -> Audit:
+    """Read an annotation file and look for its images; open every image if `decode`.
 
-    Raises DataError where the annotations cannot be read.
+    Raises DataError if the annotations cannot be read.
     """
-    if not source.file.is_file():
-        raise DataError(f"{source.name}: there is no file {source.file}. {source.fetch}")
-    records = read_annotations(source.file, required=source.required, form=source.form)
-    names = dict.fromkeys(image for n, r in enumerate(records) for image in _named(source, r, n))
-    missing = [path for path in names if not path.is_file()]
+    records = source.read()
+    paths, outside = _images(source, records)
+    there = [path for path in paths if path.is_file()]
+    missing = set(paths) - set(there)
+    duplicates = Counter((r.src, r.alt, r.image) for r in records)
     return Audit(
         name=source.name,
         file=source.file,
         sha256=sha256(source.file),
         records=len(records),
-        published=PUBLISHED.get(source.name) if source.file.name not in _PORTABILITY else None,
-        duplicates=sum(
-            number - 1 for number in Counter((r.src, r.alt, r.image) for r in records).values()
-        ),
+        published=published,
+        duplicates=sum(number - 1 for number in duplicates.values()),
         unchanged=sum(r.pred is not None and _plain(r.pred) == _plain(r.alt) for r in records),
-        empty=Counter(key for record in records for key in record.empty),
+        empty=_rows_by_key((row, key) for row, r in enumerate(records) for key in r.empty),
+        long=_long_texts(records),
         words=Counter(len(record.alt.split()) for record in records),
         hops=sum(len(record.port_new) for record in records),
         request_images=len({record.image for record in records}),
-        images=len(names),
-        missing=tuple(map(str, missing)),
-        corrupt=(
-            corrupt_images(source.name, [n for n in names if n not in set(missing)], progress)
-            if decode
-            else None
-        ),
+        images=len(paths),
+        missing=tuple(str(path) for path in paths if path in missing),
+        outside=outside,
+        corrupt=corrupt_images(source.name, there, progress) if decode else None,
     )
 
 
-_PORTABILITY = {file for kind, file in PORTABILITY.items() if kind != "none"}
+def audit_release(
+    settings: ReleaseSettings, *, decode: bool, progress: Progress
+) -> tuple[list[Audit], list[Path]]:
+    """Audit every annotation file of a published dataset; return the files that are not there too.
 
-
-def sources_of(name: str, root: str, **settings: str) -> list[Source]:
-    """Every annotation file of a benchmark that is there. Raises UnknownNameError, DataError."""
-    published = [known for known in SOURCES if known != "json"]
-    if name not in published:
-        raise UnknownNameError("benchmark to check", name, published)
-    make = SOURCES[name]
-    splits: tuple[Split, ...] = ("train", "test")
-    if name == "mmke":
-        every = [
-            make(split, root=root, knowledge=knowledge, **settings)
-            for knowledge in KNOWLEDGE
-            for split in splits
-        ]
-        return [source for source in every if source.file.is_file()] or every[:1]
-    found = [make(split, root=root, **settings) for split in splits]
-    if name == "vlkeb":
-        further = [kind for kind in PORTABILITY if kind != "none"]
-        more = [make("test", root=root, portability=kind, **settings) for kind in further]
-        found += [source for source in more if source.file.is_file()]
-    return found
-
-
-def markdown(audits: Sequence[Audit], command: str) -> str:
-    """A table, a column per file, and what is behind its figures."""
-    rows: list[tuple[str, Callable[[Audit], str]]] = [
-        ("records", lambda a: f"{a.records:,}"),
-        ("published", lambda a: "–" if a.published is None else f"{a.published:,}"),
-        ("duplicates (question, answer, image)", lambda a: f"{a.duplicates:,}"),
-        ("new answer is the old one", lambda a: f"{a.unchanged:,}"),
-        ("records with an empty field", lambda a: _counts(a.empty)),
-        ("portability questions", lambda a: f"{a.hops:,}"),
-        ("images of requests", lambda a: f"{a.request_images:,}"),
-        ("images in all", lambda a: f"{a.images:,}"),
-        ("images missing", lambda a: f"{len(a.missing):,}"),
-        ("images corrupt", lambda a: "not opened" if a.corrupt is None else f"{len(a.corrupt):,}"),
-        ("words of the new answer", lambda a: f"{_mean(a.words):.2f}"),
-        *(
-            (f"of {n}{' and more' if n == LONG else ''}", lambda a, n=n: f"{_long(a.words)[n]:,}")
-            for n in sorted({n for a in audits for n in _long(a.words)})
-        ),
+    Raises DataError if no file is there, or one cannot be read.
+    """
+    files = RELEASES[settings.release].files
+    sources = [(settings.source_of(kind), file) for kind, file in files.items()]
+    there = [(source, file) for source, file in sources if source.file.is_file()]
+    audits = [
+        audit(source, decode=decode, progress=progress, published=file.published)
+        for source, file in there or sources[:1]
     ]
+    return audits, [source.file for source, _ in sources if not source.file.is_file()]
+
+
+def markdown(audits: Sequence[Audit], command: str, absent: Sequence[Path] = ()) -> str:
+    """Return a table with a column per file, and the details of its counts."""
     lines = [
         f"`{command}`",
         "",
         f"| | {' | '.join(f'{a.file.parent.name}/{a.file.name}' for a in audits)} |",
         f"|---|{'--:|' * len(audits)}",
-        *(f"| {title} | {' | '.join(value(a) for a in audits)} |" for title, value in rows),
+        *(f"| {title} | {' | '.join(map(value, audits))} |" for title, value in _rows(audits)),
         "",
         *(f"- {a.file.name}: SHA-256 `{a.sha256}`" for a in audits),
+        *(f"- {file} is not there" for file in absent),
+        *(line for a in audits for line in _faults(a)),
     ]
-    for a in audits:
-        for what, paths in (("missing", a.missing), ("corrupt", a.corrupt or ())):
-            if paths:
-                lines.append(f"- {a.file.name}: {what}, for instance {', '.join(paths[:SHOWN])}")
     return "\n".join(lines) + "\n"
 
 
-def _named(source: Source, record: Annotation, row: int) -> list[Path]:
-    roots = {"image_rephrase": source.rephrase_images}
+def _rows(audits: Sequence[Audit]) -> list[tuple[str, Callable[[Audit], str]]]:
+    lengths = sorted({length for a in audits for length in _lengths(a.words)})
     return [
-        under(roots.get(key, source.images), name, source.file, row)
-        for key, name in record.images.items()
-        if name
+        ("records", lambda a: f"{a.records:,}"),
+        ("published", lambda a: "–" if a.published is None else f"{a.published:,}"),
+        ("duplicates (question, answer, image)", lambda a: f"{a.duplicates:,}"),
+        ("new answer is the old one", lambda a: f"{a.unchanged:,}"),
+        ("records with an empty field", lambda a: _counts(a.empty)),
+        (f"texts of {LONG_TEXT:,} characters or more", lambda a: f"{len(a.long):,}"),
+        ("portability questions", lambda a: f"{a.hops:,}"),
+        ("images of requests", lambda a: f"{a.request_images:,}"),
+        ("images in all", lambda a: f"{a.images:,}"),
+        ("images missing", lambda a: f"{len(a.missing):,}"),
+        ("images outside of the folders", lambda a: f"{len(a.outside):,}"),
+        ("images corrupt", lambda a: "not opened" if a.corrupt is None else f"{len(a.corrupt):,}"),
+        ("words of the new answer, mean", lambda a: f"{_mean(a.words):.2f}"),
+        *((_answers_of(n), lambda a, n=n: f"{_lengths(a.words)[n]:,}") for n in lengths),
     ]
+
+
+def _faults(found: Audit) -> list[str]:
+    empty = [
+        f"{key} in row {', '.join(map(str, rows[:SHOWN]))}" for key, rows in found.empty.items()
+    ]
+    kinds = (
+        ("empty", empty),
+        ("too long", found.long[:SHOWN]),
+        ("missing", found.missing[:SHOWN]),
+        ("corrupt", (found.corrupt or ())[:SHOWN]),
+    )
+    lines = [
+        f"- {found.file.name}: {kind}, for instance {', '.join(shown)}"
+        for kind, shown in kinds
+        if shown
+    ]
+    return [*lines, *(f"- {error}" for error in found.outside[:SHOWN])]
+
+
+def _images(source: Source, records: Sequence[Annotation]) -> tuple[list[Path], tuple[str, ...]]:
+    """Return the distinct paths of all images, and the errors about those that have none."""
+    paths: dict[Path, None] = {}
+    errors: dict[str, str] = {}
+    for row, record in enumerate(records):
+        for key, name in record.images.items():
+            if not name:
+                continue
+            try:
+                paths[source.image(row, record, key)] = None
+            except DataError as error:
+                errors.setdefault(name, str(error))
+    return list(paths), tuple(errors.values())
+
+
+def _rows_by_key(found: Iterable[tuple[int, str]]) -> dict[str, tuple[int, ...]]:
+    rows: dict[str, list[int]] = defaultdict(list)
+    for row, key in found:
+        rows[key].append(row)
+    return {key: tuple(numbers) for key, numbers in sorted(rows.items())}
+
+
+def _long_texts(records: Sequence[Annotation]) -> tuple[str, ...]:
+    return tuple(
+        f"row {row}, {key} ({len(text):,} characters: {shortened(text, 40)})"
+        for row, record in enumerate(records)
+        for key, text in texts(record.model_dump())
+        if len(text) >= LONG_TEXT
+    )
 
 
 def _plain(answer: str) -> str:
     return " ".join(answer.lower().split())
 
 
-def _counts(counter: Counter[str]) -> str:
-    return ", ".join(f"{key} {number:,}" for key, number in sorted(counter.items())) or "0"
+def _counts(empty: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{key} {len(rows):,}" for key, rows in empty.items()) or "0"
 
 
-def _long(words: Counter[int]) -> Counter[int]:
-    """With all lengths from `LONG` on as one."""
+def _lengths(words: Counter[int]) -> Counter[int]:
+    """Return the counts with all lengths from `LONG_ANSWER` on as one."""
     together: Counter[int] = Counter()
     for length, number in words.items():
-        together[min(length, LONG)] += number
+        together[min(length, LONG_ANSWER)] += number
     return together
+
+
+def _answers_of(words: int) -> str:
+    return f"of {words}{' and more' if words == LONG_ANSWER else ''}"
 
 
 def _mean(counter: Counter[int]) -> float:

@@ -1,112 +1,124 @@
 """Annotation files in MMEdit's keys to edit cases, in the file's order.
 
-Images are paths until a VLM wants them; every path must stay under the image root. A record with an
-empty field is left out, as in the reference code. Prompts are verbatim but for the template.
+Images are paths until a VLM opens them, and every path must stay inside the image folders. A record
+with an empty field is left out, as in the reference code. Prompts are verbatim inside the template.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mmedit.cases import EditCase, Example, Probe
+from mmedit.cases import Cases, EditCase, Example, Probe
 from mmedit.datasets.annotated.annotations import Annotation, read_annotations
-from mmedit.errors import DataError, UnknownNameError
-from mmedit.progress import Progress, silent
-from mmedit.storage import under
+from mmedit.errors import DataError
+from mmedit.progress import Progress
+from mmedit.storage import inside
 
 OnMissing = Literal["error", "skip"]
 CaseMaker = Callable[["Source", int, Annotation], EditCase]
 
 PROBES = ("rephrase", "image_rephrase", "loc", "m_loc")
-"""What a record of the published benchmarks has beside the request."""
-
-
-class Cases(list[EditCase]):
-    """Edit cases, and how many records were left out for which reason."""
-
-    left_out: Counter[str]
-
-    def __init__(self, cases: Sequence[EditCase], left_out: Counter[str]) -> None:
-        super().__init__(cases)
-        self.left_out = left_out
+"""Keys of a record of the published benchmarks beside the request."""
+ALLOW = "If the image may be there, name its folder too: --set 'dataset.images=[DIR1, DIR2]'."
+SHOWN = 5
+"""Number of rows that an error message names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where the records of a split are, and how they are asked."""
+    """One annotation file, and how its records are asked."""
 
     name: str
+    """The beginning of each case's id."""
     file: Path
-    images: Path
-    rephrase_images: Path
+    images: Sequence[Path]
+    """The image folders."""
+    rephrase_images: Sequence[Path]
+    """The folders of the other image of the same thing."""
     template: str
-    """Of questions about an image; {} is the question."""
+    """The prompt of a question about an image; {} is the question."""
     locality_template: str
-    """Of image locality's."""
+    """The prompt of an image-locality question."""
     required: Sequence[str] = PROBES
-    fetch: str = ""
-    """What to do where files are missing."""
+    """Keys that each record must have beside src, alt and image."""
+    without_file: str = ""
+    """What to do if the file is missing."""
+    without_image: str = ""
+    """What to do if images are missing."""
     form: type[Annotation] = Annotation
-    """What a record holds."""
+    """The keys of a record."""
     case: CaseMaker | None = None
-    """Of a record, where it is not the usual one."""
+    """Makes a case of a record; None stands for `usual_case`."""
+
+    def read(self) -> Sequence[Annotation]:
+        """Return all records. Raises DataError."""
+        return read_annotations(
+            self.file, required=self.required, form=self.form, advice=self.without_file
+        )
+
+    def image(self, row: int, record: Annotation, key: str) -> Path:
+        """Return the path of the image under a key of a record. Raises DataError."""
+        roots = self.rephrase_images if key == "image_rephrase" else self.images
+        return inside(roots, record.images[key] or "", f"{self.file}, row {row}, {key}", ALLOW)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What became of one record."""
+
+    number: int
+    case: EditCase | None
+    """None if the record is left out."""
+    empty: Sequence[str] = ()
+    """The keys of its empty fields."""
+    missing: Sequence[Path] = ()
+    """Its images that are not there."""
 
 
 def load(
-    source: Source,
-    *,
-    on_missing_image: OnMissing = "error",
-    limit: int | None = None,
-    progress: Progress = silent,
+    source: Source, *, on_missing_image: OnMissing, limit: int | None, progress: Progress
 ) -> Cases:
-    """The first `limit` records as cases, in the file's order.
-
-    Raises DataError.
-    """
-    if on_missing_image not in ("error", "skip"):
-        raise UnknownNameError("way with missing images", str(on_missing_image), ("error", "skip"))
-    for template in (source.template, source.locality_template):
-        if not isinstance(template, str) or template.count("{}") != 1:
-            raise DataError(
-                f"the template {template!r} must be a text that holds {{}} once, for the question; "
-                "YAML wants quotes around a colon: --set 'dataset.template=\"Q: {} A:\"'"
-            )
-    if not source.file.is_file():
-        raise DataError(f"{source.name}: there is no file {source.file}. {source.fetch}")
-    annotations = read_annotations(source.file, required=source.required, form=source.form)[:limit]
-    make = source.case or usual_case
-    left_out: Counter[str] = Counter()
-    cases, missing = [], []
-    for row, annotation in enumerate(annotations):
-        if annotation.empty:
-            left_out["an empty field"] += 1
-            continue
-        case = make(source, row, annotation)
-        lost = [path for path in _images(case) if not path.is_file()]
-        missing += lost
-        if lost:
-            left_out["an image is missing"] += 1
-        else:
-            cases.append(case)
-        progress("reading cases", row + 1, len(annotations), "")
+    """Return the first `limit` records as cases, in the file's order. Raises DataError."""
+    records, rows = source.read()[:limit], list[_Row]()
+    for number, record in enumerate(records):
+        rows.append(_row(source, number, record))
+        progress("reading cases", number + 1, len(records), "")
+    missing = [(path, row.number) for row in rows for path in row.missing]
     if missing and on_missing_image == "error":
+        path, number = missing[0]
         raise DataError(
-            f"{source.name}: {len(set(missing)):,} images are missing, for instance {missing[0]}. "
-            f"{source.fetch} Or leave out what lacks one: --set dataset.on_missing_image=skip."
+            f"{source.name}: {len(dict(missing)):,} images are missing, for instance {path} "
+            f"({source.file}, row {number}). {source.without_image} To leave out the records that "
+            "lack an image: --set dataset.on_missing_image=skip."
         )
-    if not cases:
-        reasons = ", ".join(f"{reason}: {number:,}" for reason, number in left_out.items())
-        raise DataError(f"{source.name}: no record is left ({reasons}). {source.fetch}")
-    return Cases(cases, left_out)
+    cases = tuple(row.case for row in rows if row.case is not None)
+    if rows and not cases:
+        raise DataError(_nothing_left(source, rows))
+    return Cases(cases, _left_out(rows))
+
+
+def _row(source: Source, number: int, record: Annotation) -> _Row:
+    if record.empty:
+        return _Row(number, None, empty=record.empty)
+    case = (source.case or usual_case)(source, number, record)
+    missing = [path for path in _images(case) if not path.is_file()]
+    return _Row(number, None if missing else case, missing=missing)
+
+
+def _left_out(rows: Sequence[_Row]) -> dict[str, int]:
+    counts = {
+        "an image is missing": sum(bool(row.missing) for row in rows),
+        "an empty field": sum(bool(row.empty) for row in rows),
+    }
+    return {reason: number for reason, number in counts.items() if number}
 
 
 def usual_case(source: Source, row: int, record: Annotation) -> EditCase:
-    """The case of a record in MMEdit's keys."""
-    image = under(source.images, record.image, source.file, row)
+    """Return the case of a record in MMEdit's keys."""
+    image = source.image(row, record, "image")
     prompt = source.template.replace("{}", record.src)
 
     def asked(prompt: str, image: Path | None = image) -> tuple[Example, ...]:
@@ -118,18 +130,8 @@ def usual_case(source: Source, row: int, record: Annotation) -> EditCase:
     if record.rephrase is not None:
         probes[Probe.TEXT_GENERALITY] = asked(source.template.replace("{}", record.rephrase))
     if record.image_rephrase is not None:
-        other = under(source.rephrase_images, record.image_rephrase, source.file, row)
-        probes[Probe.IMAGE_GENERALITY] = asked(prompt, other)
-    if record.loc is not None and record.loc_ans is not None:
-        probes[Probe.TEXT_LOCALITY] = (Example(prompt=record.loc, target=record.loc_ans.strip()),)
-    if record.m_loc is not None and record.m_loc_q is not None and record.m_loc_a is not None:
-        probes[Probe.IMAGE_LOCALITY] = (
-            Example(
-                prompt=source.locality_template.replace("{}", record.m_loc_q),
-                target=record.m_loc_a.strip(),
-                image=under(source.images, record.m_loc, source.file, row),
-            ),
-        )
+        probes[Probe.IMAGE_GENERALITY] = asked(prompt, source.image(row, record, "image_rephrase"))
+    probes |= _locality(source, row, record)
     hops = [hop.question_and_answer for hop in record.port_new]
     if hops:
         probes[Probe.PORTABILITY] = tuple(
@@ -140,6 +142,36 @@ def usual_case(source: Source, row: int, record: Annotation) -> EditCase:
     return EditCase(id=f"{source.name}-{row}", request=asked(prompt)[0], probes=probes)
 
 
+def _locality(source: Source, row: int, record: Annotation) -> Mapping[Probe, tuple[Example, ...]]:
+    probes: dict[Probe, tuple[Example, ...]] = {}
+    if record.loc is not None and record.loc_ans is not None:
+        probes[Probe.TEXT_LOCALITY] = (Example(prompt=record.loc, target=record.loc_ans.strip()),)
+    if record.m_loc is not None and record.m_loc_q is not None and record.m_loc_a is not None:
+        probes[Probe.IMAGE_LOCALITY] = (
+            Example(
+                prompt=source.locality_template.replace("{}", record.m_loc_q),
+                target=record.m_loc_a.strip(),
+                image=source.image(row, record, "m_loc"),
+            ),
+        )
+    return probes
+
+
 def _images(case: EditCase) -> list[Path]:
     examples = [example for asked in case.probes.values() for example in asked]
     return list(dict.fromkeys(e.image for e in examples if isinstance(e.image, Path)))
+
+
+def _nothing_left(source: Source, rows: Sequence[_Row]) -> str:
+    reasons = ", ".join(f"{why}: {number:,}" for why, number in _left_out(rows).items())
+    said = [f"{source.name}: no record is left ({reasons})."]
+    empty = [f"row {row.number}: {', '.join(row.empty)}" for row in rows if row.empty]
+    if empty:
+        more = f"; and {len(empty) - SHOWN:,} more" if len(empty) > SHOWN else ""
+        said.append(
+            f"Empty in {source.file}: {'; '.join(empty[:SHOWN])}{more}. Fill these fields in, or "
+            "remove the optional keys."
+        )
+    if any(row.missing for row in rows):
+        said.append(source.without_image)
+    return " ".join(said)

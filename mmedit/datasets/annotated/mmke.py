@@ -1,10 +1,10 @@
 """MMKE-Bench (Du et al., ICLR 2025): free-form knowledge of entities, of what is seen to happen
 (visual), and of users.
 
-Beside MMEdit's keys a record has questions about what the edit says. They are asked without image
-(`rel`: text reliability), about the edit's image (`m_rel`: image reliability) and about another one
-of the same (image generality, as the paper has it: not the edit itself about that image).
-Portability is about the edit's image, or, of visual and user knowledge, about `one_hop_img`.
+Beside MMEdit's keys, a record has questions about what the edit says. They are asked without an
+image (`rel`: text reliability), about the edit's image (`m_rel`: image reliability), and about
+another image of the same thing (image generality; the paper does not ask the edit's own prompt
+there). Portability is about the edit's image; for visual and user knowledge, about `one_hop_img`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ from mmedit.cases import EditCase, Example, Probe
 from mmedit.datasets.annotated.annotations import Annotation
 from mmedit.datasets.annotated.cases import Source, usual_case
 from mmedit.errors import DataError
-from mmedit.storage import under
 
 KNOWLEDGE = {"entity": "entity_level", "visual": "visual_knowledge", "user": "user_specific"}
-"""What `knowledge_type` says in the files of each type."""
+"""The value of `knowledge_type` in the files of each type."""
 
 
 def _either(first: str, second: str) -> str | None:
-    """A key with two spellings; of the released files both are in use."""
+    """Return a field for a key that the released files spell in two ways."""
     return Field(default=None, validation_alias=AliasChoices(first, second))
 
 
@@ -51,35 +50,33 @@ class MMKERecord(Annotation):
 
     @property
     def empty(self) -> list[str]:
-        return [key for key in super().empty if key != "pred"]  # of visual knowledge it often is
+        return [key for key in super().empty if key != "pred"]  # often empty
 
     @property
     def images(self) -> dict[str, str | None]:
         return {**super().images, "one_hop_img": self.one_hop_img}
 
     def pairs(self, keys: Iterator[tuple[str, str]], where: str) -> list[tuple[str, str]]:
-        """Questions and answers by their keys. Raises DataError for one that is missing."""
+        """Return questions and answers by their keys. Raises DataError if one is missing."""
         found = []
         for asked, answered in keys:
             question, answer = getattr(self, asked), getattr(self, answered)
             for key, value in ((asked, question), (answered, answer)):
                 if value is None:
-                    raise DataError(f"{where}: {key} is missing, which {self.knowledge_type} has")
+                    raise DataError(
+                        f"{where}: {key} is missing; a record of {self.knowledge_type} must have it"
+                    )
             found.append((question, answer.strip()))
         return found
 
 
 def mmke_case(source: Source, row: int, record: Annotation) -> EditCase:
-    """The case of a record. Raises DataError where a key of its type is missing."""
+    """Return the case of a record. Raises DataError if a key of its type is missing."""
     assert isinstance(record, MMKERecord)
     where = f"{source.file}, row {row}"
     _require_type(source, record, where)
     usual = usual_case(source, row, record)
-    image = usual.request.image
-    assert isinstance(image, Path)
-    other = under(source.rephrase_images, record.image_rephrase or "", source.file, row)
     visual = record.knowledge_type == KNOWLEDGE["visual"]
-    told = record.pairs(_keys("rel", "rel_ans", visual), where)
     seen = record.pairs(_keys("m_rel", "m_rel_ans", visual), where)
     elsewhere = seen
     if visual:
@@ -94,14 +91,16 @@ def mmke_case(source: Source, row: int, record: Annotation) -> EditCase:
 
     probes = {
         **usual.probes,
-        Probe.TEXT_RELIABILITY: asked(told, None),
-        Probe.IMAGE_RELIABILITY: asked(seen, image),
-        Probe.IMAGE_GENERALITY: asked(elsewhere, other),
+        Probe.TEXT_RELIABILITY: asked(record.pairs(_keys("rel", "rel_ans", visual), where), None),
+        Probe.IMAGE_RELIABILITY: asked(seen, source.image(row, record, "image")),
+        Probe.IMAGE_GENERALITY: asked(elsewhere, source.image(row, record, "image_rephrase")),
     }
     if Probe.PORTABILITY in usual.probes and record.knowledge_type != KNOWLEDGE["entity"]:
         if record.one_hop_img is None:
-            raise DataError(f"{where}: one_hop_img is missing, which {record.knowledge_type} has")
-        hop = under(source.images, record.one_hop_img, source.file, row)
+            raise DataError(
+                f"{where}: one_hop_img is missing; a record of {record.knowledge_type} must have it"
+            )
+        hop = source.image(row, record, "one_hop_img")
         probes[Probe.PORTABILITY] = tuple(
             replace(example, image=hop) for example in usual.probes[Probe.PORTABILITY]
         )
@@ -120,6 +119,6 @@ def _require_type(source: Source, record: MMKERecord, where: str) -> None:
     knowledge = source.name.split("-")[1]
     if record.knowledge_type != KNOWLEDGE[knowledge]:
         raise DataError(
-            f"{where}: knowledge_type is {record.knowledge_type!r}; {KNOWLEDGE[knowledge]!r} was "
-            f"wanted for dataset.knowledge={knowledge}"
+            f"{where}: knowledge_type is {record.knowledge_type!r}; dataset.knowledge={knowledge} "
+            f"expects {KNOWLEDGE[knowledge]!r}"
         )

@@ -1,133 +1,126 @@
-"""Edit cases in the form of E-VQA and E-IC (Cheng et al. 2023), made from easy-VQA: one case per
-picture, seeded.
+"""Edit cases in the form of E-VQA and E-IC (Cheng et al. 2023), made from easy-VQA: a seeded case
+for each picture.
 
-request: a picture, one of its questions (`task="vqa"`) or a caption prompt (`task="caption"`), and
-a wrong answer of the same type. rephrase: the question in another wording; for the test split one
-that neither the embedded VLM nor an editor was trained on. image rephrase: another rendering of the
-picture (`renderings.Rendering`). text locality: a fact without image; the facts of the two splits
-are about different countries. image locality: a question about another picture of the same split
-that shows another shape in another colour. Editors train on easy-VQA's train pictures and are
-tested on its test pictures.
+Request: a picture, one of its questions (`task="vqa"`) or a caption prompt (`task="caption"`), and
+a wrong answer of the same type. Text generality: the question in another wording; in the test split
+a wording that neither the embedded VLM nor an editor was trained on. Image generality: another
+rendering of the picture (`renderings.Rendering`). Text locality: a fact without an image; the facts
+of the two splits are about different countries. Image locality: a question about another picture of
+the same split, with another shape in another colour. Editors train on easy-VQA's train pictures and
+are tested on its test pictures.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 from PIL import Image
 
-from mmedit.cases import EditCase, Example, Probe, Split
+from mmedit.cases import Cases, EditCase, Example, Probe, Split
+from mmedit.datasets.base import DatasetSettings, one_of
 from mmedit.datasets.easyvqa import questions
 from mmedit.datasets.easyvqa.pictures import Asked, Picture, known_pictures
 from mmedit.datasets.easyvqa.questions import Kind, Scene, counterfactual_caption
 from mmedit.datasets.easyvqa.renderings import Rendering, find_shape
 from mmedit.datasets.facts import Phrasings, choose, unrelated_fact
-from mmedit.errors import UnknownNameError
 from mmedit.images import open_image
-from mmedit.progress import Progress, silent
+from mmedit.progress import Progress
 
 Task = Literal["vqa", "caption"]
+TASKS: tuple[Task, ...] = get_args(Task)
 
 
-"""Called with (cases made, cases in all)."""
+class EasyVQA(DatasetSettings):
+    """The dataset's settings: what is asked about its pictures."""
+
+    task: Annotated[Task, one_of("task of easyvqa", TASKS)] = "vqa"
+
+    def read(self, split: Split, *, limit: int | None, seed: int, progress: Progress) -> Cases:
+        """Make all cases of a split (3,227 for train, 798 for test), or the first `limit`.
+
+        The order is seeded. If the task is vqa and `limit` is larger than the number of pictures,
+        the pictures come a second time, with a question of another kind (up to 1,596 cases for
+        test). The order and every case depend on the seed alone, so a smaller limit is a prefix of
+        a larger one.
+        """
+        known = known_pictures(split)
+        order = np.random.default_rng([seed, 0]).permutation(len(known))
+        subjects = [
+            _Subject(split, seed, picture, scene)
+            for picture, scene in map(known.__getitem__, order)
+        ]
+        make = _vqa_case if self.task == "vqa" else _caption_case
+        chosen = [(make, subject) for subject in subjects]
+        if self.task == "vqa" and limit and limit > len(known):
+            again = [one for one in subjects if len(_by_kind(one.picture.asked)) > 1]
+            chosen += [(_further_vqa_case, subject) for subject in again]
+        chosen = chosen[:limit]
+        cases = []
+        for maker, subject in chosen:
+            cases.append(maker(subject))
+            progress("reading cases", len(cases), len(chosen), "")
+        return Cases(tuple(cases))
 
 
-def load(
-    split: Split,
-    *,
-    task: Task = "vqa",
-    limit: int | None = None,
-    seed: int = 0,
-    progress: Progress = silent,
-) -> list[EditCase]:
-    """All cases of a split (3,227 for train, 798 for test), or the first `limit` of them, in a
-    seeded order. Where `limit` is larger than the number of pictures, and the task is vqa, they
-    come once more, each with a question of another kind (up to 1,596 for test).
+@dataclass(frozen=True)
+class _Subject:
+    """A picture that becomes a case, and the seed of the case."""
 
-    The order and every case depend on the seed alone, so a smaller limit is a prefix of a larger
-    one.
-    """
-    if str(task) not in MAKERS:  # a list or number of `--set` too
-        raise UnknownNameError("task of easyvqa", str(task), MAKERS)
-    known = known_pictures(split)
-    order = np.random.default_rng([seed, 0]).permutation(len(known))
-    chosen = [(MAKERS[task], known[index]) for index in order]
-    if task == "vqa" and limit and limit > len(known):
-        again = [known[index] for index in order if len(_by_kind(known[index][0].asked)) > 1]
-        chosen += [(_further_vqa_case, one) for one in again]
-    chosen = chosen[:limit]
-    cases = []
-    for make, (picture, scene) in chosen:
-        cases.append(make(split, picture, scene, seed))
-        progress("reading cases", len(cases), len(chosen), "")
-    return cases
+    split: Split
+    seed: int
+    picture: Picture
+    scene: Scene
+
+    def generator(self, stream: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, stream, self.picture.number])
 
 
-def _vqa_case(split: Split, picture: Picture, scene: Scene, seed: int) -> EditCase:
-    rng = np.random.default_rng([seed, 1, picture.number])
-    return _asked_case("", split, picture, scene, rng, _draw_asked(rng, picture.asked))
+def _vqa_case(subject: _Subject) -> EditCase:
+    rng = subject.generator(1)
+    return _asked_case(subject, rng, _draw_asked(rng, subject.picture.asked))
 
 
-def _further_vqa_case(split: Split, picture: Picture, scene: Scene, seed: int) -> EditCase:
-    """Of the same picture a question of another kind."""
-    first = _draw_asked(np.random.default_rng([seed, 1, picture.number]), picture.asked)
-    others = [a for a in picture.asked if a.question.kind != first.question.kind]
-    rng = np.random.default_rng([seed, 4, picture.number])
-    return _asked_case("-2", split, picture, scene, rng, _draw_asked(rng, others))
+def _further_vqa_case(subject: _Subject) -> EditCase:
+    """Return a second case of the same picture, with a question of another kind."""
+    asked = subject.picture.asked
+    first = _draw_asked(subject.generator(1), asked)
+    others = [one for one in asked if one.question.kind != first.question.kind]
+    rng = subject.generator(4)
+    case = _asked_case(subject, rng, _draw_asked(rng, others))
+    return replace(case, id=f"{case.id}-2")
 
 
-def _asked_case(
-    suffix: str,
-    split: Split,
-    picture: Picture,
-    scene: Scene,
-    rng: np.random.Generator,
-    asked: Asked,
-) -> EditCase:
-    target = choose(rng, asked.question.other_answers(scene))
+def _asked_case(subject: _Subject, rng: np.random.Generator, asked: Asked) -> EditCase:
+    target = choose(rng, asked.question.other_answers(subject.scene))
     phrasings = questions.PHRASINGS[asked.question.kind]
-    rephrase = asked.question.ask(_other_wording(rng, phrasings, split, asked))
-    case = _case(
-        "vqa", split, picture, scene, rng, prompt=asked.text, rephrase=rephrase, target=target
-    )
-    return replace(case, id=case.id + suffix)
+    rephrase = asked.question.ask(_other_wording(rng, phrasings, subject.split, asked))
+    return _case(subject, rng, "vqa", prompt=asked.text, rephrase=rephrase, target=target)
 
 
-def _caption_case(split: Split, picture: Picture, scene: Scene, seed: int) -> EditCase:
-    rng = np.random.default_rng([seed, 2, picture.number])
-    target = counterfactual_caption(scene, find_shape(open_image(picture.path)).size, rng)
+def _caption_case(subject: _Subject) -> EditCase:
+    rng = subject.generator(2)
+    size = find_shape(open_image(subject.picture.path)).size
+    target = counterfactual_caption(subject.scene, size, rng)
     prompts = questions.CAPTION_PROMPTS
-    rephrase = choose(rng, prompts.held_out if split == "test" else prompts.further)
-    return _case(
-        "caption",
-        split,
-        picture,
-        scene,
-        rng,
-        prompt=prompts.original[0],
-        rephrase=rephrase,
-        target=target,
-    )
-
-
-MAKERS = {"vqa": _vqa_case, "caption": _caption_case}
+    rephrase = choose(rng, prompts.held_out if subject.split == "test" else prompts.further)
+    prompt = prompts.original[0]
+    return _case(subject, rng, "caption", prompt=prompt, rephrase=rephrase, target=target)
 
 
 def _case(
-    task: Task,
-    split: Split,
-    picture: Picture,
-    scene: Scene,
+    subject: _Subject,
     rng: np.random.Generator,
+    task: Task,
     *,
     prompt: str,
     rephrase: str,
     target: str,
 ) -> EditCase:
+    split, picture = subject.split, subject.picture
     return EditCase(
         id=f"easyvqa-{task}-{split}-{picture.number}",
         request=Example(prompt=prompt, target=target, image=picture.path),
@@ -137,13 +130,13 @@ def _case(
                 Example(prompt=prompt, target=target, image=_render(rng, picture)),
             ),
             Probe.TEXT_LOCALITY: (unrelated_fact(rng, split),),
-            Probe.IMAGE_LOCALITY: (_unrelated_picture(rng, split, scene),),
+            Probe.IMAGE_LOCALITY: (_unrelated_picture(rng, split, subject.scene),),
         },
     )
 
 
 def _render(rng: np.random.Generator, picture: Picture) -> Image.Image:
-    """Drawn again where a shape near the boundary would turn from small to large or back."""
+    """Return another rendering; draw again if a shape would turn from small to large or back."""
     image = open_image(picture.path)
     while True:
         rendered = Rendering.draw(rng).apply(image)
@@ -152,9 +145,7 @@ def _render(rng: np.random.Generator, picture: Picture) -> Image.Image:
 
 
 def _draw_asked(rng: np.random.Generator, questions: Sequence[Asked]) -> Asked:
-    """First a kind of question, then one of it: else three quarters of the cases would be yes or
-    no.
-    """
+    """Draw a kind of question, then one of that kind: else 3 of 4 cases would be yes or no."""
     by_kind = _by_kind(questions)
     return choose(rng, by_kind[choose(rng, list(by_kind))])
 

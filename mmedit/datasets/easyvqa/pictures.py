@@ -1,6 +1,4 @@
-"""The pictures of easy-VQA with what they show and what is asked about them (PyPI package
-`easy-vqa`, MIT).
-"""
+"""The pictures of easy-VQA, their contents and their questions (PyPI package `easy-vqa`, MIT)."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A picture, its questions, and the scene they tell of; None where they leave it open."""
+    """A picture and its questions. `scene` is None if the answers do not settle what is shown."""
 
     number: int
     path: Path
@@ -37,7 +35,7 @@ class Picture:
 
 @cache
 def load_pictures(split: Split) -> tuple[Picture, ...]:
-    """All pictures of a split, by number: 4,000 for train, 1,000 for test."""
+    """Return all pictures of a split, by number: 4,000 for train, 1,000 for test."""
     texts, answers, numbers = (
         easy_vqa.get_train_questions() if split == "train" else easy_vqa.get_test_questions()
     )
@@ -60,7 +58,7 @@ def load_pictures(split: Split) -> tuple[Picture, ...]:
 
 @cache
 def known_pictures(split: Split) -> tuple[tuple[Picture, Scene], ...]:
-    """The pictures whose answers settle both colour and shape."""
+    """Return the pictures whose answers settle both colour and shape."""
     return tuple((picture, picture.scene) for picture in load_pictures(split) if picture.scene)
 
 

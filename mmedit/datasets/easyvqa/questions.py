@@ -1,5 +1,4 @@
-"""What is said and seen in easy-VQA: its questions, other ways to ask them, captions, and
-renderings that keep the answer.
+"""The questions of easy-VQA, other ways to ask them, and captions.
 
 An easy-VQA picture (64 x 64 pixels) shows one shape of one colour on a pale background. Its
 questions come in five kinds; `PHRASINGS` holds, for each kind, the wordings of easy-VQA itself,
@@ -24,7 +23,7 @@ SIZES = ("small", "large")
 
 
 class Kind(StrEnum):
-    """What a question asks for."""
+    """The kind of a question, by what it asks for."""
 
     COLOR = "color"
     SHAPE = "shape"
@@ -168,13 +167,13 @@ CAPTION_PROMPTS = Phrasings(
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What a picture shows."""
+    """The content of a picture."""
 
     color: str
     shape: str
 
     def caption(self, size: str) -> str:
-        """For instance "a small teal triangle on a light background"."""
+        """Return a caption, for instance "a small teal triangle on a light background"."""
         return f"a {size} {self.color} {self.shape} on a light background"
 
 
@@ -201,7 +200,7 @@ class Question:
         return "yes" if there == (self.kind is Kind.PRESENCE) else "no"
 
     def other_answers(self, scene: Scene) -> tuple[str, ...]:
-        """Wrong answers of the same answer type."""
+        """Return the wrong answers of the same type."""
         if self.kind is Kind.COLOR:
             pool: tuple[str, ...] = COLORS
         elif self.kind in (Kind.SHAPE, Kind.SHAPE_OF_COLOR):
@@ -249,7 +248,7 @@ def _original_patterns() -> tuple[tuple[re.Pattern[str], Kind], ...]:
 
 
 def counterfactual_caption(scene: Scene, size: str, rng: np.random.Generator) -> str:
-    """A caption with another colour, shape and size: wrong in three of its words."""
+    """Return a caption with another colour, shape and size: three of its words are wrong."""
     color = str(rng.choice([color for color in COLORS if color != scene.color]))
     shape = str(rng.choice([shape for shape in SHAPES if shape != scene.shape]))
     other_size = next(name for name in SIZES if name != size)

@@ -8,14 +8,14 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 LARGE_FROM_PIXELS = 22
-"""A shape whose longer side has at least this many pixels is called large: the median of the
+"""Length of the longer side, in pixels, from which a shape is called large: the median of the
 training images.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Box:
-    """Where the shape is, in pixels, and the colour behind it."""
+    """The place of the shape, in pixels, and the colour behind it."""
 
     left: int
     top: int
@@ -30,7 +30,7 @@ class Box:
 
 
 def find_shape(image: Image.Image) -> Box:
-    """The bounding box of the one shape: the pixels that differ from the most frequent colour."""
+    """Return the bounding box of the one shape: the pixels that differ from the usual colour."""
     pixels = np.asarray(image.convert("RGB")).astype(np.int16)
     background = np.median(pixels.reshape(-1, 3), axis=0)
     rows, columns = np.where(np.abs(pixels - background).sum(-1) > 120)
@@ -63,8 +63,9 @@ class Rendering:
 
     @staticmethod
     def draw(rng: np.random.Generator) -> Rendering:
-        """Flip half the time; up to 12 degrees, 12 % of size, 5 pixels, 6 % of each colour channel,
-        blur 0.6, noise 6/255.
+        """Draw a rendering: flipped half of the time, turned by up to 12 degrees, scaled by up to
+        12 %, shifted by up to 5 pixels, each colour channel changed by up to 6 %, with blur up to
+        0.6 and noise up to 6/255.
         """
         gain = rng.uniform(0.94, 1.06, size=3)
         return Rendering(

@@ -1,5 +1,5 @@
-"""What is in the Grocery Store Dataset's folder: photographs per list beside the published counts,
-what is missing or broken, and what the lists share.
+"""What the Grocery Store Dataset's folder holds: photographs per list beside the published counts,
+missing and broken files, and photographs that are in two lists.
 """
 
 from __future__ import annotations
@@ -22,68 +22,66 @@ from mmedit.progress import Progress
 from mmedit.storage import sha256
 
 LISTS = {"train": 2640, "val": 296, "test": 2485}
-"""Photographs in the released lists."""
+"""Number of photographs in the released lists."""
 PHOTOGRAPHS, CLASSES, COARSE = 5125, 81, 42
-"""By the dataset's README (Klasson et al. 2019); `train` and `test` have as many photographs
-together.
+"""Numbers from the dataset's README (Klasson et al. 2019); the photographs are those of train.txt
+and test.txt together.
 """
 SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class ListAudit:
-    """Of one list of photographs."""
+    """The counts and faults of one list of photographs."""
 
     name: str
     file: Path
     sha256: str
     photographs: int
     per_product: Counter[str]
-    """Photographs by the name of the class."""
+    """Number of photographs, by the name of the class."""
     coarse: int
-    """Coarse classes with photographs."""
+    """Number of coarse classes with photographs."""
     twice: int
-    """Photographs whose content (SHA-256) another one of the list has as well, or whose path is
-    listed again.
-    """
+    """Number of photographs whose content (SHA-256) or path is in the list a second time."""
     missing: tuple[str, ...]
     corrupt: tuple[str, ...] | None
-    """None: they were not opened."""
+    """Errors of photographs that cannot be opened; None if they were not opened."""
     contents: dict[str, str]
-    """SHA-256 of what is there, by path."""
+    """SHA-256 of the photographs that are there, by path."""
 
     def shared_paths(self, other: ListAudit) -> list[str]:
-        """Paths that the other list has as well."""
+        """Return the paths that the other list has as well."""
         return [path for path in self.contents if path in other.contents]
 
     def shared_contents(self, other: ListAudit) -> list[str]:
-        """Paths of photographs whose content the other list has as well."""
+        """Return the paths of photographs whose content the other list has as well."""
         known = set(other.contents.values())
         return [path for path, content in self.contents.items() if content in known]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroceryAudit:
-    """Of the folder."""
+    """The counts and faults of the whole folder."""
 
     file: Path
     sha256: str
-    """Of classes.csv."""
+    """SHA-256 of classes.csv."""
     products: int
     coarse: int
     iconic: int
-    """Iconic pictures that classes.csv names."""
+    """Number of iconic pictures that classes.csv names."""
     iconic_missing: tuple[str, ...]
     iconic_corrupt: tuple[str, ...] | None
     descriptions_missing: tuple[str, ...]
-    """Missing, not UTF-8, or empty."""
+    """Descriptions that are missing, not UTF-8, or empty."""
     lists: tuple[ListAudit, ...]
 
 
-def audit(root: str, *, decode: bool, progress: Progress) -> GroceryAudit:
-    """Read the lists and the products, and hash every photograph; with `decode` open each as well.
+def audit(root: Path, *, decode: bool, progress: Progress) -> GroceryAudit:
+    """Read the lists and the products, and hash every photograph; open each one if `decode`.
 
-    Raises DataError where a list cannot be read.
+    Raises DataError if a list cannot be read.
     """
     folder = folder_of(root)
     classes = read_classes(folder)
@@ -112,13 +110,36 @@ def audit(root: str, *, decode: bool, progress: Progress) -> GroceryAudit:
 
 
 def markdown(found: GroceryAudit, command: str) -> str:
-    """A table, a column per list, and what is behind its figures."""
+    """Return a table with a column per list, and the details of its counts."""
     train = found.lists[0]
+    lines = [
+        f"`{command}`",
+        "",
+        f"| | {' | '.join(one.file.name for one in found.lists)} |",
+        f"|---|{'--:|' * len(found.lists)}",
+        *(
+            f"| {title} | {' | '.join(value(one) for one in found.lists)} |"
+            for title, value in _rows(train)
+        ),
+        "",
+        *_totals(found),
+        *_instances("classes.csv", "iconic picture missing", found.iconic_missing),
+        *_instances("classes.csv", "iconic picture corrupt", found.iconic_corrupt or ()),
+        *_instances("classes.csv", "no description", found.descriptions_missing),
+    ]
+    for one in found.lists:
+        shared = [] if one is train else one.shared_contents(train)
+        lines += _instances(one.file.name, "missing", one.missing)
+        lines += _instances(one.file.name, "corrupt", one.corrupt or ())
+        lines += _instances(one.file.name, "content also in train.txt", shared)
+    return "\n".join(lines) + "\n"
 
+
+def _rows(train: ListAudit) -> list[tuple[str, Callable[[ListAudit], str]]]:
     def beside_train(count: Callable[[ListAudit], Sequence[str]]) -> Callable[[ListAudit], str]:
         return lambda one: "–" if one is train else f"{len(count(one)):,}"
 
-    rows: list[tuple[str, Callable[[ListAudit], str]]] = [
+    return [
         ("photographs", lambda a: f"{a.photographs:,}"),
         ("published", lambda a: f"{LISTS[a.name]:,}"),
         ("products", lambda a: f"{len(a.per_product):,}"),
@@ -134,38 +155,22 @@ def markdown(found: GroceryAudit, command: str) -> str:
         ("path also in train.txt", beside_train(lambda a: a.shared_paths(train))),
         ("content also in train.txt", beside_train(lambda a: a.shared_contents(train))),
     ]
-    opened = (
-        "not opened" if found.iconic_corrupt is None else f"{len(found.iconic_corrupt):,} corrupt"
-    )
+
+
+def _totals(found: GroceryAudit) -> list[str]:
+    corrupt = found.iconic_corrupt
+    opened = "not opened" if corrupt is None else f"{len(corrupt):,} corrupt"
     photographs = sum(one.photographs for one in found.lists if one.name != "val")
-    lines = [
-        f"`{command}`",
-        "",
-        f"| | {' | '.join(one.file.name for one in found.lists)} |",
-        f"|---|{'--:|' * len(found.lists)}",
-        *(f"| {title} | {' | '.join(value(a) for a in found.lists)} |" for title, value in rows),
-        "",
+    return [
         f"- train.txt and test.txt together: {photographs:,} photographs (published: "
         f"{PHOTOGRAPHS:,})",
         f"- classes.csv: {found.products:,} products (published: {CLASSES}) of {found.coarse:,} "
         f"coarse classes (published: {COARSE})",
         f"- iconic pictures: {found.iconic:,}, {len(found.iconic_missing):,} missing, {opened}; "
-        "descriptions: "
-        f"{len(found.descriptions_missing):,} missing or empty",
+        f"descriptions: {len(found.descriptions_missing):,} missing or empty",
         f"- classes.csv: SHA-256 `{found.sha256}`",
         *(f"- {one.file.name}: SHA-256 `{one.sha256}`" for one in found.lists),
-        *_instances("classes.csv", "iconic picture missing", found.iconic_missing),
-        *_instances("classes.csv", "iconic picture corrupt", found.iconic_corrupt or ()),
-        *_instances("classes.csv", "no description", found.descriptions_missing),
     ]
-    for one in found.lists:
-        lines += _instances(one.file.name, "missing", one.missing)
-        lines += _instances(one.file.name, "corrupt", one.corrupt or ())
-        if one is not train:
-            lines += _instances(
-                one.file.name, "content also in train.txt", one.shared_contents(train)
-            )
-    return "\n".join(lines) + "\n"
 
 
 def _list_audit(
@@ -194,7 +199,7 @@ def _list_audit(
 
 
 def _numbers(found: ListAudit) -> list[int]:
-    """Photographs of each product that has any; an empty list has 0 of none."""
+    """Return the number of photographs of each product that has any; [0] for an empty list."""
     return list(found.per_product.values()) or [0]
 
 
@@ -207,7 +212,7 @@ def _without_description(file: Path, classes: Sequence[ProductClass]) -> tuple[s
     for row, found in enumerate(classes):
         try:
             if found.description is None:
-                raise DataError("none is named")
+                raise DataError("classes.csv names no description")
             first_sentence(found.description, file, row)
         except DataError:
             lacking.append(str(found.description or found.name))

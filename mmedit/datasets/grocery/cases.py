@@ -1,30 +1,31 @@
 """Edit cases from the Grocery Store Dataset (Klasson et al. 2019, MIT): photographs of 81 products.
 
-request: a photograph, and a product that it does not show (`task="vqa"`), or the first sentence of
-another product's description (`task="caption"`). rephrase: another wording; for the test split one
-that no training case has. image rephrase: another photograph of the same product, and its iconic
-picture. image locality: a photograph of another product of the same coarse class, where there is
-one, and one of another class, answered truthfully. text locality: as in easyvqa. Photographs of the
-two splits are the dataset's own; every case depends on the seed and its photograph alone.
+Request: a photograph, and a product that it does not show (`task="vqa"`), or the first sentence of
+another product's description (`task="caption"`). Text generality: another wording; the test split's
+wordings are in no training case. Image generality: another photograph of the same product, and its
+iconic picture. Image locality: a photograph of another product of the same coarse class, if there
+is one, and a photograph of a product of another class, with true answers. Text locality: as in
+easyvqa. The splits are the dataset's own; a case depends on the seed and its photograph alone.
 """
 
 from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
-from mmedit.cases import EditCase, Example, Probe, Split
+from mmedit.cases import Cases, EditCase, Example, Probe, Split
+from mmedit.datasets.base import DatasetSettings, one_of
 from mmedit.datasets.facts import unrelated_fact
 from mmedit.datasets.fetch.origins import how_to_get
-from mmedit.errors import DataError, UnknownNameError
-from mmedit.progress import Progress, silent
-from mmedit.storage import under
+from mmedit.errors import DataError
+from mmedit.progress import Progress
+from mmedit.storage import inside, shortened
 
 Task = Literal["vqa", "caption"]
 
@@ -36,7 +37,7 @@ COLUMNS = (
     "Product Description Path (str)",
 )
 FURTHER = COLUMNS[2:]
-"""What the copy from PyPI has not: there these are empty."""
+"""Columns that are empty in the copy from PyPI."""
 ASKED: dict[str, str] = {
     "vqa": "What product is this?",
     "caption": "Describe the product in the picture.",
@@ -51,7 +52,7 @@ WORDINGS: dict[str, dict[Split, tuple[str, ...]]] = {
         "test": ("How would you describe what is shown here?", "What can be said of this product?"),
     },
 }
-"""Of the rephrase; those of the test split are in no training case."""
+"""Wordings of the rephrase; those of the test split are in no training case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,60 +60,52 @@ class Product:
     """One of the 81 classes."""
 
     name: str
-    """As a shopper says it: "Golden Delicious apple"."""
+    """Its name as a shopper says it: "Golden Delicious apple"."""
     coarse: str
     iconic: Path | None
-    """None in the copy from PyPI, as is the description."""
+    """Its iconic picture; None in the copy from PyPI."""
     description: str | None
-    """Its first sentence."""
+    """The first sentence of its description; None in the copy from PyPI."""
 
     def answer(self, task: str) -> str:
-        """What is true of its pictures."""
+        """Return the true answer about its pictures."""
         return self.name if task == "vqa" else self.description or ""
 
 
-def load(
-    split: Split,
-    *,
-    root: str | None = None,
-    task: Task = "vqa",
-    limit: int | None = None,
-    seed: int = 0,
-    progress: Progress = silent,
-) -> list[EditCase]:
-    """A case for every photograph of a split (2,640 for train, 2,485 for test), or the first
-    `limit`, in a seeded order. Raises DataError, with file and row, where files are missing.
-    """
-    if str(task) not in ASKED:
-        raise UnknownNameError("task of grocery", str(task), ASKED)
-    folder = folder_of(root)
-    products = read_products(folder)
-    if task == "caption" and not all(product.description for product in products):
-        raise DataError(f"{folder} has no descriptions, as the copy from PyPI. {FETCH}")
-    photographs = read_photographs(folder, split, products)
-    shown: dict[int, list[Path]] = defaultdict(list)
-    for path, number in photographs:
-        shown[number].append(path)
-    order = np.random.default_rng([seed, 0]).permutation(len(photographs))[:limit]
-    cases = []
-    for place in order:
-        path, number = photographs[place]
-        rng = np.random.default_rng([seed, 1, int(place)])
-        cases.append(_case(f"{path.stem}", path, number, products, shown, split, task, rng))
-        progress("reading cases", len(cases), len(order), "")
-    return cases
+class Grocery(DatasetSettings):
+    """The dataset's settings: its folder, and whether products are named or described."""
+
+    root: Path | None = None
+    """The dataset's folder, with classes.csv, train.txt and test.txt."""
+    task: Annotated[Task, one_of("task of grocery", ASKED)] = "vqa"
+
+    def read(self, split: Split, *, limit: int | None, seed: int, progress: Progress) -> Cases:
+        """Make a case of every photograph of a split (2,640 for train, 2,485 for test), or of the
+        first `limit` in a seeded order. Raises DataError, with file and row, if files are missing.
+        """
+        shop = Shop.read(folder_of(self.root), split, self.task)
+        order = np.random.default_rng([seed, 0]).permutation(len(shop.photographs))[:limit]
+        cases = []
+        for place in order:
+            rng = np.random.default_rng([seed, 1, int(place)])
+            path, number = shop.photographs[place]
+            cases.append(shop.case(path, number, rng))
+            progress("reading cases", len(cases), len(order), "")
+        return Cases(tuple(cases))
 
 
-def folder_of(root: str | None) -> Path:
-    """The dataset's folder. Raises DataError where it is missing."""
-    if root is None or not (folder := Path(root).expanduser()).is_dir():
-        raise DataError(f"grocery needs its folder, and {root} is none. {FETCH}")
+def folder_of(root: Path | None) -> Path:
+    """Return the dataset's folder. Raises DataError if it is not named or not there."""
+    if root is None:
+        raise DataError(f"grocery needs its folder: --set dataset.root=DIR. {FETCH}")
+    if not (folder := root.expanduser()).is_dir():
+        raise DataError(f"grocery: there is no folder {folder}. {FETCH}")
     return folder
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProductClass:
-    """A row of classes.csv. The files need not be there; the copy from PyPI names none."""
+    """A row of classes.csv. Its files need not be there; in the copy from PyPI it has none."""
 
     name: str
     coarse: str
@@ -121,7 +114,7 @@ class ProductClass:
 
 
 def read_classes(folder: Path) -> list[ProductClass]:
-    """The rows of classes.csv, by number. Raises DataError."""
+    """Return the rows of classes.csv, by number. Raises DataError."""
     file = folder / "classes.csv"
     try:
         with file.open(encoding="utf-8", newline="") as opened:
@@ -138,15 +131,15 @@ def read_classes(folder: Path) -> list[ProductClass]:
             ProductClass(
                 name=name,
                 coarse=coarse,
-                iconic=under(folder, iconic.lstrip("/"), file, row) if iconic else None,
-                description=under(folder, described.lstrip("/"), file, row) if described else None,
+                iconic=_inside(folder, iconic, file, row) if iconic else None,
+                description=_inside(folder, described, file, row) if described else None,
             )
         )
     return classes
 
 
 def read_products(folder: Path) -> list[Product]:
-    """The classes by number, with what is said of them. Raises DataError."""
+    """Return the products, by number, with their descriptions. Raises DataError."""
     file = folder / "classes.csv"
     products = []
     for row, found in enumerate(read_classes(folder)):
@@ -165,7 +158,7 @@ def read_products(folder: Path) -> list[Product]:
 
 
 def read_list(file: Path, folder: Path, classes: int) -> list[tuple[Path, int]]:
-    """The photographs of a list, each with its product's number; they need not be there.
+    """Return the photographs of a list, each with its product's number; they need not be there.
 
     Raises DataError.
     """
@@ -178,17 +171,17 @@ def read_list(file: Path, folder: Path, classes: int) -> list[tuple[Path, int]]:
         parts = [part.strip() for part in line.split(",")]
         if len(parts) != 3 or not parts[1].isdecimal() or int(parts[1]) >= classes:
             raise DataError(
-                f"{file}, row {row}: {line!r} is not path, class, coarse class with one of "
-                f"{classes} classes"
+                f"{file}, row {row}: {shortened(line)} must be a path, a class and a coarse class, "
+                f"and the class one of {classes} classes (0 to {classes - 1})"
             )
-        found.append((under(folder, parts[0], file, row), int(parts[1])))
+        found.append((inside([folder], parts[0], f"{file}, row {row}"), int(parts[1])))
     return found
 
 
 def read_photographs(
     folder: Path, split: Split, products: Sequence[Product]
 ) -> list[tuple[Path, int]]:
-    """The photographs of a split, each with its product's number. Raises DataError."""
+    """Return the photographs of a split, each with its product's number. Raises DataError."""
     file = folder / f"{split}.txt"
     found = read_list(file, folder, len(products))
     for row, (path, _) in enumerate(found):
@@ -198,7 +191,7 @@ def read_photographs(
 
 
 def spoken(name: str, coarse: str) -> str:
-    """A class's name as a product's.
+    """Return the name of a product, from the names of its class and coarse class.
 
     >>> spoken("Golden-Delicious", "Apple"), spoken("Arla-Standard-Milk", "Milk")
     ('Golden Delicious apple', 'Arla Standard Milk')
@@ -207,65 +200,81 @@ def spoken(name: str, coarse: str) -> str:
     return words if kind.lower() in words.lower() else f"{words} {kind.lower()}"
 
 
-def _case(
-    name: str,
-    path: Path,
-    number: int,
-    products: Sequence[Product],
-    shown: dict[int, list[Path]],
-    split: Split,
-    task: Task,
-    rng: np.random.Generator,
-) -> EditCase:
-    asked, wordings = ASKED[task], WORDINGS[task][split]
-    others = [n for n in shown if n != number]
-    target = products[others[int(rng.integers(len(others)))]].answer(task)
+@dataclass(frozen=True, kw_only=True)
+class Shop:
+    """The products and photographs of a split, from which cases are made."""
 
-    def about(image: Path, prompt: str = asked) -> Example:
-        return Example(prompt=prompt, target=target, image=image)
+    split: Split
+    task: Task
+    products: Sequence[Product]
+    photographs: Sequence[tuple[Path, int]]
+    """Each with the number of its product."""
+    shown: Mapping[int, Sequence[Path]]
+    """Photographs by the number of their product."""
 
-    same = [other for other in shown[number] if other != path]
-    iconic = products[number].iconic
-    again = [about(same[int(rng.integers(len(same)))])] if same else []
-    return EditCase(
-        id=f"grocery-{task}-{split}-{name}",
-        request=about(path),
-        probes={
-            Probe.TEXT_GENERALITY: (about(path, wordings[int(rng.integers(len(wordings)))]),),
-            Probe.IMAGE_GENERALITY: (*again, *([about(iconic)] if iconic else [])),
-            Probe.TEXT_LOCALITY: (unrelated_fact(rng, split),),
-            Probe.IMAGE_LOCALITY: _local(number, target, products, shown, task, rng),
-        },
-    )
+    @staticmethod
+    def read(folder: Path, split: Split, task: Task) -> Shop:
+        """Read the products and the photographs of a split. Raises DataError."""
+        products = read_products(folder)
+        if task == "caption" and not all(product.description for product in products):
+            raise DataError(f"{folder} has no descriptions, as the copy from PyPI. {FETCH}")
+        photographs = read_photographs(folder, split, products)
+        shown: dict[int, list[Path]] = defaultdict(list)
+        for path, number in photographs:
+            shown[number].append(path)
+        return Shop(split=split, task=task, products=products, photographs=photographs, shown=shown)
 
+    def case(self, path: Path, number: int, rng: np.random.Generator) -> EditCase:
+        """Return the case of a photograph of product `number`."""
+        asked, wordings = ASKED[self.task], WORDINGS[self.task][self.split]
+        others = [n for n in self.shown if n != number]
+        target = self.products[others[int(rng.integers(len(others)))]].answer(self.task)
 
-def _local(
-    number: int,
-    target: str,
-    products: Sequence[Product],
-    shown: dict[int, list[Path]],
-    task: Task,
-    rng: np.random.Generator,
-) -> tuple[Example, ...]:
-    """A near product, where there is one, and a far one; neither the one that the edit tells of."""
-    coarse = products[number].coarse
-    possible = [n for n in shown if n != number and products[n].answer(task) != target]
-    near = [n for n in possible if products[n].coarse == coarse]
-    far = [n for n in possible if products[n].coarse != coarse]
-    examples = []
-    for kind in (near, far):
-        if not kind:
-            continue
-        other = kind[int(rng.integers(len(kind)))]
-        image = shown[other][int(rng.integers(len(shown[other])))]
-        examples.append(
-            Example(prompt=ASKED[task], target=products[other].answer(task), image=image)
+        def about(image: Path, prompt: str = asked) -> Example:
+            return Example(prompt=prompt, target=target, image=image)
+
+        same = [other for other in self.shown[number] if other != path]
+        iconic = self.products[number].iconic
+        again = [about(same[int(rng.integers(len(same)))])] if same else []
+        return EditCase(
+            id=f"grocery-{self.task}-{self.split}-{path.stem}",
+            request=about(path),
+            probes={
+                Probe.TEXT_GENERALITY: (about(path, wordings[int(rng.integers(len(wordings)))]),),
+                Probe.IMAGE_GENERALITY: (*again, *([about(iconic)] if iconic else [])),
+                Probe.TEXT_LOCALITY: (unrelated_fact(rng, self.split),),
+                Probe.IMAGE_LOCALITY: self._other_products(number, target, rng),
+            },
         )
-    return tuple(examples)
+
+    def _other_products(
+        self, number: int, target: str, rng: np.random.Generator
+    ) -> tuple[Example, ...]:
+        """Return a similar product, if there is one, and another; neither is the edit's target."""
+        products, coarse = self.products, self.products[number].coarse
+        possible = [
+            n for n in self.shown if n != number and products[n].answer(self.task) != target
+        ]
+        near = [n for n in possible if products[n].coarse == coarse]
+        far = [n for n in possible if products[n].coarse != coarse]
+        examples = []
+        for kind in (near, far):
+            if not kind:
+                continue
+            other = kind[int(rng.integers(len(kind)))]
+            image = self.shown[other][int(rng.integers(len(self.shown[other])))]
+            answer = products[other].answer(self.task)
+            examples.append(Example(prompt=ASKED[self.task], target=answer, image=image))
+        return tuple(examples)
+
+
+def _inside(folder: Path, name: str, file: Path, row: int) -> Path:
+    """Return a path of classes.csv, where names begin with a slash. Raises DataError."""
+    return inside([folder], name.lstrip("/"), f"{file}, row {row}")
 
 
 def first_sentence(file: Path, listed: Path, row: int) -> str:
-    """Of a product's description. Raises DataError where the file is missing or empty."""
+    """Return the first sentence of a description. Raises DataError if there is none."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

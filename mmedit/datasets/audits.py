@@ -1,0 +1,62 @@
+"""The datasets whose files `mmedit data check NAME` can check, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from mmedit.datasets.annotated import audit as annotated
+from mmedit.datasets.annotated.releases import PUBLISHED, OwnFiles
+from mmedit.datasets.base import Folders
+from mmedit.datasets.grocery import audit as grocery
+from mmedit.errors import ConfigError
+from mmedit.progress import Progress
+from mmedit.settings import Settings
+
+
+class AuditSettings(Settings):
+    """Where the files are that `mmedit data check` reads."""
+
+    root: Path
+    """The dataset's folder; for `json` the file itself."""
+    images: Folders = ()
+    """Image folders, if they are not the usual ones."""
+
+
+AuditFunction = Callable[[AuditSettings, bool, Progress, str], str]
+"""Called with the settings, whether to open every image, the progress to report, and the command
+that the text shall name. Returns Markdown. Raises DataError if a file cannot be read.
+"""
+
+
+def _check_release(
+    name: str, settings: AuditSettings, decode: bool, progress: Progress, command: str
+) -> str:
+    dataset = PUBLISHED[name](root=settings.root, images=settings.images)
+    audits, absent = annotated.audit_release(dataset, decode=decode, progress=progress)
+    return annotated.markdown(audits, command, absent)
+
+
+def _check_own(settings: AuditSettings, decode: bool, progress: Progress, command: str) -> str:
+    dataset = OwnFiles(test=settings.root, images=settings.images)
+    found = annotated.audit(dataset.source("test"), decode=decode, progress=progress)
+    return annotated.markdown([found], command)
+
+
+def _check_grocery(settings: AuditSettings, decode: bool, progress: Progress, command: str) -> str:
+    if settings.images:
+        raise ConfigError("the photographs of grocery are in its folder; leave --images out")
+    found = grocery.audit(settings.root, decode=decode, progress=progress)
+    return grocery.markdown(found, command)
+
+
+AUDITS: dict[str, AuditFunction] = {
+    "evqa": partial(_check_release, "evqa"),
+    "eic": partial(_check_release, "eic"),
+    "vlkeb": partial(_check_release, "vlkeb"),
+    "mmke": partial(_check_release, "mmke"),
+    "grocery": _check_grocery,
+    "json": _check_own,
+}
+"""The check of each dataset, by name."""
