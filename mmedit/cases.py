@@ -76,7 +76,7 @@ class Example:
 
 
 class Probe(StrEnum):
-    """What a probe measures. The value is its name in records, `heading` its name above the columns
+    """Kind of question that measures an edit. The value is its name in records, `heading` its name above the columns
     of a table. Text and image reliability ask about the content of the edit, without and with its
     image (MMKE-Bench).
 

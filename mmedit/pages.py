@@ -8,7 +8,7 @@ from pathlib import Path
 from mmedit.cases import EditCase, image_name
 from mmedit.config import read_cases
 from mmedit.errors import MmeditError
-from mmedit.records.schema import RUN, Record, RunManifest
+from mmedit.records.schema import Record, RunManifest
 from mmedit.records.store import read_manifest, read_records
 from mmedit.report.render.page import write_report
 from mmedit.settings import Overrides
@@ -72,8 +72,7 @@ def save_images(cases: Sequence[EditCase], folder: Path) -> dict[str, Path]:
 
 def _pictured_cases(manifest: RunManifest) -> Sequence[EditCase]:
     """Read the first cases of a run's dataset again."""
-    noted = manifest.config.get(RUN)
-    written = noted.get("overrides", []) if isinstance(noted, dict) else []
+    written = manifest.run.overrides
     overrides = Overrides.parse(text for text in written if text.startswith("dataset."))
     limit = min(manifest.limit or PICTURED, PICTURED)
     settings = overrides.of("dataset")

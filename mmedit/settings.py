@@ -42,7 +42,7 @@ class Overrides:
     """
 
     written: tuple[str, ...] = ()
-    """What was written after `--set`, for the manifest."""
+    """The texts after `--set`, for the manifest."""
     parts: Mapping[str, Values] = field(default_factory=dict)
     """The settings by part: "vlm", "editor", "dataset", a mode, or the name of an editor."""
 

@@ -15,7 +15,7 @@ from mmedit.errors import DataError, RunError
 
 
 def sha256(file: Path) -> str:
-    """Of a file's content, in hexadecimal digits."""
+    """Return the SHA-256 of a file's content, in hexadecimal digits."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
@@ -31,7 +31,7 @@ def config_folder() -> Path:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name may be one of the Hugging Face hub, owner/name."""
+    """Tell whether a name has the form of a hub id, owner/name."""
     return bool(HUB_ID.fullmatch(name))
 
 

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What holds for all runs of a suite."""
+    """Options that hold for all runs of a suite."""
 
     limit: int | None = None
     """Use at most this many test cases; a block may use fewer."""
@@ -65,7 +65,7 @@ class RunOptions:
     """Settings that come after those of the blocks."""
     seed: int = 0
     command: str = "mmedit.run_suite"
-    """What started the runs, for their manifests."""
+    """The command that started the runs, for their manifests."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class BlockPlan:
 
     @property
     def notes(self) -> list[str]:
-        """What the reader of the table must know besides its figures."""
+        """Notes that a reader of the table needs besides its figures."""
         return notes_of(self.plan.manifest({}))
 
     @property
@@ -104,7 +104,7 @@ class BlockPlan:
 
 @dataclass(frozen=True)
 class BlockResult:
-    """What a run has measured."""
+    """Measurements of one run."""
 
     name: str
     title: str
@@ -119,7 +119,7 @@ class BlockResult:
 
 @dataclass(frozen=True)
 class Reusable:
-    """What a later block can take over: the last VLM, and editors fitted on the same cases."""
+    """Parts that a later block can take over: the last VLM, and editors fitted on the same cases."""
 
     vlm_file: VLMFile | None = None
     vlm: VLM | None = None

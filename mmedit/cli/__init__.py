@@ -28,7 +28,7 @@ AFTER_STOP: Mapping[str, str] = {
     "data": _CONTINUES,
     "fit": " The last checkpoint is kept. The same command with --resume continues from there.",
 }
-"""What a user can do after Ctrl+C, by command. Other commands leave nothing to continue."""
+"""Advice after Ctrl+C, by command. Other commands leave nothing to continue."""
 
 
 def main() -> None:

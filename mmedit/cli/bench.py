@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # suite imports torch
     from mmedit.suite import BlockPlan, BlockResult
 
 Blocks = dict[str, "Block"]
-"""What is run, by name."""
+"""The runs of a command, by name."""
 
 
 def _table(value: str | None) -> str | None:

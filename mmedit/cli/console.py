@@ -1,4 +1,4 @@
-"""What all commands share: the app, the consoles, and options that several commands take."""
+"""Parts that all commands share: the app, the consoles, and options that several commands take."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from mmedit.settings import Settings
 
 
 class AuditSettings(Settings):
-    """Where the files are that `mmedit data check` reads."""
+    """Locations of the files that `mmedit data check` reads."""
 
     root: Path
     """The dataset's folder; for `json` the file itself."""

@@ -1,4 +1,4 @@
-"""What every dataset is: frozen settings with a method that loads edit cases."""
+"""The interface of datasets: frozen settings with a method that loads edit cases."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from mmedit.storage import write_atomically, write_durably
 
 RECORDS = "records.jsonl"
 PACKED = "records.jsonl.xz"
-"""What a finished run may be kept as: a sequence of 1,000 edits is a thirtieth so."""
+"""Packed records of a finished run; a sequence of 1,000 edits shrinks to a thirtieth."""
 MAX_UNPACKED = 8 << 30
 """Bytes of records that are unpacked, at most."""
 MANIFEST = "manifest.json"
@@ -127,7 +127,7 @@ def _unpacked(file: Path) -> bytes:
         try:
             content = opened.read(MAX_UNPACKED + 1)
         except (lzma.LZMAError, EOFError) as error:
-            raise DataError(f"{file} is no whole xz file: {error}") from error
+            raise DataError(f"{file} is not a complete xz file: {error}") from error
     if len(content) > MAX_UNPACKED:
         raise DataError(f"{file} unpacks to more than {MAX_UNPACKED:,} bytes")
     return content

@@ -7,10 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from mmedit.errors import DataError, UnknownNameError
-from mmedit.records.schema import MODE, RUN, Record, RunManifest, notes_of
+from mmedit.records.schema import Record, RunManifest, notes_of
 from mmedit.records.store import read_manifest, read_records
 from mmedit.report.scores import all_by_editor, by_editor, is_base
 
@@ -74,7 +73,7 @@ class _Run:
 
 def mode_of(manifest: RunManifest) -> str:
     """Return how the edits of a run were made: "independent", "batch" or "sequential"."""
-    return str(_mode(manifest).get("kind", INDEPENDENT))
+    return str(manifest.run.mode["kind"])
 
 
 def read_runs(paths: Iterable[Path], *, edits: int | None = None) -> Measured:
@@ -114,17 +113,12 @@ def _with_each_base_once(runs: Iterable[_Run]) -> list[_Run]:
     kept = []
     for run in runs:
         manifest = run.manifest
-        made = (manifest.vlm, manifest.dataset, manifest.seed, manifest.limit, _mode(manifest))
+        made = (manifest.vlm, manifest.dataset, manifest.seed, manifest.limit, manifest.run.mode)
         key = json.dumps(made, sort_keys=True)
         rows = {e: found for e, found in run.rows.items() if key not in measured or not is_base(e)}
         kept.append(replace(run, rows=rows))
         measured.add(key)
     return kept
-
-
-def _mode(manifest: RunManifest) -> dict[str, Any]:
-    run = manifest.config.get(RUN)
-    return run.get(MODE, {}) if isinstance(run, dict) else {}
 
 
 def _labels(runs: Sequence[_Run]) -> dict[tuple[Path, str], str]:

@@ -12,7 +12,7 @@ from mmedit.bench.plan import Plan
 from mmedit.bench.run import run
 from mmedit.cases import EditCase, Probe
 from mmedit.datasets.easyvqa import cases as easyvqa
-from mmedit.editors.base import Editor
+from mmedit.editors.base import Editor, Fitting
 from mmedit.errors import EditorError, RunError, SiteError
 from mmedit.methods.ft import FT, FTConfig
 from mmedit.methods.ike import IKE, IKEConfig
@@ -203,14 +203,13 @@ def test_an_editor_that_does_not_fit_is_refused_before_anything_is_measured(vlm,
     wrong = replace(plan(), editors={"FT": FT(FTConfig(sites=("language_model.nothing",)))})
     with pytest.raises(SiteError, match="nothing"):
         run(wrong, tmp_path / "site", vlm, cases, training, progress=silent)
-    fitted = IKE(IKEConfig(k=1))
-    fitted.fit(vlm, training(silent))
+    fitted = IKE(IKEConfig(k=1)).fit(vlm, Fitting(training(silent)))
     assert fitted.origin is not None
-    identity = fitted.origin.vlm._replace(weights="0" * 32)
-    fitted.origin = replace(fitted.origin, vlm=identity)
+    other = replace(fitted.origin, vlm=fitted.origin.vlm._replace(weights="0" * 32))
+    elsewhere = fitted.with_learnt(fitted.learnt, other)
     with pytest.raises(EditorError, match="with other weights"):
         run(
-            replace(plan(), editors={"IKE": fitted}),
+            replace(plan(), editors={"IKE": elsewhere}),
             tmp_path / "weights",
             vlm,
             cases,

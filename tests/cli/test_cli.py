@@ -81,7 +81,7 @@ def test_bench_runs_on_a_folder_of_another_family(mmedit_, tmp_path: Path):
         (("bench", "--editor", "ft", "--limit", "1", "--out", PICTURE), "cannot make the folder"),
         (
             ("bench", "--no-generate", "--set", "generation.fluency_tokens=9", "--out", "x"),
-            "speech.fluency_tokens scores what is said freely, and nothing is to be generated",
+            "generation.fluency_tokens scores free generations, which --no-generate turns off",
         ),
         (("fit", "--limit", "1", "--out", PICTURE), "cannot make the folder"),
         (("table", "nowhere"), "cannot read nowhere"),

@@ -1,4 +1,4 @@
-"""What annotation files hold: counts beside the published ones, and what may spoil a number."""
+"""Contents of annotation files: counts beside the published ones, and what may spoil a number."""
 
 from __future__ import annotations
 

@@ -45,9 +45,9 @@ class Source:
     required: Sequence[str] = PROBES
     """Keys that each record must have beside src, alt and image."""
     without_file: str = ""
-    """What to do if the file is missing."""
+    """Advice if the file is missing."""
     without_image: str = ""
-    """What to do if images are missing."""
+    """Advice if images are missing."""
     form: type[Annotation] = Annotation
     """The keys of a record."""
     case: CaseMaker | None = None
@@ -67,7 +67,7 @@ class Source:
 
 @dataclass(frozen=True)
 class _Row:
-    """What became of one record."""
+    """Result of reading one record."""
 
     number: int
     case: EditCase | None

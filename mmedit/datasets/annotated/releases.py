@@ -35,7 +35,7 @@ class ReleasedFile:
     cases: str
     """The beginning of its cases' ids."""
     places: tuple[str, ...]
-    """Where it may be under the dataset's folder; the first place is the usual one."""
+    """Places under the dataset's folder where it may be; the first place is the usual one."""
     published: int | None = None
     """Number of records in the paper."""
 

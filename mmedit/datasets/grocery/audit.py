@@ -1,4 +1,4 @@
-"""What the Grocery Store Dataset's folder holds: photographs per list beside the published counts,
+"""Contents of the Grocery Store Dataset's folder: photographs per list beside the published counts,
 missing and broken files, and photographs that are in two lists.
 """
 
