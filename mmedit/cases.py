@@ -76,8 +76,9 @@ class Example:
 
 
 class Probe(StrEnum):
-    """Kind of question that measures an edit. The value is its name in records, `heading` its name above the columns
-    of a table. Text and image reliability ask about the content of the edit, without and with its
+    """Kind of question that measures an edit.
+
+    The value is its name in records, `heading` its name in tables. Text and image reliability ask about the content of the edit, without and with its
     image (MMKE-Bench).
 
     >>> Probe.TEXT_GENERALITY.value, Probe.TEXT_GENERALITY.heading, Probe.TEXT_GENERALITY.title

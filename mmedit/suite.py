@@ -119,7 +119,7 @@ class BlockResult:
 
 @dataclass(frozen=True)
 class Reusable:
-    """Parts that a later block can take over: the last VLM, and editors fitted on the same cases."""
+    """Parts that a later block takes over: the last VLM, and editors fitted on the same cases."""
 
     vlm_file: VLMFile | None = None
     vlm: VLM | None = None

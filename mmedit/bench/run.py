@@ -122,6 +122,7 @@ def measure_editor(
     items = jobs(mode, meter, editor, cases, Past(folder.known, snapshots.restore))
     total = number_of_records(mode, meter, editor, cases)
     done = sum(key.editor == meter.name for key in folder.known)
+    progress(f"measuring {meter.name}", done, total, "")
     for record in missing_records(items, folder.known, snapshots):
         folder.add(record)
         done += 1

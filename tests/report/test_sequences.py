@@ -157,7 +157,7 @@ def test_an_earlier_checkpoint_can_be_chosen(run_folder: Path):
     }
     assert read.notes == (
         "Edits were made one after another, and tested after the last one.",
-        "Here after 1 edits.",
+        "Tested after 1 edits.",
     )
     with pytest.raises(DataError, match="was not tested after 3 edits; its checkpoints: 1, 4"):
         read_runs([run_folder], edits=3)
