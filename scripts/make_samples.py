@@ -1,0 +1,247 @@
+"""Make data/samples: a few records of our own in the format of each dataset, with drawn pictures.
+
+    python scripts/make_samples.py [FOLDER]
+
+Everything is seeded: the same Pillow gives the same files. Nothing is taken from a dataset.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+SIDE = 64
+COLORS = {
+    "red": (208, 44, 36), "blue": (40, 72, 200), "green": (40, 150, 64), "yellow": (232, 200, 40),
+    "black": (24, 24, 24), "brown": (132, 84, 40),
+}  # fmt: skip
+SHAPES = ("circle", "square", "triangle")
+FACTS = (
+    ("what is the capital of France", "Paris"),
+    ("what is the capital of Italy", "Rome"),
+    ("what is the capital of Norway", "Oslo"),
+    ("what is the capital of Peru", "Lima"),
+)
+RECORDS = {"train": 4, "eval": 3}
+"""Records of each annotation file."""
+PRODUCTS = (("Red-Ball", "Ball"), ("Blue-Ball", "Ball"), ("Green-Box", "Box"))
+
+
+def draw(path: Path, color: str, shape: str, rng: Random) -> None:
+    """Draw one shape on a pale background."""
+    image = Image.new("RGB", (SIDE, SIDE), tuple(rng.randint(215, 245) for _ in range(3)))
+    size, left, top = rng.randint(20, 32), rng.randint(4, 26), rng.randint(4, 26)
+    box, pen = (left, top, left + size, top + size), ImageDraw.Draw(image)
+    if shape == "circle":
+        pen.ellipse(box, fill=COLORS[color])
+    elif shape == "square":
+        pen.rectangle(box, fill=COLORS[color])
+    else:
+        corners = [(left, top + size), (left + size, top + size), (left + size // 2, top)]
+        pen.polygon(corners, fill=COLORS[color])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **({"quality": 90} if path.suffix == ".jpg" else {}))
+
+
+def save(file: Path, records: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+
+
+class Scene:
+    """A picture, another picture of the same, an unrelated one, and a wrong answer."""
+
+    def __init__(self, rng: Random) -> None:
+        self.color, self.wrong, self.far = rng.sample(list(COLORS), 3)
+        self.shape, self.other_shape = rng.sample(SHAPES, 2)
+        self.fact = rng.choice(FACTS)
+        self.rng = rng
+
+    def draw(self, image: Path, rephrase: Path, unrelated: Path) -> None:
+        draw(image, self.color, self.shape, self.rng)
+        draw(rephrase, self.color, self.shape, self.rng)
+        draw(unrelated, self.far, self.other_shape, self.rng)
+
+    def record(self, image: str, rephrase: str, unrelated: str) -> dict[str, Any]:
+        """Return a record in E-VQA's keys."""
+        return {
+            "src": f"What color is the {self.shape}?",
+            "pred": self.color,
+            "rephrase": f"Which color does the {self.shape} have?",
+            "alt": self.wrong,
+            "image": image,
+            "image_rephrase": rephrase,
+            "loc": f"nq question: {self.fact[0]}",
+            "loc_ans": self.fact[1],
+            "m_loc": unrelated,
+            "m_loc_q": "What shape is it?",
+            "m_loc_a": self.other_shape,
+        }
+
+
+def make_evqa(root: Path, *, captions: bool = False) -> None:
+    """E-VQA, or E-IC if `captions`: the two differ in file names, prompts and answers."""
+    rng = Random(2 if captions else 1)
+    number = 0
+    for split, count in RECORDS.items():
+        records = []
+        for _ in range(count):
+            scene, number = Scene(rng), number + 1
+            names = (
+                f"val2014/sample_{number:02}.jpg",
+                f"val2014_image_rephrase/sample_{number:02}.png",
+                f"val2014/other_{number:02}.jpg",
+            )
+            scene.draw(*(root / "images" / name for name in names))
+            record = scene.record(*names)
+            if captions:
+                record |= {
+                    "src": "a photo of",
+                    "rephrase": "a picture of",
+                    "pred": f"a {scene.color} {scene.shape} on a pale background",
+                    "alt": f"a {scene.wrong} {scene.other_shape} on a pale background",
+                }
+            records.append(record)
+        name = f"caption/caption_{split}_edit.json" if captions else f"vqa/vqa_{split}.json"
+        save(root / name, records)
+
+
+def make_vlkeb(root: Path) -> None:
+    rng = Random(3)
+    number = 0
+    for split, count in RECORDS.items():
+        records, hops = [], []
+        for _ in range(count):
+            scene, number = Scene(rng), number + 1
+            names = (f"m.{number:03}/a.jpg", f"m.{number:03}/b.jpg", f"m.{number:03}/c.jpg")
+            scene.draw(*(root / "VLKEB_images" / name for name in names))
+            records.append(scene.record(*names))
+            hops.append((f"What is {scene.wrong}?", "a color"))
+        save(root / f"{split}.json", records)
+        if split == "eval":
+            onehop = [
+                record | {"port_new": [{"port_q": question, "port_a": answer}]}
+                for record, (question, answer) in zip(records, hops, strict=True)
+            ]
+            multihop = [
+                record
+                | {
+                    "port_new": [
+                        {"port_type": "1-hop", "Q&A": {"Question": question, "Answer": answer}}
+                    ]
+                }
+                for record, (question, answer) in zip(records, hops, strict=True)
+            ]
+            save(root / "eval_edit_onehop.json", onehop)
+            save(root / "eval_multihop.json", multihop)
+
+
+def make_mmke(root: Path) -> None:
+    rng = Random(4)
+    number = 0
+    for kind, level in (
+        ("entity", "entity_level"), ("visual", "visual_knowledge"), ("user", "user_specific"),
+    ):  # fmt: skip
+        for split in RECORDS:
+            scene, number = Scene(rng), number + 1
+            names = tuple(f"{kind}/{number:02}_{part}.jpg" for part in ("a", "b", "c"))
+            scene.draw(*(root / "data_image" / name for name in names))
+            hop = f"{kind}/{number:02}_hop.jpg"
+            record = scene.record(*names) | {"knowledge_type": level}
+            record |= _mmke_questions(scene, visual=kind == "visual")
+            question = {"Question": f"What is {scene.wrong}?", "Answer": "a color"}
+            record["port_new"] = [{"port_type": "1-hop", "Q&A": question}]
+            if kind != "entity":
+                draw(root / "data_image" / hop, scene.wrong, scene.shape, rng)
+                record["one_hop_img"] = hop
+            save(root / f"data_json/{kind}_{split}.json", [record])
+
+
+def _mmke_questions(scene: Scene, *, visual: bool) -> dict[str, str]:
+    about = f"What color has the {scene.shape}?"
+    if visual:
+        return {
+            "rel": about, "rel_ans": scene.wrong, "m_rel": "What color is it?",
+            "m_rel_ans": scene.wrong, "image_rephrase_question": "And what color here?",
+        }  # fmt: skip
+    return {
+        "rel_1": about, "rel_ans_1": scene.wrong,
+        "rel_2": f"Is the {scene.shape} {scene.color}?", "rel_ans_2": "no",
+        "m_rel_1": "What color is it?", "m_rel_ans_1": scene.wrong,
+        "m_rel_2": f"Is it {scene.color}?", "m_rel_ans_2": "no",
+    }  # fmt: skip
+
+
+def make_grocery(root: Path) -> None:
+    rng = Random(5)
+    look = {"Red-Ball": ("red", "circle"), "Blue-Ball": ("blue", "circle"),
+            "Green-Box": ("green", "square")}  # fmt: skip
+    coarse = sorted({kind for _, kind in PRODUCTS})
+    rows = []
+    lists: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    for number, (name, kind) in enumerate(PRODUCTS):
+        place = f"iconic-images-and-descriptions/{kind}/{name}/{name}"
+        draw(root / f"{place}_Iconic.jpg", *look[name], rng)
+        text = f"A {name.lower().replace('-', ' ')} for children. It is light.\n"
+        (root / f"{place}_Description.txt").write_text(text, encoding="utf-8")
+        paths = (f"/{place}_Iconic.jpg", f"/{place}_Description.txt")
+        rows.append([name, number, kind, coarse.index(kind), *paths])
+        for split, count in (("train", 2), ("val", 1), ("test", 2)):
+            for copy in range(count):
+                path = f"{split}/{kind}/{name}/{name}_{copy + 1:03}.jpg"
+                draw(root / path, *look[name], rng)
+                lists[split].append(f"{path}, {number}, {coarse.index(kind)}")
+    for split, lines in lists.items():
+        (root / f"{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with (root / "classes.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(
+            [
+                "Class Name (str)", "Class ID (int)", "Coarse Class Name (str)",
+                "Coarse Class ID (int)", "Iconic Image Path (str)",
+                "Product Description Path (str)",
+            ]
+        )  # fmt: skip
+        writer.writerows(rows)
+
+
+def make_json(root: Path) -> None:
+    """Your own file: the second record of each has the needed keys alone."""
+    rng = Random(6)
+    number = 0
+    for split, count in (("train", 4), ("test", 3)):
+        records = []
+        for place in range(count):
+            scene, number = Scene(rng), number + 1
+            names = tuple(f"photos/{number:02}_{part}.png" for part in ("a", "b", "c"))
+            scene.draw(*(root / name for name in names))
+            record = scene.record(*names) | {
+                "loc": scene.fact[0],
+                "answers": [f"It is {scene.wrong}"],
+            }
+            record["port_new"] = [{"port_q": f"What is {scene.wrong}?", "port_a": "a color"}]
+            if place == 1 and split == "test":
+                record = {key: record[key] for key in ("src", "alt", "image")}
+            records.append(record)
+        save(root / f"{split}.json", records)
+
+
+def make_all(folder: Path) -> None:
+    """Write every sample under a folder."""
+    make_evqa(folder / "evqa")
+    make_evqa(folder / "eic", captions=True)
+    make_vlkeb(folder / "vlkeb")
+    make_mmke(folder / "mmke")
+    make_grocery(folder / "grocery")
+    make_json(folder / "json")
+
+
+if __name__ == "__main__":
+    here = Path(__file__).parents[1] / "data" / "samples"
+    make_all(Path(sys.argv[1]) if len(sys.argv) > 1 else here)
