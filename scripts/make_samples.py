@@ -46,7 +46,7 @@ def draw(path: Path, color: str, shape: str, rng: Random) -> None:
         corners = [(left, top + size), (left + size, top + size), (left + size // 2, top)]
         pen.polygon(corners, fill=COLORS[color])
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, **({"quality": 90} if path.suffix == ".jpg" else {}))
+    image.save(path, quality=90)
 
 
 def save(file: Path, records: Any) -> None:

@@ -10,7 +10,8 @@ import typer
 
 from mmedit.catalog import AUDITS, DOWNLOADS
 from mmedit.cli.console import app, either, err, examples, folder, one_of, say
-from mmedit.cli.progress import show_progress
+from mmedit.cli.progress import show_progress, show_status
+from mmedit.errors import ConfigError
 
 data = typer.Typer(
     no_args_is_help=True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import runpy
 from pathlib import Path
 from typing import Any, get_args
 
@@ -71,12 +71,8 @@ def test_samples_are_small():
                 assert max(image.size) <= 128
 
 
-def test_the_script_makes_these_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    monkeypatch.delitem(sys.modules, "make_samples", raising=False)
-    import make_samples
-
-    make_samples.make_all(tmp_path)
+def test_the_script_makes_these_samples(tmp_path: Path):
+    runpy.run_path(str(ROOT / "scripts" / "make_samples.py"))["make_all"](tmp_path)
     made, kept = (
         {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
         for folder in (tmp_path, FOLDER)
