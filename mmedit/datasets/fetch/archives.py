@@ -1,5 +1,5 @@
-"""Zip files from elsewhere: nothing leaves the folder, nothing is a link, nothing is larger than
-said. An archive with one bad name is refused whole, before anything is written.
+"""Zip files from the network, unpacked safely: no path outside of the folder, no link, no file that
+is larger than stated. An archive with one bad name is refused whole, before anything is written.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from mmedit.progress import Progress, silent
 MAX_FILES = 1_000_000
 CHUNK = 1 << 20
 LEFT_OUT = ("__MACOSX/",)
-"""What macOS adds."""
+"""Folders that macOS adds to archives."""
 
 
 def names(archive: Path) -> list[str]:
-    """The files in it. Raises DownloadError where it is no zip file."""
+    """Return the names of the files in an archive. Raises DownloadError if it is not a zip file."""
     try:
         with ZipFile(archive) as opened:
             return [info.filename for info in _files(opened)]
@@ -40,12 +40,12 @@ def unpack(
     sha256: Mapping[str, str] | None = None,
     progress: Progress = silent,
 ) -> int:
-    """Put what lies under `inside` (a folder of the archive, or all of it) into `folder`; how many
-    files it is. Files that are there already, as they are in the archive, are left alone.
+    """Unpack the folder `inside` of an archive (or all of it) into `folder`; return the number of
+    files. Files that are there already and equal those of the archive are left alone.
 
-    `sha256` are hashes that files must have, by path under `inside`. Raises DownloadError: no zip
-    file or a damaged one, a path out of the folder, a link, encryption, more than `max_bytes` when
-    unpacked, a wrong hash, a file that is there and differs, no room.
+    `sha256` are hashes that files must have, by path under `inside`. Raises DownloadError: not a
+    zip file or a damaged one, a path outside of the folder, a link, encryption, more than
+    `max_bytes` when unpacked, a wrong hash, a file that is there and differs, a full disk.
     """
     try:
         with ZipFile(archive) as opened:
@@ -77,7 +77,7 @@ def _files(opened: ZipFile) -> list[ZipInfo]:
 
 
 def _chosen(archive: Path, opened: ZipFile, inside: str) -> dict[str, ZipInfo]:
-    """By path under `inside`; every entry of the archive is looked at."""
+    """Return the files by path under `inside`; check every entry of the archive."""
     prefix = f"{inside}/" if inside else ""
     chosen = {}
     for info in opened.infolist():
@@ -129,7 +129,7 @@ def _require_hash(
 
 
 def _require_inside(archive: Path, folder: Path, name: str) -> None:
-    """Against links that lie in the folder already."""
+    """Raise DownloadError if a link in the folder would lead outside of it."""
     if not (folder / name).resolve().is_relative_to(folder.resolve()):
         raise DownloadError(f"{archive} is refused: {name!r} would lie outside of {folder}")
 

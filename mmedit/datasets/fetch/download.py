@@ -1,8 +1,8 @@
-"""One file by HTTP: resumed where it was cut off, checked, and only then put into its place.
+"""One file by HTTP: resumed if it was cut off, checked, and only then put in its place.
 
-What has come lies beside the file as NAME.partial. It is continued by a Range header; where the
-file has no known hash, only if the server still has the version (ETag or Last-Modified) that the
-beginning is of, noted in NAME.partial.version.
+The bytes so far are in NAME.partial beside the file. A Range header asks for the rest. If the hash of
+the file is not known, the download is resumed only if the server still has the same version (ETag or
+Last-Modified), which is noted in NAME.partial.version.
 """
 
 from __future__ import annotations
@@ -21,24 +21,22 @@ from mmedit.errors import DownloadError
 from mmedit.progress import Progress, silent
 from mmedit.storage import sha256
 
-"""Called with (bytes there, bytes in all, or 0 where the server does not say)."""
-
 TRIES = 5
-"""In a row that bring nothing new."""
+"""Number of tries in a row that bring nothing new, before the download fails."""
 WAIT = 0.5
 """Seconds before the second try; doubled with each further one."""
 TIMEOUT = 30.0
 AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Statuses that may be others in a moment."""
+"""HTTP statuses after which another try may succeed."""
 
 
 class _CutOff(Exception):
-    """The try brought no whole file; another one may."""
+    """The file did not come whole; another try may succeed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Partial:
-    """What has come of a file."""
+    """The part of a file that was downloaded, and the version it is of."""
 
     file: Path
     version: Path
@@ -64,14 +62,18 @@ def download(
     sha256_wanted: str | None = None,
     progress: Progress = silent,
 ) -> bool:
-    """Fetch a file, unless it is there; whether it was fetched. Redirects are followed.
+    """Fetch a file, unless it is there; return whether it was fetched. Redirects are followed.
+
+    `progress` gets bytes so far and in all (0 if the server does not say).
 
     Raises DownloadError: an address that is neither http nor https, a file there that is not the
     wanted one, an answer of the server that is an error, a connection lost `TRIES` times in a row
     without anything new, a wrong hash, a full disk, a folder that cannot be written.
     """
     if not re.match(r"https?://[^/]", url):
-        raise DownloadError(f"{url!r} cannot be fetched; an address with http or https was wanted")
+        raise DownloadError(
+            f"{url!r} cannot be fetched; expected an address that begins with http:// or https://"
+        )
     try:
         if target.is_file():
             require_hash(target, sha256_wanted)
@@ -89,16 +91,16 @@ def download(
 
 
 def require_hash(file: Path, wanted: str | None) -> None:
-    """Raise DownloadError where a file that is there is not the wanted one."""
+    """Raise DownloadError if a file that is there does not have the expected hash."""
     if wanted is not None and (found := sha256(file)) != wanted:
         raise DownloadError(
-            f"{file} is there and is not the released file: SHA-256 {found}, wanted {wanted}. Move "
+            f"{file} is there and is not the released file: SHA-256 {found}, expected {wanted}. Move "
             "it away, or name another folder: --root DIR"
         )
 
 
 def _fetch(url: str, partial: _Partial, hashed: bool, progress: Progress) -> bool:
-    """The whole file into `partial`; whether a part of it was there before this call."""
+    """Fetch the whole file into `partial`; return whether a part of it was there before."""
     begun = partial.size
     failed, most = 0, begun
     with httpx2.Client(follow_redirects=True, timeout=TIMEOUT) as client:
@@ -124,7 +126,7 @@ def _try(
     client: httpx2.Client, url: str, partial: _Partial, hashed: bool, progress: Progress
 ) -> None:
     if not hashed and partial.size and not partial.version.is_file():
-        partial.remove()  # of which version it is, nobody knows
+        partial.remove()  # its version is not known
     there = partial.size
     # a compressed answer has other bytes than the file, and no length
     headers = {"Accept-Encoding": "identity"}
@@ -192,7 +194,7 @@ def _put(partial: _Partial, target: Path, url: str, wanted: str | None) -> None:
     if wanted is not None and (found := sha256(partial.file)) != wanted:
         partial.remove()
         raise DownloadError(
-            f"{url} is not the released file: SHA-256 {found}, wanted {wanted}. Nothing was kept; "
+            f"{url} is not the released file: SHA-256 {found}, expected {wanted}. Nothing was kept; "
             "try again, and if it stays so, tell us: the file may have been replaced"
         )
     os.replace(partial.file, target)

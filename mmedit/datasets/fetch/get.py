@@ -1,4 +1,4 @@
-"""A dataset's files, fetched where they have an address, and told of where they have none."""
+"""Fetching the files of a dataset that have an address, and naming those that have none."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ from mmedit.errors import ConfigError, DownloadError, UnknownNameError
 from mmedit.progress import Progress, named, silent
 from mmedit.storage import sha256
 
-"""Called with (what is being done, done, total or 0 where nobody knows)."""
 MAX_BYTES = 64 * GIGABYTE
-"""Of what an archive from the hub may hold."""
+"""Maximum size of an unpacked archive from the hub, in bytes."""
 FOLDERS = ("data_json", "data_image")
-"""Of MMKE-Bench."""
+"""The folders of MMKE-Bench."""
 
 
 @dataclass
 class Got:
-    """What a dataset's folder holds now."""
+    """The files of a dataset's folder after `get`."""
 
     root: Path
     fetched: list[str] = field(default_factory=list)
     there: list[str] = field(default_factory=list)
-    """What was there before."""
+    """Files that were there before."""
     missing: list[str] = field(default_factory=list)
-    """What is left to do, each in words."""
+    """Things left to do, each a sentence."""
 
 
 def get(
@@ -42,7 +41,7 @@ def get(
     images: bool = False,
     progress: Progress = silent,
 ) -> Got:
-    """Fetch what has an address and is not there. What is there already is checked and left alone.
+    """Fetch the files that have an address and are not there; check the files that are there.
 
     Raises UnknownNameError, ConfigError, DownloadError.
     """
@@ -96,7 +95,7 @@ def _get_archive(
 
 
 def _whole(archive: RemoteArchive, folder: Path) -> bool:
-    """Whether what is in an archive was unpacked before."""
+    """Return whether an archive was unpacked before."""
     if not all(
         (folder / name).is_file() and sha256(folder / name) == wanted
         for name, wanted in archive.sha256.items()
@@ -106,7 +105,7 @@ def _whole(archive: RemoteArchive, folder: Path) -> bool:
 
 
 def _get_from_hub(repository: str, got: Got, progress: Progress) -> None:
-    """All files of a dataset on the hub, which resumes and checks by itself; zip files unpacked."""
+    """Fetch all files of a dataset on the hub (which resumes and checks itself), and unpack zips."""
     before = _files(got.root)
     try:
         snapshot_download(repository, repo_type="dataset", local_dir=got.root)
@@ -141,7 +140,7 @@ def _get_from_hub(repository: str, got: Got, progress: Progress) -> None:
 
 
 def _place(packed: Path, root: Path) -> tuple[str, Path] | None:
-    """Which folder of an archive belongs where, so that `FOLDERS` come to lie in `root`."""
+    """Return which folder of an archive goes where, so that `FOLDERS` are in `root`; None if none."""
     inside = {tuple(Path(name).parts) for name in names(packed)}
     tops = {parts[0] for parts in inside}
     if tops <= set(FOLDERS):
@@ -162,7 +161,9 @@ def _look_for_what_is_fetched_by_hand(origin: Origin, got: Got) -> None:
         if found == wanted:
             got.there.append(f"{path}, as released")
         else:
-            got.missing.append(f"{file} is not the released file: SHA-256 {found}, wanted {wanted}")
+            got.missing.append(
+                f"{file} is not the released file: SHA-256 {found}, expected {wanted}"
+            )
     for one in origin.by_hand:
         if origin.released:
             there = all((got.root / path).is_file() for path in origin.released)
@@ -175,13 +176,13 @@ def _look_for_what_is_fetched_by_hand(origin: Origin, got: Got) -> None:
 
 
 def _files(root: Path) -> set[str]:
-    """Below the folder; those of the hub's own bookkeeping are left out."""
+    """Return the files below the folder, without the hub's own bookkeeping."""
     found = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
     return {str(path) for path in found if path.parts[0] != ".cache"}
 
 
 def _by_folder(files: set[str]) -> list[str]:
-    """Files at the top by name, those below by number."""
+    """Return the files at the top by name, and the folders with their number of files."""
     below: dict[str, int] = {}
     for file in sorted(files):
         top, slash, _ = file.partition("/")

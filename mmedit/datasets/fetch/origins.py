@@ -1,5 +1,5 @@
-"""Where the released files are to be had, and which they are: what `mmedit data get` fetches, and
-the one place of what must be fetched by hand. No network here.
+"""The addresses and hashes of the released files, for `mmedit data get`; and the files that must be
+fetched by hand. This module uses no network.
 """
 
 from __future__ import annotations
@@ -27,41 +27,41 @@ class RemoteFile:
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteArchive:
-    """A zip file with a public address, of which no hash is known."""
+    """A zip file with a public address. Its hash is not known."""
 
     url: str
     inside: str
-    """The folder of the archive that is wanted; its content goes to `path`."""
+    """The folder of the archive whose content goes to `path`."""
     path: str
     max_bytes: int
-    """Of what is in it."""
+    """Maximum size when unpacked, in bytes."""
     sha256: Mapping[str, str] = field(default_factory=dict)
-    """Of files under `inside`."""
+    """SHA-256 of files, by path under `inside`."""
     files: int
-    """At least so many are under `path` when all is there."""
+    """Minimum number of files under `path` when all are there."""
     images: bool = False
-    """Fetched only where it is asked for: --images."""
+    """True if it is fetched only with --images."""
     size: str = ""
-    """In words."""
+    """Its size as a text, for instance "6.2 GB"."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ByHand:
-    """What has no address that a program may fetch from."""
+    """Files without an address that a program may fetch from."""
 
     what: str
     where: str
-    """From whom."""
+    """The source."""
     path: str
     """Its place under the dataset's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where a dataset comes from."""
+    """The source of a dataset."""
 
     root: str
-    """Its folder, where none is named."""
+    """Its default folder."""
     files: tuple[RemoteFile, ...] = ()
     archives: tuple[RemoteArchive, ...] = ()
     hub: str | None = None
@@ -72,7 +72,7 @@ class Origin:
 
     @property
     def has_address(self) -> bool:
-        """Whether a program can fetch any of it."""
+        """Whether a program can fetch some of its files."""
         return bool(self.files or self.archives or self.hub)
 
 
@@ -172,11 +172,11 @@ ORIGINS: dict[str, Origin] = {
         ),
     ),
 }
-"""By the name of the dataset."""
+"""Sources by the name of the dataset."""
 
 
 def how_to_get(name: str) -> str:
-    """What to do where files of a dataset are missing; DIR is its folder."""
+    """Return what to do if files of a dataset are missing; DIR is its folder."""
     origin = ORIGINS[name]
     said = []
     if origin.has_address:
@@ -194,5 +194,5 @@ def how_to_get(name: str) -> str:
 
 
 def in_words(one: ByHand, root: Path) -> str:
-    """What, from where, to where."""
+    """Return the sentence "files, from source, to place"."""
     return f"{one.what}, from {one.where}, to {root / one.path}"
