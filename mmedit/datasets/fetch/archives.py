@@ -116,15 +116,15 @@ def _require_hash(
     archive: Path, opened: ZipFile, info: ZipInfo | None, name: str, wanted: str
 ) -> None:
     if info is None:
-        raise DownloadError(f"{archive} is not what was wanted: it holds no {name}")
+        raise DownloadError(f"{archive} is not the expected archive: it does not hold {name}")
     with opened.open(info) as member:
         digest = hashlib.sha256()
         while chunk := member.read(CHUNK):
             digest.update(chunk)
     if digest.hexdigest() != wanted:
         raise DownloadError(
-            f"{archive} is not what was wanted: SHA-256 of its {name} is {digest.hexdigest()}, "
-            f"{wanted} was wanted. Nothing was unpacked; delete it to fetch it again"
+            f"{archive} is not the expected archive: SHA-256 of its {name} is {digest.hexdigest()}, "
+            f"expected {wanted}. Nothing was unpacked; delete it to fetch it again"
         )
 
 
@@ -159,6 +159,6 @@ def _crc(file: Path) -> int:
 
 def _broken(archive: Path, error: Exception) -> str:
     return (
-        f"{archive} is no zip file, or a damaged one: {error}. Delete it; the same command fetches "
+        f"{archive} is not a zip file, or is damaged: {error}. Delete it; the same command fetches "
         "it again"
     )

@@ -1,8 +1,8 @@
 """One file by HTTP: resumed if it was cut off, checked, and only then put in its place.
 
-The bytes so far are in NAME.partial beside the file. A Range header asks for the rest. If the hash of
-the file is not known, the download is resumed only if the server still has the same version (ETag or
-Last-Modified), which is noted in NAME.partial.version.
+The bytes so far are in NAME.partial beside the file. A Range header asks for the rest. If the hash
+of the file is not known, the download is resumed only if the server still has the same version
+(ETag or Last-Modified), which is noted in NAME.partial.version.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def require_hash(file: Path, wanted: str | None) -> None:
     """Raise DownloadError if a file that is there does not have the expected hash."""
     if wanted is not None and (found := sha256(file)) != wanted:
         raise DownloadError(
-            f"{file} is there and is not the released file: SHA-256 {found}, expected {wanted}. Move "
-            "it away, or name another folder: --root DIR"
+            f"{file} is there and is not the released file: SHA-256 {found}, expected {wanted}. "
+            "Move it away, or name another folder: --root DIR"
         )
 
 
@@ -119,7 +119,7 @@ def _fetch(url: str, partial: _Partial, hashed: bool, progress: Progress) -> boo
                     ) from error
                 time.sleep(WAIT * 2**failed)
             except httpx2.InvalidURL as error:
-                raise DownloadError(f"{url!r} is no address: {error}") from error
+                raise DownloadError(f"{url!r} is not a valid address: {error}") from error
 
 
 def _try(
@@ -194,8 +194,8 @@ def _put(partial: _Partial, target: Path, url: str, wanted: str | None) -> None:
     if wanted is not None and (found := sha256(partial.file)) != wanted:
         partial.remove()
         raise DownloadError(
-            f"{url} is not the released file: SHA-256 {found}, expected {wanted}. Nothing was kept; "
-            "try again, and if it stays so, tell us: the file may have been replaced"
+            f"{url} is not the released file: SHA-256 {found}, expected {wanted}. Nothing was "
+            "kept. Try again, and if it stays so, tell us: the file may have been replaced"
         )
     os.replace(partial.file, target)
     partial.remove()

@@ -105,7 +105,7 @@ def _whole(archive: RemoteArchive, folder: Path) -> bool:
 
 
 def _get_from_hub(repository: str, got: Got, progress: Progress) -> None:
-    """Fetch all files of a dataset on the hub (which resumes and checks itself), and unpack zips."""
+    """Fetch all files of a dataset on the hub, which resumes and checks, and unpack zip files."""
     before = _files(got.root)
     try:
         snapshot_download(repository, repo_type="dataset", local_dir=got.root)
@@ -140,7 +140,7 @@ def _get_from_hub(repository: str, got: Got, progress: Progress) -> None:
 
 
 def _place(packed: Path, root: Path) -> tuple[str, Path] | None:
-    """Return which folder of an archive goes where, so that `FOLDERS` are in `root`; None if none."""
+    """Return which folder of an archive goes where, so that `root` holds `FOLDERS`, or None."""
     inside = {tuple(Path(name).parts) for name in names(packed)}
     tops = {parts[0] for parts in inside}
     if tops <= set(FOLDERS):
