@@ -17,6 +17,7 @@ from mmedit.bench.modes import MODES
 from mmedit.cli.console import app
 from mmedit.cli.progress import PERIOD, show_progress, show_status
 from mmedit.convert.conversion import FAMILIES
+from mmedit.datasets.audits import AUDITS
 from mmedit.datasets.fetch.origins import ORIGINS
 from mmedit.errors import ConfigError, UnknownNameError
 from mmedit.progress import Progress
@@ -92,6 +93,7 @@ def test_wrong_names_are_refused_before_torch_is_imported():
         (catalog.FORMATS, FORMATS),
         (catalog.COLUMN_SETS, COLUMN_SETS),
         (catalog.MODES, MODES),
+        (catalog.AUDITS, AUDITS),
         (catalog.DOWNLOADS, ORIGINS),
         (catalog.CONVERTED, FAMILIES),
         (catalog.names("published"), published_names()),
