@@ -78,8 +78,8 @@ class Example:
 class Probe(StrEnum):
     """Kind of question that measures an edit.
 
-    The value is its name in records, `heading` its name in tables. Text and image reliability ask about the content of the edit, without and with its
-    image (MMKE-Bench).
+    The value is its name in records, `heading` its name in tables. Text and image reliability ask
+    about the content of the edit, without and with its image (MMKE-Bench).
 
     >>> Probe.TEXT_GENERALITY.value, Probe.TEXT_GENERALITY.heading, Probe.TEXT_GENERALITY.title
     ('text_generality', 'T-Gen', 'Text generality')

@@ -73,7 +73,7 @@ def load_vlm_file(name: str, settings: Mapping[str, Any] | None = None) -> VLMFi
     file = validate(VLMFile, merged(written, settings or {}), f"vlm {name}")
     if file.convert and not Path(file.name_or_path).is_dir():
         raise ConfigError(
-            f"vlm {name}: there is no folder {file.name_or_path}. Make it from the original files "
+            f"vlm {name}: the folder {file.name_or_path} does not exist. Make it from the original files "
             f"(docs/converting.md): {file.convert}; or name yours: --set vlm.name_or_path=DIR"
         )
     require_vlm(file.name_or_path)
@@ -209,7 +209,9 @@ def require_used(overrides: Overrides, editors: Iterable[str], modes: Iterable[s
     editors, modes = list(dict.fromkeys(editors)), sorted(set(modes))
     for part in overrides.parts:
         if part in MODES and part not in modes:
-            here = f"here the mode is {', '.join(modes)}" if modes else "and there is no mode here"
+            here = (
+                f"here the mode is {', '.join(modes)}" if modes else "and this command has no mode"
+            )
             raise ConfigError(f"--set {part}.* is for --mode {part}; {here}")
         if part not in PARTS and part not in editors:
             raise ConfigError(

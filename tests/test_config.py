@@ -177,8 +177,11 @@ def test_a_limit_below_one_is_refused():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"vlm": "models/gone"}, "there is no folder models/gone; expected a transformers model"),
-        ({"vlm": "./gone"}, "there is no folder ./gone"),
+        (
+            {"vlm": "models/gone"},
+            "the folder models/gone does not exist; expected a transformers model",
+        ),
+        ({"vlm": "./gone"}, "the folder ./gone does not exist"),
         ({"editors": ("models/gone",)}, "expected the folder of a fitted editor"),
         ({"editors": ("",)}, "named ''"),
         ({"dataset": "mine.json"}, "--dataset json --set dataset.test=mine.json"),

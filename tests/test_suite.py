@@ -117,7 +117,7 @@ def test_published_values_stand_beside_those_of_the_table(mmedit_, tmp_path):
         (("bench", "--mode", "", "--out", "x"), "named ''"),
         (("bench", "--out", ""), "the name of a folder is empty"),
         (("bench", "--generate", "false"), "--generate and --no-generate take no value"),
-        (("bench", "--vlm", "./gone", "--out", "x"), "there is no folder ./gone"),
+        (("bench", "--vlm", "./gone", "--out", "x"), "the folder ./gone does not exist"),
         (
             ("bench", "--dataset", "json", "--set", "dataset.test=one.json", "--out", "x"),
             "--set dataset.train=FILE.json",

@@ -134,7 +134,7 @@ def _read_list(file: Path, advice: str) -> list[Any]:
             raise DataError(f"{file} has {size:,} bytes; at most {MAX_BYTES:,} are read")
         records = json.loads(file.read_text(encoding="utf-8-sig"))  # with or without a BOM
     except FileNotFoundError:
-        raise DataError(f"there is no file {file}. {advice}".strip()) from None
+        raise DataError(f"the file {file} does not exist. {advice}".strip()) from None
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -180,7 +180,7 @@ class ReleaseSettings(AnnotatedSettings, ABC):
         folder = self.root.expanduser()
         if not folder.is_dir():
             raise DataError(
-                f"{self.release}: there is no folder {folder}. {how_to_get(self.release)}"
+                f"{self.release}: the folder {folder} does not exist. {how_to_get(self.release)}"
             )
         return folder
 

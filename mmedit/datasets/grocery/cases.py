@@ -99,7 +99,7 @@ def folder_of(root: Path | None) -> Path:
     if root is None:
         raise DataError(f"grocery needs its folder: --set dataset.root=DIR. {FETCH}")
     if not (folder := root.expanduser()).is_dir():
-        raise DataError(f"grocery: there is no folder {folder}. {FETCH}")
+        raise DataError(f"grocery: the folder {folder} does not exist. {FETCH}")
     return folder
 
 
@@ -144,7 +144,9 @@ def read_products(folder: Path) -> list[Product]:
     products = []
     for row, found in enumerate(read_classes(folder)):
         if found.iconic and not found.iconic.is_file():
-            raise DataError(f"{file}, row {row}: there is no picture {found.iconic}. {FETCH}")
+            raise DataError(
+                f"{file}, row {row}: the picture {found.iconic} does not exist. {FETCH}"
+            )
         text = found.description
         products.append(
             Product(
@@ -186,7 +188,7 @@ def read_photographs(
     found = read_list(file, folder, len(products))
     for row, (path, _) in enumerate(found):
         if not path.is_file():
-            raise DataError(f"{file}, row {row}: there is no photograph {path}. {FETCH}")
+            raise DataError(f"{file}, row {row}: the photograph {path} does not exist. {FETCH}")
     return found
 
 
