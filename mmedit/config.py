@@ -73,8 +73,8 @@ def load_vlm_file(name: str, settings: Mapping[str, Any] | None = None) -> VLMFi
     file = validate(VLMFile, merged(written, settings or {}), f"vlm {name}")
     if file.convert and not Path(file.name_or_path).is_dir():
         raise ConfigError(
-            f"vlm {name}: the folder {file.name_or_path} does not exist. Make it from the original files "
-            f"(docs/converting.md): {file.convert}; or name yours: --set vlm.name_or_path=DIR"
+            f"vlm {name}: the folder {file.name_or_path} does not exist. Make it from the original "
+            f"files (docs/converting.md): {file.convert}; or name yours: --set vlm.name_or_path=DIR"
         )
     require_vlm(file.name_or_path)
     if file.name_or_path not in names("vlm"):

@@ -153,8 +153,8 @@ def _require_folder(kind: Kind, name: str, expected: str) -> None:
     is_path = name.startswith(("/", "./", "../", "~")) or bool(slash and Path(first).is_dir())
     if is_path and name not in names(kind) and not Path(name).expanduser().exists():
         raise ConfigError(
-            f"the folder {name} does not exist; expected {expected}, a name of `mmedit ls {kind}s`, or a "
-            "hub id like owner/name"
+            f"the folder {name} does not exist; expected {expected}, a name of "
+            f"`mmedit ls {kind}s`, or a hub id like owner/name"
         )
 
 

@@ -58,7 +58,8 @@ def test_named_vlm_that_must_be_converted_first_tells_the_command(tmp_path: Path
         load_vlm("minigpt4-vicuna-7b")
     text = str(raised.value)
     assert text.startswith(
-        "vlm minigpt4-vicuna-7b: the folder models/minigpt4-vicuna-7b does not exist. Make it from the "
+        "vlm minigpt4-vicuna-7b: the folder models/minigpt4-vicuna-7b does not exist. "
+        "Make it from the "
         "original files (docs/converting.md): mmedit convert minigpt4 --vision eva_vit_g.pth "
     )
     assert text.endswith("or name yours: --set vlm.name_or_path=DIR")

@@ -124,7 +124,8 @@ def _require_hash(
     if digest.hexdigest() != wanted:
         raise DownloadError(
             f"{archive} is not the expected archive: the SHA-256 of its {name} is "
-            f"{digest.hexdigest()}, expected {wanted}. Nothing was unpacked; delete it to fetch it again"
+            f"{digest.hexdigest()}, expected {wanted}. Nothing was unpacked; delete it to "
+            "fetch it again"
         )
 
 
