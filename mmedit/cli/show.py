@@ -115,7 +115,6 @@ def _costs(label: str, vlm: str) -> str:
     one in `results/`.
     """
     from mmedit.errors import MmeditError
-    from mmedit.records.schema import MODE, RUN
     from mmedit.records.store import RECORDS, read_manifest, read_records
     from mmedit.storage import config_folder
 
@@ -127,8 +126,7 @@ def _costs(label: str, vlm: str) -> str:
             records = [r for r in read_records(file) if r.editor == label]
         except MmeditError:
             continue
-        run = manifest.config.get(RUN)
-        if not records or (isinstance(run, dict) and MODE in run):
+        if not records or manifest.run.mode["kind"] != "independent":
             continue
         seconds = median(record.seconds for record in records)
         memory = max(record.peak_memory_bytes for record in records) / 2**30
