@@ -93,9 +93,10 @@ class BaseOutputs:
         self, asked: ExampleBatch, kind: Hashable, compute: Callable[[ExampleBatch], list[Output]]
     ) -> list[Output]:
         contents = [_content(example) for example in asked.examples]
-        unknown = tuple(e for e in asked.examples if _content(e) not in self._batches)
-        other = ExampleBatch(unknown, asked.local)
-        batches = [self._batches.get(content, other) for content in contents]
+        fixed = [self._fixed_batch(content, asked) for content in contents]
+        unknown = (e for e, batch in zip(asked.examples, fixed, strict=True) if batch is None)
+        other = ExampleBatch(tuple(unknown), asked.local)
+        batches = [batch or other for batch in fixed]
         made: dict[ExampleBatch, Mapping[Hashable, Output]] = {}
         for batch in dict.fromkeys(batches):
             outputs = self._kept.get((batch, kind))
@@ -105,6 +106,12 @@ class BaseOutputs:
                     self._kept[batch, kind] = outputs
             made[batch] = outputs
         return [made[batch][content] for content, batch in zip(contents, batches, strict=True)]
+
+    def _fixed_batch(self, content: Hashable, asked: ExampleBatch) -> ExampleBatch | None:
+        """Return the fixed batch of an example, if it gives all that is asked of it."""
+        batch = self._batches.get(content)
+        lacks_logits = batch and content in asked.local and content not in batch.local
+        return None if lacks_logits else batch
 
     @torch.no_grad()
     def _predict(self, batch: ExampleBatch) -> list[BaseOutput]:

@@ -1,4 +1,4 @@
-"""Which examples go through a VLM together.
+"""Batches of examples that go through a VLM together.
 
 Results agree whatever the batches are, except in their last digits. A run therefore forms the same
 batches again each time it is continued.

@@ -176,7 +176,7 @@ class RunPart(_Frozen):
 
 
 class RunManifest(_Frozen):
-    """How the records of a run folder were made."""
+    """Settings, versions and commands that the records of a run folder come from."""
 
     command: str
     """The last command that measured into the folder."""

@@ -18,15 +18,15 @@ RECORDS = "records.jsonl"
 PACKED = "records.jsonl.xz"
 """Packed records of a finished run; a sequence of 1,000 edits shrinks to a thirtieth."""
 MAX_UNPACKED = 8 << 30
-"""Bytes of records that are unpacked, at most."""
+"""Maximum size of unpacked records, in bytes."""
 MANIFEST = "manifest.json"
 
 
 class RecordWriter:
     """Appends records to one `records.jsonl`; once `append` has returned, the record is on disk.
 
-    Entering creates the run directory, refuses a second writer (RunError), and drops the last line
-    where a killed run left it torn. `earlier` then holds the records that were already there, so
+    Entering creates the run directory, refuses a second writer (RunError), and drops a last line
+    that a killed run left incomplete. `earlier` then holds the records that were already there, so
     that a resumed run can skip them.
 
         with RecordWriter(run / RECORDS) as writer:
@@ -69,7 +69,7 @@ class RecordWriter:
         self._close()
 
     def append(self, record: Record) -> None:
-        """Write one line through to the disk; RunError if that fails: earlier lines are kept."""
+        """Write one record to the disk. Raises RunError if that fails; earlier lines are kept."""
         if self._file is None:
             raise RunError(f"{self.path} is not open; append inside `with RecordWriter(...)`")
         line = record.model_dump_json().encode() + b"\n"
@@ -100,11 +100,11 @@ class RecordWriter:
 
 
 def read_records(path: Path) -> list[Record]:
-    """Read the records of a run directory, or of one `records.jsonl`, which may be packed (.xz); a
-    torn last line is left out.
+    """Read the records of a run directory or of one `records.jsonl`, which may be packed (.xz). An
+    incomplete last line is left out.
 
-    Raises DataError where there is no such file or no record in it, and for a malformed line, with
-    the number of its row.
+    Raises DataError if there is no such file or no record in it, and for a malformed line, with the
+    number of its row.
     """
     file = path / RECORDS if path.is_dir() else path
     if path.is_dir() and not file.exists() and (path / PACKED).exists():
@@ -134,12 +134,12 @@ def _unpacked(file: Path) -> bytes:
 
 
 def write_manifest(directory: Path, manifest: RunManifest) -> None:
-    """Write `manifest.json` into the run directory, whole or not at all."""
+    """Replace `manifest.json` in the run directory. Raises RunError if it cannot be written."""
     write_atomically(directory / MANIFEST, manifest.model_dump_json(indent=2).encode() + b"\n")
 
 
 def read_manifest(directory: Path) -> RunManifest:
-    """Read the manifest of a run directory; DataError where it is missing or does not fit."""
+    """Read the manifest of a run directory. Raises DataError if it is missing or malformed."""
     file = directory / MANIFEST
     try:
         return RunManifest.model_validate_json(file.read_bytes())
