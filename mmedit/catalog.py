@@ -59,6 +59,10 @@ _ALLOWED: Mapping[Kind, str] = {
     "table": "table or file of a table",
     "published": "published table",
 }
+_FOLDERS: Mapping[Kind, str] = {
+    "vlm": "a transformers model folder",
+    "editor": "the folder of a fitted editor (mmedit fit --out FOLDER)",
+}
 
 
 def names(kind: Kind) -> list[str]:
@@ -108,10 +112,25 @@ def require_known(kind: Kind, name: str) -> None:
             f"--dataset {name} is a file, not the name of a dataset. Use your own file with: "
             f"--dataset json --set dataset.test={name}"
         )
+    if kind in _FOLDERS and _is_path(name):
+        raise ConfigError(
+            f"there is no folder {name}; expected {_FOLDERS[kind]}, a name of `mmedit ls {kind}s`, "
+            "or a hub id like owner/name"
+        )
     raise UnknownNameError(_ALLOWED[kind], name, names(kind))
 
 
 def _may_be_elsewhere(kind: Kind, name: str) -> bool:
     if kind == "table":
         return os.path.isfile(name)
-    return kind in ("vlm", "editor") and (os.path.isdir(name) or is_hub_id(name))
+    if kind not in _FOLDERS:
+        return False
+    return os.path.isdir(os.path.expanduser(name)) or (is_hub_id(name) and not _is_path(name))
+
+
+def _is_path(name: str) -> bool:
+    """Return whether a name can only be a path. Such a name is not looked for on the hub, which
+    would take half a minute without a network.
+    """
+    first, slash, _ = name.partition("/")
+    return name.startswith(("/", "./", "../", "~")) or bool(slash and os.path.isdir(first))

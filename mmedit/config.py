@@ -20,8 +20,6 @@ from mmedit.config_files import (
     TableFile,
     VLMFile,
     read_named,
-    require_editor,
-    require_vlm,
 )
 from mmedit.errors import ConfigError, UnknownNameError
 from mmedit.progress import Progress, silent
@@ -68,7 +66,7 @@ def load_vlm_file(name: str, settings: Mapping[str, Any] | None = None) -> VLMFi
 
     The model is not loaded. Raises ConfigError, UnknownNameError, ModelError.
     """
-    require_vlm(name)
+    require_known("vlm", name)
     written = read_named("vlm", name) if name in names("vlm") else {"name_or_path": name}
     file = validate(VLMFile, merged(written, settings or {}), f"vlm {name}")
     if file.convert and not Path(file.name_or_path).is_dir():
@@ -76,7 +74,7 @@ def load_vlm_file(name: str, settings: Mapping[str, Any] | None = None) -> VLMFi
             f"vlm {name}: the folder {file.name_or_path} does not exist. Make it from the original "
             f"files (docs/converting.md): {file.convert}; or name yours: --set vlm.name_or_path=DIR"
         )
-    require_vlm(file.name_or_path)
+    require_known("vlm", file.name_or_path)
     if file.name_or_path not in names("vlm"):
         from mmedit.vlm.loading import resolve_vlm
 
@@ -244,7 +242,7 @@ def _vlm_name(vlm: VLM | str) -> str:
         raise ConfigError(
             f"the editor's vlm is {vlm!r}; expected a VLM (load_vlm(...)), or the name of one"
         )
-    require_vlm(str(vlm))
+    require_known("vlm", str(vlm))
     return str(vlm)
 
 
@@ -261,7 +259,7 @@ def _loaded(name: str, file: VLMFile, **given: Any) -> NetworkVLM:
 def _editor(name: str, vlm: str, settings: Values) -> Editor:
     from mmedit.methods import EDITORS
 
-    require_editor(name)
+    require_known("editor", name)
     if name not in names("editor"):
         return _saved_editor(name, settings)
     file = validate(EditorFile, read_named("editor", name), f"configs/editor/{name}.yaml")

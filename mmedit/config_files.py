@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 from itertools import product
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
@@ -122,40 +120,12 @@ def read_named(kind: Kind, name: str) -> Values:
 
 def require_names(block: Block) -> None:
     """Raise an error for a wrong name in a block, at no cost: nothing is loaded."""
-    require_vlm(block.vlm)
+    require_known("vlm", block.vlm)
     for name in block.editors:
-        require_editor(name)
+        require_known("editor", name)
     require_known("dataset", block.dataset)
     if block.mode not in MODES:
         raise UnknownNameError("mode", block.mode, MODES)
-
-
-def require_vlm(name: str) -> None:
-    """Raise an error if a VLM has neither a known name, nor a folder, nor the form of a hub id."""
-    _require_folder("vlm", name, "a transformers model folder")
-    require_known("vlm", os.path.expanduser(name))
-
-
-def require_editor(name: str) -> None:
-    """Raise an error if an editor has neither a known name, nor a folder, nor the form of a hub
-    id.
-    """
-    _require_folder("editor", name, "the folder of a fitted editor (mmedit fit --out FOLDER)")
-    require_known("editor", name)
-
-
-def _require_folder(kind: Kind, name: str, expected: str) -> None:
-    """Raise ConfigError if a name can only be a path, and nothing is there.
-
-    Such a name is not looked for on the hub, which would take half a minute without a network.
-    """
-    first, slash, _ = name.partition("/")
-    is_path = name.startswith(("/", "./", "../", "~")) or bool(slash and Path(first).is_dir())
-    if is_path and name not in names(kind) and not Path(name).expanduser().exists():
-        raise ConfigError(
-            f"the folder {name} does not exist; expected {expected}, a name of "
-            f"`mmedit ls {kind}s`, or a hub id like owner/name"
-        )
 
 
 def _expand(pattern: str) -> list[str]:

@@ -189,7 +189,7 @@ def prepare(name: str, block: Block, folder: Path, options: RunOptions) -> Block
         command=options.command,
         overrides=overrides.written,
         generation=load_generation(overrides),
-        left_out=left_out(cases),
+        left_out=cases.left_out,
         mode=mode,
     )
     earlier_manifest(plan, folder)
@@ -245,13 +245,6 @@ def write_suite_table(folder: Path, results: Sequence[BlockResult]) -> None:
     if is_main_process():
         sections = [f"## {r.title}\n\n{render(r.table, 'md', r.comparison)}" for r in results]
         write_atomically(folder / "table.md", "\n".join(sections).encode())
-
-
-def left_out(cases: Sequence[EditCase]) -> Mapping[str, int]:
-    """Return how many records a dataset left out, by reason."""
-    from mmedit.cases import Cases
-
-    return cases.left_out if isinstance(cases, Cases) else {}
 
 
 def _result(

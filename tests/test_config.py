@@ -206,7 +206,7 @@ def test_the_package_offers_its_names_to_completion():
 @pytest.mark.parametrize(
     ("load", "message"),
     [
-        (lambda: load_editor("mned", "embedded"), "no editor named 'mned'. Did you mean 'mend'"),
+        (lambda: load_editor("mned", "embedded"), "named 'mned'. Did you mean 'mend'"),
         (lambda: load_vlm_file("embeded"), "named 'embeded'. Did you mean 'embedded'"),
         (lambda: load_cases("easyvq", "test"), "no dataset named 'easyvq'. Did you mean 'easyvqa'"),
     ],

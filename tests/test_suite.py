@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -134,8 +135,8 @@ def test_wrong_input_is_one_message_before_anything_is_loaded(
     mmedit_, monkeypatch, tmp_path, arguments, message
 ):
     monkeypatch.chdir(tmp_path)
-    picture = str(load_pictures("test")[0].path)
-    record = {"src": "what?", "alt": "red", "image": picture}
+    shutil.copy(load_pictures("test")[0].path, "0.png")
+    record = {"src": "what?", "alt": "red", "image": "0.png"}
     (tmp_path / "one.json").write_text(json.dumps([record]))
     shown = mmedit_(*arguments)
     assert shown.code == 2

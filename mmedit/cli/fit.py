@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mmedit.cases import EditCase
+from mmedit.catalog import require_known
 from mmedit.cli.console import (
     DatasetOption,
     EditorOption,
@@ -135,10 +136,9 @@ def load_vlm(name: str, file: VLMFile) -> VLM:
 def read_settings(vlm: str, editor: str, settings: Sequence[str] | None) -> Overrides:
     """Read `--set`, after a check of the names that takes milliseconds."""
     from mmedit.config import read_overrides, require_used
-    from mmedit.config_files import require_editor, require_vlm
 
-    require_vlm(vlm)
-    require_editor(editor)
+    require_known("vlm", vlm)
+    require_known("editor", editor)
     overrides = read_overrides(settings or ())
     require_used(overrides, [editor])
     return overrides

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from rich.markup import escape
 from rich.table import Table
 
+from mmedit.catalog import require_known
 from mmedit.cli.console import VlmOption, app, examples, out, say
 
 if TYPE_CHECKING:
@@ -38,10 +39,9 @@ def show_editor(
     Also shows the method's paper, whether it must be fitted, and measured times.
     """
     from mmedit.config import load_editor
-    from mmedit.config_files import require_editor, require_vlm
 
-    require_editor(name)
-    require_vlm(vlm)
+    require_known("editor", name)
+    require_known("vlm", vlm)
     editor = load_editor(name, vlm)
     out.print(f"[bold]{escape(editor.label)}[/] ({editor.method})")
     say(f"{_about(editor)}\nPaper: {editor.paper}")

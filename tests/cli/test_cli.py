@@ -113,7 +113,7 @@ def test_a_broken_or_giant_image_is_refused(mmedit_, tmp_path: Path, monkeypatch
     Image.new("RGB", (20, 20)).save(tmp_path / "giant.png")
     giant = mmedit_(*edit("--image", tmp_path / "giant.png"))
     assert giant.code == 2
-    assert "20 x 20 = 400 pixels; at most 100" in giant.err
+    assert "20 x 20 = 400 pixels; expected at most 100" in giant.err
 
 
 def test_edit_prints_the_answer_before_and_after_and_three_unrelated_ones(mmedit_):
@@ -139,7 +139,8 @@ def test_fit_then_edit_with_the_fitted_editor(mmedit_, tmp_path):
 
 def test_fit_needs_no_test_file_and_edit_shows_the_probes_there_are(mmedit_, tmp_path):
     file = tmp_path / "mine.json"
-    file.write_text(json.dumps([{"src": "what?", "alt": "red", "image": PICTURE}]))
+    shutil.copy(PICTURE, tmp_path / "0.png")
+    file.write_text(json.dumps([{"src": "what?", "alt": "red", "image": "0.png"}]))
     few = ("--set", "ft.steps=1", "--dataset", "json", "--set", f"dataset.test={file}")
     shown = mmedit_(*edit("--editor", "ft"), *few)
     assert shown.code == 0, shown.err
