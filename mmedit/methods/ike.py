@@ -95,18 +95,17 @@ class IKE(Editor[IKEConfig]):
         if not requests:
             return vlm
         by_rank = zip(*self._retrieve(vlm, requests), strict=True)  # the nearest of each, and so on
-        nearest = dict.fromkeys(text for texts in by_rank for text in texts)
+        nearest = dict.fromkeys(number for numbers in by_rank for number in numbers)
+        texts = self._texts(list(nearest)[: self.config.k])
         facts = [new_fact(request.prompt, request.target) for request in requests]
-        return InContextVLM(
-            vlm, "".join([*list(nearest)[: self.config.k], *facts[:-1], as_prompt(facts[-1])])
-        )
+        return InContextVLM(vlm, "".join([*texts, *facts[:-1], as_prompt(facts[-1])]))
 
     def apply_each(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
         if not requests:
             return vlm
         contexts = [
-            "".join([*texts, as_prompt(new_fact(request.prompt, request.target))])
-            for texts, request in zip(self._retrieve(vlm, requests), requests, strict=True)
+            "".join([*self._texts(near), as_prompt(new_fact(request.prompt, request.target))])
+            for near, request in zip(self._retrieve(vlm, requests), requests, strict=True)
         ]
         return InContextVLM(vlm, tuple(contexts))
 
@@ -129,9 +128,12 @@ class IKE(Editor[IKEConfig]):
             )
         return self.with_learnt(Index(demonstrations, keys, mean), origin)
 
-    def _retrieve(self, vlm: VLM, requests: Sequence[Example]) -> list[list[str]]:
-        """Return the k nearest demonstrations of every request, the nearest first; one matrix
-        product.
+    def _texts(self, numbers: Sequence[int]) -> list[str]:
+        return [self._index.demonstrations[number] for number in numbers]
+
+    def _retrieve(self, vlm: VLM, requests: Sequence[Example]) -> list[list[int]]:
+        """Return the numbers of the k nearest training cases of every request, the nearest first;
+        one matrix product.
         """
         index = self._index
         if self.config.k == 0:
@@ -140,8 +142,7 @@ class IKE(Editor[IKEConfig]):
         represented = self._represent(vlm, requests)
         queries = F.normalize(represented - index.mean.to(represented), dim=-1)
         similarity = queries @ index.keys.to(queries).T
-        best = similarity.topk(min(self.config.k, len(index.demonstrations))).indices.tolist()
-        return [[index.demonstrations[number] for number in row] for row in best]
+        return similarity.topk(min(self.config.k, len(index.demonstrations))).indices.tolist()
 
     def _represent(self, vlm: VLM, requests: Sequence[Example]) -> Float[Tensor, "batch hidden"]:
         if self.config.retrieval == "text":

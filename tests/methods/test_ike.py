@@ -191,6 +191,18 @@ def test_requests_together_share_the_demonstrations_each_its_nearest_first(circl
     assert shown_in(same) == ["east", "northeast", "southeast"]
 
 
+def test_equal_demonstrations_of_two_cases_are_both_shown(circle: OnCircle):
+    """Together or apart: else one edit would be another one in a batch than alone."""
+    twins = [
+        EditCase(id=str(number), request=Example(prompt="east request", target="t"))
+        for number in range(2)
+    ]
+    editor = IKE(IKEConfig(k=2)).fit(circle, Fitting([*twins, *training_cases()[2:]]))
+    alone = context_of(editor.apply(circle, [at(0)]))
+    assert shown_in(alone) == ["east", "east"]
+    assert contexts_of(editor.apply_each(circle, [at(0), at(0)])) == (alone, alone)
+
+
 @pytest.mark.parametrize("retrieval", ["text", "image", "both"])
 def test_what_is_compared_is_what_the_setting_says(circle: OnCircle, retrieval: str):
     picture = Image.new("RGB", (8, 8))
