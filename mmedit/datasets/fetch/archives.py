@@ -123,8 +123,9 @@ def _require_hash(
             digest.update(chunk)
     if digest.hexdigest() != wanted:
         raise DownloadError(
-            f"{archive} is not the expected archive: SHA-256 of its {name} is "
-            f"{digest.hexdigest()}, expected {wanted}. Nothing was unpacked; delete it to fetch it again"
+            f"{archive} is not the expected archive: the SHA-256 of its {name} is "
+            f"{digest.hexdigest()}, expected {wanted}. Nothing was unpacked; delete it to "
+            "fetch it again"
         )
 
 
