@@ -36,11 +36,12 @@ def earlier_manifest(plan: Plan, directory: Path) -> RunManifest | None:
         return None
     if (directory / PACKED).exists() and not (directory / RECORDS).exists():
         raise RunError(
-            f"{directory} holds packed records; unpack them to continue that run: "
+            f"{directory} holds packed records; to continue that run, unpack them: "
             f"xz -d {directory / PACKED}"
         )
     earlier, now = read_manifest(directory), plan.manifest({})
-    difference = _difference(_fixed_settings(earlier, plan), _fixed_settings(now, plan))
+    shared = {label: plan.editors[label] for label in plan.editors if label in earlier.config}
+    difference = _difference(_fixed_settings(earlier, shared), _fixed_settings(now, shared))
     if difference:
         raise _refusal(directory, difference, "Use the same value, or choose another --out.")
     _require_growing_limit(directory, earlier, plan)
@@ -125,8 +126,8 @@ def _difference(
     return None
 
 
-def _fixed_settings(manifest: RunManifest, plan: Plan) -> dict[str, object]:
-    """Return the settings that must not change; those of editors if the plan has them too."""
+def _fixed_settings(manifest: RunManifest, editors: Mapping[str, Editor]) -> dict[str, object]:
+    """Return the settings that must not change, with those of `editors`."""
     run = manifest.run
     return {
         "vlm": manifest.vlm,
@@ -138,8 +139,7 @@ def _fixed_settings(manifest: RunManifest, plan: Plan) -> dict[str, object]:
         **_overrides_of_vlm_and_dataset(run.overrides),
         **{
             label: _with_defaults(editor, manifest.config[label])
-            for label, editor in plan.editors.items()
-            if label in manifest.config
+            for label, editor in editors.items()
         },
     }
 
