@@ -424,7 +424,7 @@ def test_settings_that_exclude_each_other_are_one_sentence():
 
 
 def test_name_of_a_clip_must_name_its_weights():
-    with pytest.raises(ConfigError, match="clip: Value error, expected ARCHITECTURE/WEIGHTS"):
+    with pytest.raises(ConfigError, match="clip: expected ARCHITECTURE/WEIGHTS"):
         load_editor("serac", "embedded", clip="ViT-B-32")
 
 
