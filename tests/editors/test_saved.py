@@ -563,7 +563,7 @@ def test_fit_into_a_folder_with_checkpoints_wants_resume(mmedit_, stopped_fit: P
     before = sorted(stopped_fit.rglob("*"))
     shown = mmedit_(*FIT, "--out", stopped_fit)
     assert shown.code == 2
-    assert "holds a training of 2 steps; go on from there with --resume" in shown.err
+    assert "holds a training of 2 steps; continue it with --resume" in shown.err
     assert sorted(stopped_fit.rglob("*")) == before
 
 
@@ -595,7 +595,7 @@ def test_resume_without_checkpoints_begins_and_says_so(mmedit_, tmp_path: Path):
 def test_validation_that_leaves_no_case_is_refused(mmedit_, validation: str, tmp_path: Path):
     shown = mmedit_(*FIT, "--validation", validation, "--out", tmp_path / "fit")
     assert shown.code == 2
-    assert f"--validation {validation} leaves none of the 6 cases for training" in shown.err
+    assert f"--validation {validation} leaves none of the 6 cases to train on" in shown.err
 
 
 def test_validation_cases_are_kept_aside(mmedit_, tmp_path: Path):
