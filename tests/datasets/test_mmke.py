@@ -138,7 +138,7 @@ def test_portability_is_about_the_image_of_the_hop(root, knowledge, image):
 
 def test_the_template_is_around_questions_about_images(root):
     write(root, "entity_eval.json", [RECORDS["entity"]])
-    [case] = load(root, "entity", template='"Q: {} A:"')
+    [case] = load(root, "entity", template="Q: {} A:")
     assert case.request.prompt == f"Q: {BASE['src']} A:"
     assert case.probes[Probe.IMAGE_RELIABILITY][0].prompt == "Q: Where does it live? A:"
     assert case.probes[Probe.TEXT_RELIABILITY][0].prompt == "Where does Bob live?"
