@@ -24,7 +24,7 @@ from mmedit.datasets.fetch import archives, get, origins
 from mmedit.datasets.fetch import download as downloading
 from mmedit.datasets.fetch.archives import unpack
 from mmedit.datasets.fetch.download import download
-from mmedit.datasets.fetch.get import Got
+from mmedit.datasets.fetch.get import FetchedFiles
 from mmedit.datasets.fetch.origins import ORIGINS, Origin, RemoteArchive, RemoteFile
 from mmedit.errors import ConfigError, DataError, DownloadError, UnknownNameError
 
@@ -35,14 +35,14 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 @dataclass
 class Server:
-    """Serves `files` by path. `drops`: so many answers end after half of what they promised."""
+    """A server of `files`, by path. The next `drops` answers end after half of their bytes."""
 
     url: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
     ranges: bool = True
     drops: int = 0
     statuses: list[int] = field(default_factory=list)
-    """Of the next answers, before files are served."""
+    """Statuses of the next answers, before files are served."""
     tag: str = '"v1"'
     compresses: str = ""
     """Nothing, "where accepted" or "always"."""
@@ -100,13 +100,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             self.wfile.write(body)
 
         def _first(self, length: int) -> int | None:
-            """The byte to begin with; None where there is none."""
-            wanted = re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "")
-            if not served.ranges or wanted is None:
+            """Return the first byte to send; None if it lies after the end."""
+            asked = re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "")
+            if not served.ranges or asked is None:
                 return 0
             if self.headers["If-Range"] not in (None, served.tag):
                 return 0
-            return int(wanted[1]) if int(wanted[1]) < length else None
+            return int(asked[1]) if int(asked[1]) < length else None
 
         def log_message(self, format: str, *args: Any) -> None:
             pass
@@ -134,11 +134,11 @@ def alone(folder: Path) -> list[str]:
 def test_a_file_is_fetched_checked_and_not_fetched_again(server: Server, tmp_path: Path):
     target, seen = tmp_path / "vqa" / "a.json", []
     url = f"{server.url}/a.json"
-    assert download(url, target, sha256_wanted=SHA256, progress=lambda _, *n: seen.append(n[:2]))
+    assert download(url, target, expected_sha256=SHA256, progress=lambda _, *n: seen.append(n))
     assert target.read_bytes() == CONTENT
     assert seen[0] == (0, len(CONTENT))
     assert seen[-1] == (len(CONTENT), len(CONTENT))
-    assert not download(url, target, sha256_wanted=SHA256)
+    assert not download(url, target, expected_sha256=SHA256)
     assert len(server.asked) == 1
     assert alone(target.parent) == ["a.json"]
 
@@ -148,19 +148,19 @@ def test_the_file_itself_is_kept_where_the_server_compresses(
     server: Server, tmp_path: Path, always: bool
 ):
     server.compresses = "always" if always else "where accepted"
-    assert download(f"{server.url}/a.json", tmp_path / "a", sha256_wanted=SHA256)
+    assert download(f"{server.url}/a.json", tmp_path / "a", expected_sha256=SHA256)
     assert (tmp_path / "a").read_bytes() == CONTENT
     assert len(server.asked) == 1
 
 
 def test_redirects_are_followed(server: Server, tmp_path: Path):
-    assert download(f"{server.url}/moved/a.json", tmp_path / "a", sha256_wanted=SHA256)
+    assert download(f"{server.url}/moved/a.json", tmp_path / "a", expected_sha256=SHA256)
     assert [path for path, _ in server.asked] == ["/moved/a.json", "/a.json"]
 
 
 def test_a_lost_connection_goes_on_where_it_was_cut_off(server: Server, tmp_path: Path):
     server.drops = 2
-    assert download(f"{server.url}/a.json", tmp_path / "a", sha256_wanted=SHA256)
+    assert download(f"{server.url}/a.json", tmp_path / "a", expected_sha256=SHA256)
     assert (tmp_path / "a").read_bytes() == CONTENT
     first, second, third = (asked for _, asked in server.asked)
     assert (first, second, third) == (None, "bytes=524288-", "bytes=786432-")
@@ -168,20 +168,20 @@ def test_a_lost_connection_goes_on_where_it_was_cut_off(server: Server, tmp_path
 
 def test_a_later_call_goes_on_with_what_an_earlier_one_left(server: Server, tmp_path: Path):
     (tmp_path / "a.partial").write_bytes(CONTENT[:1000])
-    assert download(f"{server.url}/a.json", tmp_path / "a", sha256_wanted=SHA256)
+    assert download(f"{server.url}/a.json", tmp_path / "a", expected_sha256=SHA256)
     assert server.asked == [("/a.json", "bytes=1000-")]
     assert (tmp_path / "a").read_bytes() == CONTENT
 
 
 def test_a_whole_partial_file_needs_no_more_bytes(server: Server, tmp_path: Path):
     (tmp_path / "a.partial").write_bytes(CONTENT)
-    assert download(f"{server.url}/a.json", tmp_path / "a", sha256_wanted=SHA256)
+    assert download(f"{server.url}/a.json", tmp_path / "a", expected_sha256=SHA256)
     assert alone(tmp_path) == ["a"]
 
 
 def test_a_server_that_ignores_ranges_sends_the_whole_again(server: Server, tmp_path: Path):
     server.ranges, server.drops = False, 1
-    assert download(f"{server.url}/a.json", tmp_path / "a", sha256_wanted=SHA256)
+    assert download(f"{server.url}/a.json", tmp_path / "a", expected_sha256=SHA256)
     assert (tmp_path / "a").read_bytes() == CONTENT
     assert len(server.asked) == 2
 
@@ -191,18 +191,18 @@ def test_a_server_that_always_drops_is_given_up_and_what_came_is_kept(
 ):
     server.ranges, server.drops = False, 1000
     with pytest.raises(DownloadError, match=r"tried 5 times\. 524,288 bytes are kept in .*a\.part"):
-        download(f"{server.url}/a.json", tmp_path / "a", sha256_wanted=SHA256)
+        download(f"{server.url}/a.json", tmp_path / "a", expected_sha256=SHA256)
     assert alone(tmp_path) == ["a.partial", "a.partial.version"]
     assert len(server.asked) == 1 + downloading.TRIES
 
 
 def test_a_beginning_of_another_file_is_thrown_away(server: Server, tmp_path: Path):
     (tmp_path / "a.partial").write_bytes(b"x" * 1000)
-    assert download(f"{server.url}/a.json", tmp_path / "a", sha256_wanted=SHA256)
+    assert download(f"{server.url}/a.json", tmp_path / "a", expected_sha256=SHA256)
     assert [asked for _, asked in server.asked] == ["bytes=1000-", None]
     assert (tmp_path / "a").read_bytes() == CONTENT
     (tmp_path / "b.partial").write_bytes(CONTENT + b"more")
-    assert download(f"{server.url}/a.json", tmp_path / "b", sha256_wanted=SHA256)
+    assert download(f"{server.url}/a.json", tmp_path / "b", expected_sha256=SHA256)
     assert (tmp_path / "b").read_bytes() == CONTENT
 
 
@@ -221,8 +221,10 @@ def test_without_a_hash_only_the_same_version_is_gone_on_with(server: Server, tm
 
 def test_another_file_than_the_released_one_is_not_kept(server: Server, tmp_path: Path):
     server.files["/a.json"] = b"something else"
-    with pytest.raises(DownloadError, match=rf"SHA-256 \w+, expected {SHA256}\. Nothing was kept"):
-        download(f"{server.url}/a.json", tmp_path / "a", sha256_wanted=SHA256)
+    with pytest.raises(
+        DownloadError, match=rf"SHA-256 \w+, expected {SHA256}\. The download was deleted"
+    ):
+        download(f"{server.url}/a.json", tmp_path / "a", expected_sha256=SHA256)
     assert alone(tmp_path) == []
 
 
@@ -230,8 +232,8 @@ def test_a_file_that_is_there_and_differs_is_neither_taken_nor_replaced(
     server: Server, tmp_path: Path
 ):
     (tmp_path / "a").write_text("mine", encoding="utf-8")
-    with pytest.raises(DownloadError, match="is there and is not the released file"):
-        download(f"{server.url}/a.json", tmp_path / "a", sha256_wanted=SHA256)
+    with pytest.raises(DownloadError, match="exists but is not the released file"):
+        download(f"{server.url}/a.json", tmp_path / "a", expected_sha256=SHA256)
     assert (tmp_path / "a").read_text(encoding="utf-8") == "mine"
     assert server.asked == []
 
@@ -241,7 +243,7 @@ def test_refusals_of_the_server_are_one_message(server: Server, tmp_path: Path):
         download(f"{server.url}/b.json", tmp_path / "b")
     assert len(server.asked) == 1
     server.statuses = [503, 429]
-    assert download(f"{server.url}/a.json", tmp_path / "a", sha256_wanted=SHA256)
+    assert download(f"{server.url}/a.json", tmp_path / "a", expected_sha256=SHA256)
     server.statuses = [500] * 10
     with pytest.raises(DownloadError, match="the server answered 500; tried 5 times"):
         download(f"{server.url}/a.json", tmp_path / "c")
@@ -255,8 +257,11 @@ def test_only_addresses_of_the_web_are_fetched(tmp_path: Path, url: str):
 
 
 def test_a_server_that_is_not_there_is_one_message(server: Server, tmp_path: Path):
-    with pytest.raises(DownloadError, match=r"cannot be fetched: .*tried 5 times"):
+    with pytest.raises(DownloadError, match=r"cannot be downloaded: .*tried 5 times") as raised:
         download("http://127.0.0.1:9/a.json", tmp_path / "a")
+    assert "kept" not in str(raised.value)
+    assert "Check the network connection, then run the same command again" in str(raised.value)
+    assert alone(tmp_path) == []
 
 
 def test_a_full_disk_is_one_message(server: Server, tmp_path: Path, monkeypatch):
@@ -266,15 +271,17 @@ def test_a_full_disk_is_one_message(server: Server, tmp_path: Path, monkeypatch)
         return opened(Path("/dev/full") if path.name == "b.partial" else path, *mode, **more)
 
     monkeypatch.setattr(Path, "open", to_the_full_disk)
-    with pytest.raises(DownloadError, match=r"is full .*make room, and the same command"):
-        download(f"{server.url}/a.json", tmp_path / "b", sha256_wanted=SHA256)
+    with pytest.raises(
+        DownloadError, match=r"is full .*Make room and run the same command to try again"
+    ):
+        download(f"{server.url}/a.json", tmp_path / "b", expected_sha256=SHA256)
 
 
 def test_too_little_room_is_said_before_anything_is_written(server: Server, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(downloading.shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(DownloadError, match=r"full \(1,048,576 bytes are to come, 1,000 are free"):
-        download(f"{server.url}/a.json", tmp_path / "a", sha256_wanted=SHA256)
+    with pytest.raises(DownloadError, match=r"full \(1,048,576 bytes are needed, 1,000 are free"):
+        download(f"{server.url}/a.json", tmp_path / "a", expected_sha256=SHA256)
     assert not (tmp_path / "a.partial").exists()
 
 
@@ -282,7 +289,7 @@ def test_a_folder_that_cannot_be_written_is_one_message(server: Server, tmp_path
     (tmp_path / "file").write_text("", encoding="utf-8")
     for folder in (Path("/proc/mmedit"), tmp_path / "file"):
         with pytest.raises(DownloadError, match=r"cannot be written: .*Name another folder"):
-            download(f"{server.url}/a.json", folder / "a", sha256_wanted=SHA256)
+            download(f"{server.url}/a.json", folder / "a", expected_sha256=SHA256)
 
 
 # Archives
@@ -333,8 +340,11 @@ REFUSED: dict[str, tuple[dict[str | ZipInfo, bytes], str]] = {
     "backslash": ({"..\\bad": b""}, "would lie outside"),
     "drive": ({"C:/bad": b""}, "would lie outside"),
     "link": ({"good": b"", link("bad"): b"/etc/passwd"}, "'bad' is a link"),
-    "too large": ({"good": b"x" * 2000}, r"1 files of 2,000 bytes; at most .* of 1,000"),
-    "empty": ({}, "holds no file"),
+    "too large": (
+        {"good": b"x" * 2000},
+        r"1 files of 2,000 bytes in all; expected at most .* of 1,000",
+    ),
+    "empty": ({}, "contains no files"),
 }
 
 
@@ -366,7 +376,7 @@ def test_files_that_are_there_are_kept_and_others_are_not_replaced(tmp_path: Pat
     assert (tmp_path / "to" / "1").read_bytes() == b"one"
     assert (tmp_path / "to" / "2").stat().st_mtime_ns == made
     (tmp_path / "to" / "2").write_bytes(b"owt")
-    with pytest.raises(DownloadError, match="2 is there and is not the released file"):
+    with pytest.raises(DownloadError, match="2 exists but is not the released file"):
         unpack(file, tmp_path / "to", max_bytes=1000)
 
 
@@ -374,17 +384,17 @@ def test_a_damaged_archive_and_a_wrong_file_in_it_are_named(tmp_path: Path):
     file = packed(tmp_path / "a.zip", {"1": CONTENT})
     with pytest.raises(DownloadError, match="SHA-256 of its 1 is"):
         unpack(file, tmp_path / "to", max_bytes=1 << 30, sha256={"1": "0" * 64})
-    with pytest.raises(DownloadError, match="does not hold 2"):
+    with pytest.raises(DownloadError, match="does not contain 2"):
         unpack(file, tmp_path / "to", max_bytes=1 << 30, sha256={"2": "0" * 64})
     assert not (tmp_path / "to").exists()
     content = bytearray(file.read_bytes())
     content[200] ^= 255
     file.write_bytes(content)
-    with pytest.raises(DownloadError, match=r"a\.zip is not a zip file, or is damaged"):
+    with pytest.raises(DownloadError, match=r"a\.zip is not a valid zip file"):
         unpack(file, tmp_path / "to", max_bytes=1 << 30)
     file.write_bytes(b"none")
-    with pytest.raises(DownloadError, match=r"a\.zip is not a zip file"):
-        archives.names(file)
+    with pytest.raises(DownloadError, match=r"a\.zip is not a valid zip file"):
+        archives.list_files(file)
 
 
 def test_a_full_disk_is_said_while_unpacking(tmp_path: Path, monkeypatch):
@@ -531,7 +541,9 @@ def test_mmke_comes_from_the_hub_and_is_unpacked(tmp_path: Path, monkeypatch, na
 
 def test_mmke_without_the_hub_is_one_message(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(DownloadError, match=r"MMKE-Bench-dataset cannot be fetched from the hub"):
+    with pytest.raises(
+        DownloadError, match=r"MMKE-Bench-dataset cannot be downloaded from the hub"
+    ):
         get.get("mmke", tmp_path)
 
 
@@ -556,5 +568,5 @@ def test_errors_of_missing_files_name_the_command(name: str, tmp_path: Path):
 
 
 def test_a_result_is_empty_at_first():
-    assert Got(root=Path("x")).fetched == []
+    assert FetchedFiles(root=Path("x")).fetched == []
     assert origins.how_to_get("vlkeb").startswith("By hand: ")

@@ -1,1 +1,1 @@
-"""Downloading the files of datasets."""
+"""Download of the files of datasets."""

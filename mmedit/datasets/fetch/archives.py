@@ -1,5 +1,7 @@
-"""Zip files from the network, unpacked safely: no path outside of the folder, no link, no file that
-is larger than stated. An archive with one bad name is refused whole, before anything is written.
+"""Safe unpacking of downloaded zip files.
+
+An archive is refused as a whole, before anything is written, if one of its members would lie
+outside of the target folder, is a link or is encrypted, or if its content is larger than expected.
 """
 
 from __future__ import annotations
@@ -17,18 +19,20 @@ from mmedit.errors import DownloadError
 from mmedit.progress import Progress, silent
 
 MAX_FILES = 1_000_000
+"""Maximum number of members of an archive."""
 CHUNK = 1 << 20
-LEFT_OUT = ("__MACOSX/",)
-"""Folders that macOS adds to archives."""
+"""Size of one read, in bytes."""
+IGNORED_PREFIXES = ("__MACOSX/",)
+"""Beginnings of the names of members that are not unpacked: macOS adds them."""
 
 
-def names(archive: Path) -> list[str]:
-    """Return the names of the files in an archive. Raises DownloadError if it is not a zip file."""
+def list_files(archive: Path) -> list[str]:
+    """Return the names of the files in a zip file. Raises DownloadError if it cannot be read."""
     try:
         with ZipFile(archive) as opened:
-            return [info.filename for info in _files(opened)]
+            return [info.filename for info in _list_members(opened)]
     except (BadZipFile, OSError) as error:
-        raise DownloadError(_broken(archive, error)) from error
+        raise DownloadError(_describe_damage(archive, error)) from error
 
 
 def unpack(
@@ -40,57 +44,65 @@ def unpack(
     sha256: Mapping[str, str] | None = None,
     progress: Progress = silent,
 ) -> int:
-    """Unpack the folder `inside` of an archive (or all of it) into `folder`; return the number of
-    files. Files that are there already and equal those of the archive are left alone.
+    """Unpack the files under `inside` into `folder` and return their number.
 
-    `sha256` are hashes that files must have, by path under `inside`. Raises DownloadError: not a
-    zip file or a damaged one, a path outside of the folder, a link, encryption, more than
-    `max_bytes` when unpacked, a wrong hash, a file that is there and differs, a full disk.
+    `inside` is a folder of the archive; "" unpacks the whole archive. Files that exist already with
+    the same content are not written again. `max_bytes` limits the size of the unpacked content.
+    `sha256` gives the expected hashes of files, by their path under `inside`.
+
+    Raises DownloadError if the file is not a valid zip file, a member would lie outside of
+    `folder`, is a link or is encrypted, the content is larger than `max_bytes`, a hash differs, a
+    file exists with another content, or the files cannot be written.
     """
     try:
         with ZipFile(archive) as opened:
-            chosen = _chosen(archive, opened, inside)
+            chosen = _choose_members(archive, opened, inside)
             _require_small(archive, opened, max_bytes)
-            for name, wanted in (sha256 or {}).items():
-                _require_hash(archive, opened, chosen.get(name), name, wanted)
+            for name, expected in (sha256 or {}).items():
+                _require_hash(archive, opened, chosen.get(name), name, expected)
             for name in chosen:
                 _require_inside(archive, folder, name)
             for number, (name, info) in enumerate(chosen.items()):
                 _extract(opened, info, folder / name)
                 progress("unpacking", number + 1, len(chosen), "")
     except (BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise DownloadError(_broken(archive, error)) from error
+        raise DownloadError(_describe_damage(archive, error)) from error
     except OSError as error:
         raise DownloadError(
-            f"{archive.name} cannot be unpacked into {folder}: {error.strerror or error}; the same "
-            "command goes on from there"
+            f"{archive.name} cannot be unpacked into {folder}: {error.strerror or error}. "
+            "Correct that and run the same command again; it skips files that are already unpacked"
         ) from error
     return len(chosen)
 
 
-def _files(opened: ZipFile) -> list[ZipInfo]:
+def _list_members(opened: ZipFile) -> list[ZipInfo]:
+    """Return the members that are files to unpack."""
     return [
         info
         for info in opened.infolist()
-        if not info.is_dir() and not info.filename.startswith(LEFT_OUT)
+        if not info.is_dir() and not info.filename.startswith(IGNORED_PREFIXES)
     ]
 
 
-def _chosen(archive: Path, opened: ZipFile, inside: str) -> dict[str, ZipInfo]:
-    """Return the files by path under `inside`; check every entry of the archive."""
+def _choose_members(archive: Path, opened: ZipFile, inside: str) -> dict[str, ZipInfo]:
+    """Check every member of the archive and return those under `inside`, by their path there."""
     prefix = f"{inside}/" if inside else ""
     chosen = {}
     for info in opened.infolist():
         _require_plain(archive, info)
-    for info in _files(opened):
+    for info in _list_members(opened):
         if info.filename.startswith(prefix):
             chosen[info.filename.removeprefix(prefix)] = info
     if not chosen:
-        raise DownloadError(f"{archive} holds no file{f' under {inside}' if inside else ''}")
+        raise DownloadError(
+            f"{archive} contains no files{f' under {inside}' if inside else ''}. Delete it and run "
+            "the same command again to download it again"
+        )
     return chosen
 
 
 def _require_plain(archive: Path, info: ZipInfo) -> None:
+    """Raise DownloadError if a member has an unsafe path, is a link or is encrypted."""
     name = info.filename
     parts = PurePosixPath(name).parts
     if name.startswith("/") or ".." in parts or "\\" in name or ":" in (parts or ("",))[0]:
@@ -103,45 +115,51 @@ def _require_plain(archive: Path, info: ZipInfo) -> None:
 
 
 def _require_small(archive: Path, opened: ZipFile, max_bytes: int) -> None:
+    """Raise DownloadError if an archive has too many members or too large a content."""
     infos = opened.infolist()
-    size = sum(info.file_size for info in infos)  # zipfile reads no more than that
+    size = sum(info.file_size for info in infos)  # zipfile never reads more than these sizes
     if size > max_bytes or len(infos) > MAX_FILES:
         raise DownloadError(
-            f"{archive} is refused: it holds {len(infos):,} files of {size:,} bytes; at most "
-            f"{MAX_FILES:,} of {max_bytes:,} were expected"
+            f"{archive} is refused: it contains {len(infos):,} files of {size:,} bytes in "
+            f"all; expected at most {MAX_FILES:,} files of {max_bytes:,} bytes"
         )
 
 
 def _require_hash(
-    archive: Path, opened: ZipFile, info: ZipInfo | None, name: str, wanted: str
+    archive: Path, opened: ZipFile, info: ZipInfo | None, name: str, expected: str
 ) -> None:
+    """Raise DownloadError if a member is missing or its SHA-256 differs from the expected one."""
     if info is None:
-        raise DownloadError(f"{archive} is not the expected archive: it does not hold {name}")
+        raise DownloadError(
+            f"{archive} is not the released archive: it does not contain {name}. Nothing was "
+            "unpacked; delete it and run the same command again to download it again"
+        )
     with opened.open(info) as member:
         digest = hashlib.sha256()
         while chunk := member.read(CHUNK):
             digest.update(chunk)
-    if digest.hexdigest() != wanted:
+    if digest.hexdigest() != expected:
         raise DownloadError(
-            f"{archive} is not the expected archive: the SHA-256 of its {name} is "
-            f"{digest.hexdigest()}, expected {wanted}. Nothing was unpacked; delete it to "
-            "fetch it again"
+            f"{archive} is not the released archive: the SHA-256 of its {name} is "
+            f"{digest.hexdigest()}, expected {expected}. Nothing was unpacked; delete it and run "
+            "the same command again to download it again"
         )
 
 
 def _require_inside(archive: Path, folder: Path, name: str) -> None:
-    """Raise DownloadError if a link in the folder would lead outside of it."""
+    """Raise DownloadError if a link inside of `folder` would lead a file out of it."""
     if not (folder / name).resolve().is_relative_to(folder.resolve()):
         raise DownloadError(f"{archive} is refused: {name!r} would lie outside of {folder}")
 
 
 def _extract(opened: ZipFile, info: ZipInfo, target: Path) -> None:
+    """Write one member to `target`, unless it exists. Raises DownloadError if it differs."""
     if target.is_file():
-        if target.stat().st_size == info.file_size and _crc(target) == info.CRC:
+        if target.stat().st_size == info.file_size and _compute_crc(target) == info.CRC:
             return
         raise DownloadError(
-            f"{target} is there and is not the released file. Move it away, or name another "
-            "folder: --root DIR"
+            f"{target} exists but is not the released file. Move it away, or name another folder "
+            "with --root DIR"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.partial")
@@ -150,7 +168,8 @@ def _extract(opened: ZipFile, info: ZipInfo, target: Path) -> None:
     os.replace(partial, target)
 
 
-def _crc(file: Path) -> int:
+def _compute_crc(file: Path) -> int:
+    """Return the CRC-32 of a file's content, as zip files store it."""
     value = 0
     with file.open("rb") as opened:
         while chunk := opened.read(CHUNK):
@@ -158,8 +177,8 @@ def _crc(file: Path) -> int:
     return value
 
 
-def _broken(archive: Path, error: Exception) -> str:
+def _describe_damage(archive: Path, error: Exception) -> str:
     return (
-        f"{archive} is not a zip file, or is damaged: {error}. Delete it; the same command fetches "
-        "it again"
+        f"{archive} is not a valid zip file: {error}. Delete it and run the same command again to "
+        "download it again"
     )

@@ -1,4 +1,4 @@
-"""Fetching the files of a dataset that have an address, and naming those that have none."""
+"""Download of a dataset's files, and a list of the files that must be downloaded by hand."""
 
 from __future__ import annotations
 
@@ -9,29 +9,31 @@ from httpx2 import HTTPError
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
-from mmedit.datasets.fetch.archives import names, unpack
+from mmedit.datasets.fetch.archives import list_files, unpack
 from mmedit.datasets.fetch.download import download
-from mmedit.datasets.fetch.origins import GIGABYTE, ORIGINS, Origin, RemoteArchive, in_words
+from mmedit.datasets.fetch.origins import GIGABYTE, ORIGINS, Origin, RemoteArchive, describe
 from mmedit.errors import ConfigError, DownloadError, UnknownNameError
 from mmedit.progress import Progress, named, silent
 from mmedit.storage import sha256
 
 MAX_BYTES = 64 * GIGABYTE
-"""Maximum size of an unpacked archive from the hub, in bytes."""
+"""Maximum size of the unpacked content of an archive from the hub, in bytes."""
 FOLDERS = ("data_json", "data_image")
-"""The folders of MMKE-Bench."""
+"""Names of the folders of MMKE-Bench."""
 
 
 @dataclass
-class Got:
-    """The files of a dataset's folder after `get`."""
+class FetchedFiles:
+    """The state of a dataset's folder after a download."""
 
     root: Path
+    """Folder of the dataset."""
     fetched: list[str] = field(default_factory=list)
+    """Files that this call downloaded."""
     there: list[str] = field(default_factory=list)
-    """Files that were there before."""
+    """Files that existed before."""
     missing: list[str] = field(default_factory=list)
-    """Things left to do, each a sentence."""
+    """Instructions for the files that are still missing, one per item."""
 
 
 def get(
@@ -40,22 +42,24 @@ def get(
     *,
     images: bool = False,
     progress: Progress = silent,
-) -> Got:
-    """Fetch the files that have an address and are not there; check the files that are there.
+) -> FetchedFiles:
+    """Download the missing files of a dataset that have an address, and check the others.
 
-    Raises UnknownNameError, ConfigError, DownloadError.
+    `root` is the dataset's folder; None is its default. With `images`, archives of images that are
+    downloaded separately are included. Files that exist are not changed. Raises UnknownNameError,
+    ConfigError, DownloadError.
     """
     if name not in ORIGINS:
         raise UnknownNameError("dataset to get", name, ORIGINS)
     origin = ORIGINS[name]
     if images and not any(archive.images for archive in origin.archives):
-        raise ConfigError(f"{name} has no images that are fetched apart: leave --images out")
-    got = Got(root=(root or Path(origin.root)).expanduser())
+        raise ConfigError(f"{name} has no separate download of images: leave --images out")
+    got = FetchedFiles(root=(root or Path(origin.root)).expanduser())
     for file in origin.files:
         fetched = download(
             file.url,
             got.root / file.path,
-            sha256_wanted=file.sha256,
+            expected_sha256=file.sha256,
             progress=named(progress, f"fetching {Path(file.path).name}"),
         )
         (got.fetched if fetched else got.there).append(file.path)
@@ -63,16 +67,17 @@ def get(
         _get_archive(name, archive, got, images, progress)
     if origin.hub:
         _get_from_hub(origin.hub, got, progress)
-    _look_for_what_is_fetched_by_hand(origin, got)
+    _check_manual_downloads(origin, got)
     return got
 
 
 def _get_archive(
-    name: str, archive: RemoteArchive, got: Got, images: bool, progress: Progress
+    name: str, archive: RemoteArchive, got: FetchedFiles, images: bool, progress: Progress
 ) -> None:
+    """Download and unpack an archive, unless it was unpacked before, and add it to `got`."""
     folder = got.root / archive.path
     what = archive.path or "the photographs and their lists"
-    if _whole(archive, folder):
+    if _is_unpacked(archive, folder):
         got.there.append(what)
         return
     if archive.images and not images:
@@ -94,31 +99,34 @@ def _get_archive(
     got.fetched.append(f"{what} ({number:,} files)")
 
 
-def _whole(archive: RemoteArchive, folder: Path) -> bool:
-    """Return whether an archive was unpacked before."""
+def _is_unpacked(archive: RemoteArchive, folder: Path) -> bool:
+    """Return whether an archive was unpacked before, by its hashes and its number of files."""
     if not all(
-        (folder / name).is_file() and sha256(folder / name) == wanted
-        for name, wanted in archive.sha256.items()
+        (folder / name).is_file() and sha256(folder / name) == expected
+        for name, expected in archive.sha256.items()
     ):
         return False
     return sum(path.is_file() for path in folder.rglob("*")) >= archive.files
 
 
-def _get_from_hub(repository: str, got: Got, progress: Progress) -> None:
-    """Fetch all files of a dataset on the hub, which resumes and checks, and unpack zip files."""
-    before = _files(got.root)
+def _get_from_hub(repository: str, got: FetchedFiles, progress: Progress) -> None:
+    """Download all files of a dataset on the hub, unpack its zip files, and add them to `got`.
+
+    The hub's client resumes and checks the files. Raises DownloadError.
+    """
+    before = _list_existing(got.root)
     try:
         snapshot_download(repository, repo_type="dataset", local_dir=got.root)
     except (HTTPError, HFValidationError, OSError) as error:
         raise DownloadError(
-            f"the dataset {repository} cannot be fetched from the hub into {got.root}: "
-            f"{str(error) or type(error).__name__}. What came is kept: the same command goes on "
-            "from there"
+            f"the dataset {repository} cannot be downloaded from the hub into {got.root}: "
+            f"{str(error) or type(error).__name__}. Check the network connection and the free disk "
+            "space, then run the same command again; it skips files that are already downloaded"
         ) from error
     for packed in sorted(got.root.rglob("*.zip")):
-        if (place := _place(packed, got.root)) is None:
+        if (place := _find_place(packed, got.root)) is None:
             got.missing.append(
-                f"{packed} holds neither {' nor '.join(FOLDERS)}: unpack it yourself"
+                f"{packed} contains neither {' nor '.join(FOLDERS)}: unpack it yourself"
             )
             continue
         inside, folder = place
@@ -129,19 +137,22 @@ def _get_from_hub(repository: str, got: Got, progress: Progress) -> None:
             max_bytes=MAX_BYTES,
             progress=named(progress, f"unpacking {packed.name}"),
         )
-    after = _files(got.root)
-    got.fetched += _by_folder(after - before)
-    got.there += _by_folder(before)
+    after = _list_existing(got.root)
+    got.fetched += _group_by_folder(after - before)
+    got.there += _group_by_folder(before)
     got.missing += [
-        f"{got.root / folder} is not among the files of {repository}: look at its page"
+        f"{got.root / folder} is not among the files of {repository}: see its page on the hub"
         for folder in FOLDERS
         if not (got.root / folder).is_dir()
     ]
 
 
-def _place(packed: Path, root: Path) -> tuple[str, Path] | None:
-    """Return which folder of an archive goes where, so that `root` holds `FOLDERS`, or None."""
-    inside = {tuple(Path(name).parts) for name in names(packed)}
+def _find_place(packed: Path, root: Path) -> tuple[str, Path] | None:
+    """Return the folder of an archive to unpack and its target, so that `root` holds `FOLDERS`.
+
+    Return None if the archive contains none of them.
+    """
+    inside = {tuple(Path(name).parts) for name in list_files(packed)}
     tops = {parts[0] for parts in inside}
     if tops <= set(FOLDERS):
         return "", root
@@ -153,36 +164,37 @@ def _place(packed: Path, root: Path) -> tuple[str, Path] | None:
     return None
 
 
-def _look_for_what_is_fetched_by_hand(origin: Origin, got: Got) -> None:
-    for path, wanted in origin.released.items():
+def _check_manual_downloads(origin: Origin, got: FetchedFiles) -> None:
+    """Look for the files downloaded by hand, compare them with the released ones, add to `got`."""
+    for path, expected in origin.released.items():
         if not (file := got.root / path).is_file():
             continue
         found = sha256(file)
-        if found == wanted:
+        if found == expected:
             got.there.append(f"{path}, as released")
         else:
             got.missing.append(
-                f"{file} is not the released file: SHA-256 {found}, expected {wanted}"
+                f"{file} is not the released file: SHA-256 {found}, expected {expected}"
             )
-    for one in origin.by_hand:
+    for manual in origin.by_hand:
         if origin.released:
             there = all((got.root / path).is_file() for path in origin.released)
         else:
-            there = (got.root / one.path).is_dir()
+            there = (got.root / manual.path).is_dir()
         if there:
-            got.there += [one.path] if one.path else []
+            got.there += [manual.path] if manual.path else []
         else:
-            got.missing.append(f"by hand: {in_words(one, got.root)}")
+            got.missing.append(f"by hand: {describe(manual, got.root)}")
 
 
-def _files(root: Path) -> set[str]:
-    """Return the files below the folder, without the hub's own bookkeeping."""
+def _list_existing(root: Path) -> set[str]:
+    """Return the paths of the files below `root`, without the hub client's own files (.cache)."""
     found = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
     return {str(path) for path in found if path.parts[0] != ".cache"}
 
 
-def _by_folder(files: set[str]) -> list[str]:
-    """Return the files at the top by name, and the folders with their number of files."""
+def _group_by_folder(files: set[str]) -> list[str]:
+    """Return the names of the files at the top, and each folder with its number of files."""
     below: dict[str, int] = {}
     for file in sorted(files):
         top, slash, _ = file.partition("/")

