@@ -114,8 +114,8 @@ def require_known(kind: Kind, name: str) -> None:
         )
     if kind in _FOLDERS and _is_path(name):
         raise ConfigError(
-            f"there is no folder {name}; expected {_FOLDERS[kind]}, a name of `mmedit ls {kind}s`, "
-            "or a hub id like owner/name"
+            f"the folder {name} does not exist; expected {_FOLDERS[kind]}, a name of "
+            f"`mmedit ls {kind}s`, or a hub id like owner/name"
         )
     raise UnknownNameError(_ALLOWED[kind], name, names(kind))
 

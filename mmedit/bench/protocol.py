@@ -62,6 +62,7 @@ def evaluate(
 
     >>> records = list(evaluate(vlm, editor, cases, batch_size=20))  # doctest: +SKIP
     """
+    _require_positive(batch_size)
     meter = Meter(
         BaseOutputs(vlm, cases=cases, batch_size=batch_size),
         name=name or editor.label,
@@ -107,8 +108,7 @@ class Meter:
     scorer: GenerationScorer = field(default_factory=GenerationScorer)
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size is {self.batch_size}; choose 1 or more")
+        _require_positive(self.batch_size)
 
     @property
     def vlm(self) -> VLM:
@@ -175,6 +175,11 @@ class Meter:
             for question, record in zip(batch, records, strict=True):
                 found[question.case].setdefault(question.probe, []).append(record)
         return found
+
+
+def _require_positive(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; choose 1 or more")
 
 
 def forget_peak_memory(device: torch.device) -> None:

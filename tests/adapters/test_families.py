@@ -394,7 +394,7 @@ def test_an_edit_of_a_stage_without_sites_is_an_error(vlm: NetworkVLM, family: s
     if family not in BRIDGE_WITHOUT_LINEAR:
         assert vlm.sites("bridge")
         return
-    with pytest.raises(SiteError, match="this VLM has no Linear in its bridge that could be edit"):
+    with pytest.raises(SiteError, match="this VLM has no default sites in its bridge"):
         FT(FTConfig(where="bridge")).apply(vlm, [SEEN[0]])
 
 

@@ -65,7 +65,7 @@ def test_several_processes_write_the_records_of_one(whole, tmp_path):
     shared = read_records(tmp_path / "run")
     assert without_costs(shared) == without_costs(records)
     assert table(shared) == table(records)
-    assert out.count("records and tables:") == 1
+    assert out.count("records, tables and report.html:") == 1
 
 
 def test_a_killed_run_ends_with_the_table_of_one_that_ran_through(whole, tmp_path):

@@ -200,7 +200,7 @@ def test_an_interrupted_sequence_ends_with_the_same_records(
 
     def interrupt(what: str, done: int, total: int, figures: str) -> None:
         nonlocal told
-        told += what == "measuring FT"
+        told += what == "measuring FT" and done > 0
         if told == break_after:
             raise KeyboardInterrupt
 

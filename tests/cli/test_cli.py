@@ -15,6 +15,7 @@ from mmedit import cli
 from mmedit.datasets.easyvqa.pictures import load_pictures
 
 RESULTS = Path(__file__).parents[2] / "results"
+SAMPLES = Path(__file__).parents[2] / "data" / "samples"
 VQA, CAPTION = RESULTS / "embedded-vqa", RESULTS / "embedded-caption"
 PICTURE = str(load_pictures("test")[0].path)
 
@@ -151,8 +152,9 @@ def test_fit_needs_no_test_file_and_edit_shows_the_probes_there_are(mmedit_, tmp
 
 
 def test_edit_says_that_an_editor_it_must_fit_is_thrown_away(mmedit_):
-    shown = mmedit_(*edit("--editor", "ike"))
-    assert shown.code == 0
+    few = ("--dataset", "evqa", "--set", f"dataset.root={SAMPLES / 'evqa'}")
+    shown = mmedit_(*edit("--editor", "ike"), *few, "--set", "ike.k=1")
+    assert shown.code == 0, shown.err
     assert "thrown away" in shown.err
     assert "mmedit fit --editor ike" in shown.err
 
@@ -228,7 +230,10 @@ def test_bench_writes_records_and_tables_and_continues(mmedit_, run_folder):
     assert (run_folder / "records.jsonl").read_bytes() == before
     refused = mmedit_(*command[:3], "--limit", "2", "--out", run_folder)
     assert refused.code == 2
-    assert "holds another run: its limit is 3, here 2" in refused.err
+    assert "holds a run with limit=3, and this command has limit=2. A limit can" in refused.err
+        "holds a run with limit=3, and this command has limit=2. A limit can only grow"
+        in refused.err
+    )
 
 
 @pytest.mark.parametrize(

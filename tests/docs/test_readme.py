@@ -42,8 +42,9 @@ def test_the_python_example_runs_and_the_edit_shows(capsys: pytest.CaptureFixtur
 def shown_commands(page: Path) -> list[tuple[str, str]]:
     """The mmedit commands of a page, in blocks and in sentences, each with its arguments."""
     text = page.read_text(encoding="utf-8")
-    lines = re.findall(r"^mmedit ((?:data )?[a-z]+)\b(.*)$", text, flags=re.MULTILINE)
-    return lines + re.findall(r"`mmedit ((?:data )?[a-z]+)\b([^`]*)`", text)
+    blocks = "".join(re.split(r"^```.*\n", text, flags=re.MULTILINE)[1::2])
+    lines = re.findall(r"^mmedit ((?:data |show )?[a-z]+)\b(.*)$", blocks, flags=re.MULTILINE)
+    return lines + re.findall(r"`mmedit ((?:data |show )?[a-z]+)\b([^`]*)`", text)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -57,7 +58,7 @@ def test_every_command_of_a_page_takes_the_options_that_it_shows(page: Path):
 
 def test_the_readme_shows_the_main_commands():
     names = {name for name, _ in shown_commands(README_FILE)}
-    assert names >= {"fit", "bench", "table", "ls", "show", "report", "data get"}
+    assert names >= {"fit", "bench", "table", "ls", "show editor", "report", "data get"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

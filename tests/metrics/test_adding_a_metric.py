@@ -17,7 +17,8 @@ from mmedit.report import columns
 
 REPOSITORY = Path(__file__).parents[2]
 TEXT = (REPOSITORY / "docs" / "adding-a-metric.md").read_text(encoding="utf-8")
-FUNCTION, FIELD, CALL, ROW, TEST = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+FUNCTION, FIELD, TEST = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+CALL, ROW = re.findall(r"```text\n(.*?)```", TEXT, re.DOTALL)
 [LINE] = re.findall(r"```markdown\n(.*?)```", TEXT, re.DOTALL)
 
 

@@ -159,7 +159,7 @@ def test_an_earlier_checkpoint_can_be_chosen(run_folder: Path):
         "Edits were made one after another, and tested after the last one.",
         "Tested after 1 edits.",
     )
-    with pytest.raises(DataError, match="was not tested after 3 edits; its checkpoints: 1, 4"):
+    with pytest.raises(DataError, match="was not tested after 3 edits: its checkpoints are 1, 4"):
         read_runs([run_folder], edits=3)
 
 
@@ -171,6 +171,6 @@ def test_packed_records_are_read(run_folder: Path):
     assert read_records(run_folder) == records
     whole = (run_folder / PACKED).read_bytes()
     (run_folder / PACKED).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match="no whole xz file"):
+    with pytest.raises(DataError, match="not a complete xz file"):
         read_records(run_folder)
     shutil.rmtree(run_folder)

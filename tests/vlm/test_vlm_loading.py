@@ -130,7 +130,7 @@ def test_t5_language_model_is_refused(tmp_path: Path):
         load_vlm(tmp_path)
     assert str(raised.value) == (
         f"{tmp_path} cannot be loaded: its language model is an encoder-decoder (T5), which is "
-        "not supported; use a checkpoint with a decoder-only one, for instance blip2-opt-2.7b"
+        "not supported; use a checkpoint with a decoder-only one, for example blip2-opt-2.7b"
     )
 
 
