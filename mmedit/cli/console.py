@@ -71,9 +71,12 @@ def one_of(what: str, choices: Sequence[str]) -> Callable[[str | None], str | No
     return check
 
 
-def folder(text: str) -> Path:
-    """Parse the name of a folder. An empty name is refused: it would mean the current folder."""
-    if not text.strip():
+def folder(text: str | Path) -> Path:
+    """Parse the name of a folder, or take a default as it is.
+
+    An empty name is refused: it would mean the current folder.
+    """
+    if not str(text).strip():
         raise typer.BadParameter("the name of a folder is empty")
     return Path(text)
 

@@ -313,9 +313,10 @@ def test_a_bad_line_of_records_is_named(mmedit_, run_folder, tmp_path):
 def test_demo_runs_end_to_end_and_writes_a_report(mmedit_, tmp_path, monkeypatch):
     monkeypatch.setattr(cli.demo, "DEMO_EDITORS", ("ft-l", "ft"))
     monkeypatch.setattr(cli.demo, "DEMO_SHOWN", "FT-M")
-    shown = mmedit_("demo", "--edits", "3", "--out", tmp_path / "demo")
+    monkeypatch.chdir(tmp_path)
+    shown = mmedit_("demo", "--edits", "3")  # into runs/demo
     assert shown.code == 0
     assert "try next" in shown.out
-    files = {file.name for file in (tmp_path / "demo").iterdir()}
+    files = {file.name for file in (tmp_path / "runs" / "demo").iterdir()}
     assert files >= {"records.jsonl", "table.md", "table.tex", "report.html"}
-    assert "data:image/png;base64" in (tmp_path / "demo" / "report.html").read_text()
+    assert "data:image/png;base64" in (tmp_path / "runs" / "demo" / "report.html").read_text()
