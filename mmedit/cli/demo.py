@@ -48,8 +48,9 @@ def demo(
         f"{', '.join(plan.plan.editors)}."
     )
     say(
-        "On 2 cores it takes about 3 minutes with AVX-512 and 11 without: half of it for training "
-        f"MEND, 15 s to 1 minute for IKE's index, the rest for measuring. Output: {out_folder}/"
+        "On 2 cores it takes about 3 minutes with AMX and 6 with AVX2 alone: 2 to 4 minutes for "
+        "training MEND, 10 to 20 seconds for IKE's index, up to a minute for measuring. "
+        f"Output: {out_folder}/"
     )
     [result] = measure([plan])
     print_table(result)
