@@ -15,9 +15,10 @@ from mmedit.cli import bench, data, demo, edit, fit, models, show, tables
 from mmedit.cli.console import app, err, out, say
 from mmedit.errors import MmeditError
 
-# Waiting threads of torch must sleep: spinning ones keep the core from the thread that they wait
-# for, when another process is busy (benchmarks/threads.md). OpenMP reads this as torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Waiting threads of torch spin only shortly: when another process is busy, spinning ones keep the
+# core from the thread that they wait for (benchmarks/threads.md). OpenMP reads this as torch loads.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 STOPPED = 130
 """Exit code after Ctrl+C."""
