@@ -70,8 +70,8 @@ def replaced(path: Path) -> Iterator[Path]:
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace `path` by `content`, whole or not at all; RunError when it cannot be written."""
     try:
-        with replaced(path) as partial, partial.open("wb", buffering=0) as file:
-            write_durably(file, content)
+        with replaced(path) as partial:
+            partial.write_bytes(content)
     except OSError as error:
         raise RunError(
             f"cannot write {path}: {error.strerror}; what was there before is unchanged"
