@@ -37,7 +37,7 @@ from mmedit.pages import write_page
 from mmedit.processes import is_main_process
 from mmedit.progress import Progress, silent
 from mmedit.records.schema import Record, RunManifest, notes_of
-from mmedit.records.store import RECORDS
+from mmedit.records.store import RECORDS, read_manifest
 from mmedit.report.published import Comparison, compare_with_published, load_published
 from mmedit.report.render import render
 from mmedit.report.runs import Origin
@@ -260,7 +260,7 @@ def _result(
         title=plan.title,
         folder=plan.folder,
         records=records,
-        manifest=plan.plan.manifest(training_seconds),
+        manifest=read_manifest(plan.folder),
         table=table,
         comparison=_comparison(plan.block, table),
     )
