@@ -30,7 +30,7 @@ def main() -> None:
     vlm = load_vlm("embedded")
     cases = load_cases("easyvqa", "test", limit=CASES)
     training = load_cases("easyvqa", "train", limit=500)
-    base = BaseOutputs(vlm, cases=cases, batch_size=BATCH)
+    base = BaseOutputs(vlm)
 
     def seconds(editor: Editor, batch_size: int) -> float:
         begun = time.perf_counter()

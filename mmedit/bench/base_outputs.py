@@ -1,26 +1,47 @@
-"""Outputs of the base model on the probes, computed once per run and shared by all editors."""
+"""Outputs of the base model on the probes, computed once per batch and shared by all editors.
+
+Base and edited model answer one batch, with the same examples in the same order. The other rows
+of a batch move a row's last digits, in half precision its ranks too; so an edit that does not reach
+a row leaves every digit of it as it was, and a continued run ends with the same digits.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from cachetools import LRUCache
 from torch import Tensor
 
-from mmedit.bench.batches import chunks, question_batches
 from mmedit.cache import GIGABYTE
-from mmedit.cases import EditCase, Example
+from mmedit.cases import Example
+from mmedit.errors import ModelError
 from mmedit.metrics.locality import ranked
 from mmedit.metrics.multiclass_log_probs import multiclass_log_probs
 from mmedit.records.schema import Scores
 from mmedit.vlm.interface import VLM, Predictions
 
-Output = TypeVar("Output")
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LocalOutput:
+    """What locality needs of the base model's output on one example."""
+
+    ranks: Tensor
+    """Best tokens of every text position, int32 [text, 1 + 10]: the argmax, then the ten best in
+    order.
+    """
+    is_text: Tensor
+    """Text positions that the base model predicts, bool [text]."""
+    is_finite: Tensor
+    """Text positions whose logits are neither NaN nor +inf, bool [text]."""
+    answer_logits: Tensor
+    """Logits at the positions of the answer, [answer, vocab]. They take 0.6 MB a token at a
+    vocabulary of 150,000.
+    """
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,44 +49,23 @@ class BaseOutput:
     """The output of the base model on one example, as far as the metrics need it."""
 
     scores: Scores
-    ranks: Tensor | None = None
-    """Best tokens of every text position, int32 [text, 1 + 10]: the argmax, then the ten best in
-    order. Only for locality probes.
-    """
-    answer_logits: Tensor | None = None
-    """Logits at the positions of the answer, [answer, vocab]. Only for locality probes: they take
-    0.6 MB a token at a vocabulary of 150,000.
-    """
+    local: LocalOutput | None = None
+    """Set for locality probes."""
 
 
-@dataclass(frozen=True, eq=False)
-class ExampleBatch:
-    """Examples that go through the base model together, by identity."""
+class Kept(NamedTuple):
+    """The outputs on one batch. Its examples stay alive, as images in memory are told by id."""
 
     examples: tuple[Example, ...]
-    local: frozenset[Hashable]
-    """The content of those that are asked by locality probes."""
+    outputs: list[Any]
 
 
 class BaseOutputs:
-    """The base model and its outputs on the probes of `cases`, the latest in `memory_bytes`.
+    """The base model and its outputs on batches of examples, the latest ones in `memory_bytes`."""
 
-    Each example is computed in a fixed batch: the first one, in the order of the cases, that holds
-    it. This keeps results bit-identical however a run is split or resumed. Examples of other cases
-    are computed as they are asked, and not kept.
-    """
-
-    def __init__(
-        self,
-        vlm: VLM,
-        *,
-        cases: Sequence[EditCase] = (),
-        batch_size: int = 1,
-        memory_bytes: int = 4 * GIGABYTE,
-    ) -> None:
+    def __init__(self, vlm: VLM, *, memory_bytes: int = 4 * GIGABYTE) -> None:
         self.vlm = vlm
-        self._batches = _fixed_batches(cases, batch_size)
-        self._kept: LRUCache[Hashable, Mapping[Hashable, Any]] = LRUCache(memory_bytes, _size)
+        self._kept: LRUCache[Hashable, Kept] = LRUCache(memory_bytes, _size)
 
     @property
     def bytes_used(self) -> int:
@@ -75,65 +75,54 @@ class BaseOutputs:
     def predict(
         self, examples: Sequence[Example], *, is_locality: Sequence[bool]
     ) -> list[BaseOutput]:
-        """Return the teacher-forced outputs; one forward per batch that is not kept."""
-        local = frozenset(
-            _content(e) for e, here in zip(examples, is_locality, strict=True) if here
-        )
-        return self._outputs(ExampleBatch(tuple(examples), local), "predict", self._predict)
+        """Return the teacher-forced outputs; one forward, unless those of this batch are kept."""
+        local = tuple(row for row, here in enumerate(is_locality) if here)
+        return self._outputs(examples, ("predict", local), lambda: self._predict(examples, local))
 
     def generate(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[str]:
-        """Return the greedy generations; one generation per batch that is not kept."""
-
-        def compute(batch: ExampleBatch) -> list[str]:
-            return self.vlm.generate(batch.examples, max_new_tokens=max_new_tokens)
-
-        return self._outputs(ExampleBatch(tuple(examples), frozenset()), max_new_tokens, compute)
+        """Return the greedy generations; made once, unless those of this batch are kept."""
+        return self._outputs(
+            examples,
+            ("generate", max_new_tokens),
+            lambda: self.vlm.generate(examples, max_new_tokens=max_new_tokens),
+        )
 
     def _outputs(
-        self, asked: ExampleBatch, kind: Hashable, compute: Callable[[ExampleBatch], list[Output]]
-    ) -> list[Output]:
-        contents = [_content(example) for example in asked.examples]
-        fixed = [self._fixed_batch(content, asked) for content in contents]
-        unknown = (e for e, batch in zip(asked.examples, fixed, strict=True) if batch is None)
-        other = ExampleBatch(tuple(unknown), asked.local)
-        batches = [batch or other for batch in fixed]
-        made: dict[ExampleBatch, Mapping[Hashable, Output]] = {}
-        for batch in dict.fromkeys(batches):
-            outputs = self._kept.get((batch, kind))
-            if outputs is None:
-                outputs = dict(zip(map(_content, batch.examples), compute(batch), strict=True))
-                if batch is not other and _size(outputs) <= self._kept.maxsize:
-                    self._kept[batch, kind] = outputs
-            made[batch] = outputs
-        return [made[batch][content] for content, batch in zip(contents, batches, strict=True)]
-
-    def _fixed_batch(self, content: Hashable, asked: ExampleBatch) -> ExampleBatch | None:
-        """Return the fixed batch of an example, if it gives all that is asked of it."""
-        batch = self._batches.get(content)
-        lacks_logits = batch and content in asked.local and content not in batch.local
-        return None if lacks_logits else batch
+        self, examples: Sequence[Example], kind: Hashable, compute: Callable[[], list[Any]]
+    ) -> list[Any]:
+        key = (kind, tuple(map(_content, examples)))
+        kept = self._kept.get(key)
+        if kept is None:
+            kept = Kept(tuple(examples), compute())
+            if _size(kept) <= self._kept.maxsize:
+                self._kept[key] = kept
+        return kept.outputs
 
     @torch.no_grad()
-    def _predict(self, batch: ExampleBatch) -> list[BaseOutput]:
-        predictions = self.vlm.predict(batch.examples)
-        scores = scores_of(predictions)
-        outputs = [BaseOutput(row) for row in scores]
-        rows = [row for row, e in enumerate(batch.examples) if _content(e) in batch.local]
-        if not rows:
-            return outputs
-        part = predictions[rows]
-        best = ranked(part.logits, part.is_answer)
-        ranks = torch.cat([best.best.unsqueeze(-1), best.top10], dim=-1).int().cpu()
-        answers = best.answer.cpu().split(part.is_answer.sum(1).tolist())  # a GPU has no room
-        for row, length, rank, answer in zip(
-            rows, _text_lengths(part), ranks, answers, strict=True
-        ):
-            outputs[row] = BaseOutput(scores[row], rank[:length], answer)
+    def _predict(self, examples: Sequence[Example], local: Sequence[int]) -> list[BaseOutput]:
+        predictions = self.vlm.predict(examples)
+        outputs = [BaseOutput(scores) for scores in scores_of(predictions)]
+        for row, found in zip(local, _local_outputs(predictions, local), strict=True):
+            outputs[row] = BaseOutput(outputs[row].scores, found)
         return outputs
 
 
+def require_finite(vlm: VLM, example: Example) -> None:
+    """Raise ModelError if the model's logits of this example are NaN or infinite. One forward."""
+    with torch.no_grad():
+        [scores] = scores_of(vlm.predict([example]))
+    if not scores.is_finite:
+        raise ModelError(
+            f"{vlm.name or 'the VLM'} gives NaN or infinite logits for {example.prompt[:60]!r}, "
+            "before any edit; expected finite ones: load it in another dtype (vlm.dtype=float32), "
+            "or check its weights"
+        )
+
+
 def scores_of(predictions: Predictions) -> list[Scores]:
-    """Return the teacher-forced scores of every row."""
+    """Return the teacher-forced scores of every row: NaN where logits of its answer are not
+    finite.
+    """
     labels = predictions.target.masked_fill(~predictions.is_answer, -100)
     scores = multiclass_log_probs(predictions.logits, labels)
     columns = (scores.token_accuracy, scores.exact_match, scores.log_prob, scores.n_tokens)
@@ -143,24 +132,33 @@ def scores_of(predictions: Predictions) -> list[Scores]:
     ]
 
 
+def _local_outputs(predictions: Predictions, rows: Sequence[int]) -> list[LocalOutput]:
+    if not rows:
+        return []
+    part = predictions[rows]
+    best = ranked(part.logits, part.is_answer)
+    columns = [best.best, part.is_text, best.is_finite]
+    kept = torch.cat([torch.stack(columns, dim=-1), best.top10], dim=-1).int().cpu()
+    answers = best.answer.cpu().split(part.is_answer.sum(1).tolist())  # a GPU has no room
+    outputs = []
+    for length, values, answer in zip(_text_lengths(part), kept, answers, strict=True):
+        chosen, is_text, is_finite, *_ = values[:length].T
+        ranks = torch.cat([chosen.unsqueeze(-1), values[:length, len(columns) :]], dim=-1)
+        outputs.append(
+            LocalOutput(
+                ranks=ranks,
+                is_text=is_text.bool(),
+                is_finite=is_finite.bool(),
+                answer_logits=answer.clone(),  # a view would keep the whole batch alive
+            )
+        )
+    return outputs
+
+
 def _text_lengths(predictions: Predictions) -> list[int]:
     """Return the position behind the last text token of every row."""
     place = torch.arange(1, predictions.is_text.shape[1] + 1, device=predictions.is_text.device)
     return (predictions.is_text * place).max(1).values.tolist()
-
-
-def _fixed_batches(cases: Sequence[EditCase], batch_size: int) -> dict[Hashable, ExampleBatch]:
-    """Return the first batch of every example, in the order of the cases."""
-    questions = [
-        batch for part in chunks(cases, batch_size) for batch in question_batches(part, batch_size)
-    ]
-    local = frozenset(_content(q.example) for b in questions for q in b if q.probe.is_locality)
-    batches: dict[Hashable, ExampleBatch] = {}
-    for batch in questions:
-        fixed = ExampleBatch(tuple(question.example for question in batch), local)
-        for example in fixed.examples:
-            batches.setdefault(_content(example), fixed)
-    return batches
 
 
 def _content(example: Example) -> Hashable:
@@ -170,13 +168,14 @@ def _content(example: Example) -> Hashable:
     return (example.prompt, example.target, example.context, seen)
 
 
-def _size(outputs: Mapping[Hashable, Any]) -> int:
+def _size(kept: Kept) -> int:
     """Return about how many bytes the outputs of a batch take."""
-    return sum(map(_bytes, outputs.values()))
+    return sum(map(_bytes, kept.outputs))
 
 
 def _bytes(output: BaseOutput | str) -> int:
     if isinstance(output, str):
         return sys.getsizeof(output)
-    tensors = [t for t in (output.ranks, output.answer_logits) if t is not None]
+    local = output.local
+    tensors = (local.ranks, local.is_text, local.is_finite, local.answer_logits) if local else ()
     return sys.getsizeof(output.scores) + sum(tensor.nbytes for tensor in tensors)

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import torch
 
-from mmedit.bench.base_outputs import BaseOutputs
+from mmedit.bench.base_outputs import BaseOutputs, require_finite
 from mmedit.bench.batches import ProbedCase, chunks, question_batches
 from mmedit.bench.generation import GenerationScorer
 from mmedit.bench.scoring import measure
@@ -58,13 +58,16 @@ def evaluate(
     `name` is the editor's name in the records, by default its label. With `max_new_tokens` > 0 the
     records also hold free generations before and after the edit, and their scores. Costs per batch
     of cases: one `apply_each`, and per probe one forward of the base and of the edited model.
-    Several editors share the forwards of the base through `Meter`. Raises ConfigError.
+    Several editors share the forwards of the base through `Meter`. Raises ConfigError, and
+    ModelError if the base model's outputs are not finite.
 
     >>> records = list(evaluate(vlm, editor, cases, batch_size=20))  # doctest: +SKIP
     """
     _require_positive(batch_size)
+    if cases:
+        require_finite(vlm, cases[0].request)
     meter = Meter(
-        BaseOutputs(vlm, cases=cases, batch_size=batch_size),
+        BaseOutputs(vlm),
         name=name or editor.label,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,

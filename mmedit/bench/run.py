@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from mmedit.bench.base_outputs import BaseOutputs
+from mmedit.bench.base_outputs import BaseOutputs, require_finite
 from mmedit.bench.folder import RunFolder
 from mmedit.bench.jobs import Job, Past, joint_jobs, separate_jobs
 from mmedit.bench.modes import Batch, Mode, Sequential, require_sound
@@ -43,17 +43,19 @@ def run(
 
     A folder with an earlier part of the same run is continued: its records and fitted editors are
     kept. Must be called by all processes of `accelerate launch`; all of them get the records.
-    Raises RunError if the folder holds another run or another process writes it, and SiteError or
-    EditorError, before anything is measured, if an editor does not fit the VLM.
+    Raises RunError if the folder holds another run or another process writes it, and SiteError,
+    EditorError or ModelError, before anything is measured, if an editor does not fit the VLM or
+    the VLM's outputs are not finite.
     """
     require_sound(plan.mode, len(cases))
     for editor in plan.editors.values():
         editor.require_fits(vlm)
+    require_finite(vlm, cases[0].request)
     scorer = plan.generation.scorer()
     with RunFolder.open(directory, plan, vlm, cases) as folder:
         editors: dict[str, Editor] = {BASE: NoEdit()}
         editors |= _fit_all(plan, folder, vlm, training_cases, progress)
-        base = BaseOutputs(vlm, cases=cases, batch_size=plan.batch_size)
+        base = BaseOutputs(vlm)
         for label, editor in editors.items():
             meter = Meter(
                 base,

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
-from mmedit.bench.base_outputs import BaseOutput, BaseOutputs, scores_of
+from mmedit.bench.base_outputs import BaseOutput, BaseOutputs, LocalOutput, scores_of
 from mmedit.bench.generation import GenerationScorer
 from mmedit.cases import Example, Probe, image_name
 from mmedit.metrics.generation import fluency, repeated, unchanged
 from mmedit.metrics.locality import Ranked, locality_to
-from mmedit.records.schema import Locality, ProbeRecord
+from mmedit.records.schema import Generation, Locality, ProbeRecord, Scores
 from mmedit.vlm.interface import VLM, Predictions
 
+Measured = TypeVar("Measured", Scores, Locality | None, Generation | None)
 Asked = Sequence[tuple[Probe, Example]]
 """Examples, each with the probe that asks it."""
 
@@ -36,16 +41,18 @@ def measure(
     is_locality = [probe.is_locality for probe, _ in asked]
     after = edited.predict(examples)
     before = base.predict(examples, is_locality=is_locality)
-    rows = [row for row, here in enumerate(is_locality) if here]
-    locality = dict(zip(rows, _locality(before, after, rows, examples), strict=True))
+    local = [row for row, here in enumerate(is_locality) if here]
+    locality = dict(zip(local, _locality(before, after, local), strict=True))
     records = [
-        ProbeRecord(
-            prompt=example.prompt,
-            target=example.target,
-            image=image_name(example),
-            pre=before[row].scores,
-            post=post,
-            locality=locality.get(row),
+        _known(
+            ProbeRecord(
+                prompt=example.prompt,
+                target=example.target,
+                image=image_name(example),
+                pre=before[row].scores,
+                post=post,
+                locality=locality.get(row),
+            )
         )
         for row, (example, post) in enumerate(zip(examples, scores_of(after), strict=True))
     ]
@@ -53,45 +60,74 @@ def measure(
         return records
     generations = _generations(base, edited, asked, max_new_tokens, scorer or GenerationScorer())
     return [
-        record.model_copy(update=fields)
+        _known(record.model_copy(update=fields))
         for record, fields in zip(records, generations, strict=True)
     ]
 
 
+def _known(record: ProbeRecord) -> ProbeRecord:
+    """Return the record with NaN for all scores of a model whose outputs are not finite, so that
+    none counts as 0 or 1.
+    """
+    if record.is_finite:
+        return record
+    pre, post = record.pre, record.post
+    if pre.is_finite and post.is_finite:  # a token of the prompt, not of the answer
+        post = _unknown(post)
+    fields: dict[str, Any] = {"locality": _unknown(record.locality)}
+    if not pre.is_finite:
+        fields |= {"pre": _unknown(pre), "generation_pre": _unknown(record.generation_pre)}
+    if not post.is_finite:
+        fields |= {"post": _unknown(post), "generation_post": _unknown(record.generation_post)}
+    return record.model_copy(update=fields)
+
+
+def _unknown(scores: Measured) -> Measured:
+    """Return the scores with NaN for every one that was measured."""
+    if scores is None:
+        return scores
+    measured = [name for name, value in scores if isinstance(value, float)]
+    return scores.model_copy(update=dict.fromkeys(measured, math.nan))
+
+
 def _locality(
-    before: Sequence[BaseOutput],
-    after: Predictions,
-    rows: Sequence[int],
-    examples: Sequence[Example],
+    before: Sequence[BaseOutput], after: Predictions, rows: Sequence[int]
 ) -> list[Locality]:
-    """Return how far the edit moved the answers of these rows, all locality probes."""
+    """Return how far the edit moved the answers of these rows, all locality probes.
+
+    Text tokens count that both models predict. An edit that adds context may predict a first
+    token that the base model does not.
+    """
     if not rows:
         return []
     part = after[rows]
-    comparable = part.is_text.clone()
-    for place, example in enumerate(examples[row] for row in rows):
-        # Without image and context the base predicts no first token, though an edit that adds
-        # context may.
-        if example.image is None and not example.context:
-            comparable[place, 0] = False
-    base = _ranked([before[row] for row in rows], part)
-    scores = locality_to(base, part.logits, is_text=comparable, is_answer=part.is_answer)
+    kept = [output.local for output in (before[row] for row in rows) if output.local is not None]
+    comparable = _padded([local.is_text for local in kept], part) & part.is_text
+    scores = locality_to(
+        _ranked(kept, part), part.logits, is_text=comparable, is_answer=part.is_answer
+    )
     names = tuple(Locality.model_fields)
     columns = [getattr(scores, name).tolist() for name in names]
     return [Locality(**dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
 
 
-def _ranked(base: Sequence[BaseOutput], after: Predictions) -> Ranked:
-    """Return the kept outputs of locality probes as one batch, padded to the length of `after`."""
-    ranks = [output.ranks for output in base if output.ranks is not None]
-    answers = [output.answer_logits for output in base if output.answer_logits is not None]
-    padded = torch.zeros(*after.target.shape, ranks[0].shape[-1], dtype=torch.long)
-    for row, best in enumerate(ranks):
-        padded[row, : len(best)] = best
-    padded = padded.to(after.target.device)
+def _ranked(kept: Sequence[LocalOutput], after: Predictions) -> Ranked:
+    """Return the kept outputs of locality probes as one batch."""
+    ranks = _padded([local.ranks for local in kept], after).long()
     return Ranked(
-        best=padded[..., 0], top10=padded[..., 1:], answer=torch.cat(answers).to(after.logits)
+        best=ranks[..., 0],
+        top10=ranks[..., 1:],
+        answer=torch.cat([local.answer_logits for local in kept]).to(after.logits),
+        is_finite=_padded([local.is_finite for local in kept], after),
     )
+
+
+def _padded(rows: Sequence[Tensor], after: Predictions) -> Tensor:
+    """Return what is kept of some rows as one batch, padded to the length of `after`."""
+    together = pad_sequence(list(rows), batch_first=True)
+    missing = after.target.shape[1] - together.shape[1]
+    pads = (0, 0) * (together.ndim - 2) + (0, missing)
+    return pad(together, pads).to(after.target.device)
 
 
 def _generations(

@@ -6,7 +6,8 @@
 Here base_r is the token of rank r. The rank by rank top-10 over all text positions is the published
 M-Locality of MMEdit (Cheng et al. 2023, "Can We Edit Multimodal Large Language Models?"). One new
 token at rank 1 shifts all others and makes it 0, so the overlap of the two sets is given beside it.
-KL is the locality loss of MEND (Mitchell et al. 2022, "Fast Model Editing at Scale").
+KL is the locality loss of MEND (Mitchell et al. 2022, "Fast Model Editing at Scale"). A score over
+a position with NaN or +inf among its logits is NaN: a model that is broken has no best token.
 """
 
 from __future__ import annotations
@@ -14,10 +15,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mmedit.metrics.multiclass_log_probs import all_right, log_softmax, require_tokens, row_mean
+from mmedit.metrics.multiclass_log_probs import (
+    all_right,
+    known,
+    log_softmax,
+    require_tokens,
+    row_mean,
+)
 
 
 @final
@@ -50,13 +58,21 @@ class Ranked:
     """The ten best tokens, best first, or all of a smaller vocabulary."""
     answer: Float[Tensor, "tokens vocab"]
     """Logits at the answer positions, row after row."""
+    is_finite: Bool[Tensor, "batch text"]
+    """Positions without NaN and +inf among their logits."""
 
 
 def ranked(
     logits: Float[Tensor, "batch text vocab"], is_answer: Bool[Tensor, "batch text"]
 ) -> Ranked:
     """Return the part of the logits that `locality_to` reads."""
-    return Ranked(best=logits.argmax(-1), top10=_top_tokens(logits, 10), answer=logits[is_answer])
+    top = _top(logits, 10)
+    return Ranked(
+        best=logits.argmax(-1),
+        top10=top.indices,
+        answer=logits[is_answer],
+        is_finite=~(top.values[..., 0].isnan() | top.values[..., 0].isposinf()),
+    )
 
 
 def locality(
@@ -85,16 +101,23 @@ def locality_to(
     """Return what `locality` does, from the kept part of the base logits."""
     require_tokens(is_text)
     require_tokens(is_answer)
-    best, top10 = edited_logits.argmax(-1), _top_tokens(edited_logits, 10)
-    same = base.best == best
-    top1_answer = row_mean(same[is_answer], is_answer)
+    edited = ranked(edited_logits, is_answer)
+    finite = base.is_finite & edited.is_finite
+
+    def mean(agreement: Tensor, mask: Tensor) -> Tensor:
+        return row_mean(agreement.float().where(finite[mask], torch.nan), mask)
+
+    same = base.best == edited.best
+    top1_answer = mean(same[is_answer], is_answer)
+    sets = _overlap(base.top10[is_answer], edited.top10[is_answer])
+    ordered = _same_ranks(base.top10[is_text], edited.top10[is_text])
     return LocalityScores(
         top1_answer=top1_answer,
         exact_answer=all_right(top1_answer),
-        top1_all=row_mean(same[is_text], is_text),
-        top10_ordered_all=row_mean(_same_ranks(base.top10[is_text], top10[is_text]), is_text),
-        top10_set_answer=row_mean(_overlap(base.top10[is_answer], top10[is_answer]), is_answer),
-        kl=row_mean(_token_kl(base.answer, edited_logits[is_answer]), is_answer),
+        top1_all=mean(same[is_text], is_text),
+        top10_ordered_all=mean(ordered, is_text),
+        top10_set_answer=mean(sets, is_answer),
+        kl=row_mean(_token_kl(base.answer, edited.answer), is_answer),
     )
 
 
@@ -108,7 +131,9 @@ def top1(
     Raises EmptyAnswerError for rows without such a position.
     """
     require_tokens(mask)
-    return row_mean(base[mask].argmax(-1) == edited[mask].argmax(-1), mask)
+    old, new = base[mask], edited[mask]
+    same = old.argmax(-1) == new.argmax(-1)
+    return row_mean(known(same, old.amax(-1), new.amax(-1)), mask)
 
 
 def exact(
@@ -135,7 +160,9 @@ def topk_ordered(
     Raises EmptyAnswerError for rows without masked-in position.
     """
     require_tokens(mask)
-    return row_mean(_same_ranks(_top_tokens(base[mask], k), _top_tokens(edited[mask], k)), mask)
+    old, new = _top(base[mask], k), _top(edited[mask], k)
+    same = _same_ranks(old.indices, new.indices)
+    return row_mean(known(same, old.values[..., 0], new.values[..., 0]), mask)
 
 
 def topk_set(
@@ -150,7 +177,9 @@ def topk_set(
     then 1. Raises EmptyAnswerError for rows without masked-in position.
     """
     require_tokens(mask)
-    return row_mean(_overlap(_top_tokens(base[mask], k), _top_tokens(edited[mask], k)), mask)
+    old, new = _top(base[mask], k), _top(edited[mask], k)
+    shared = _overlap(old.indices, new.indices)
+    return row_mean(known(shared, old.values[..., 0], new.values[..., 0]), mask)
 
 
 def kl(
@@ -168,8 +197,9 @@ def kl(
     return row_mean(_token_kl(base[mask], edited[mask]), mask)
 
 
-def _top_tokens(logits: Float[Tensor, "*tokens vocab"], k: int) -> Int[Tensor, "*tokens rank"]:
-    return logits.topk(min(k, logits.shape[-1])).indices
+def _top(logits: Float[Tensor, "*tokens vocab"], k: int) -> torch.return_types.topk:
+    """Return the k largest logits, NaN first, and their tokens."""
+    return logits.topk(min(k, logits.shape[-1]))
 
 
 def _same_ranks(

@@ -77,7 +77,8 @@ def multiclass_log_probs(
     [batch] are one position per row. With `shift`, position t is scored against label t + 1, as the
     raw logits of a causal language model need: the last logit and the first label are dropped.
     One position per row cannot be shifted. Raises DataError for other shapes and for labels
-    outside the vocabulary, EmptyAnswerError naming the rows without answer token.
+    outside the vocabulary, EmptyAnswerError naming the rows without answer token. The scores of a
+    row with NaN or +inf among its logits are NaN.
 
     >>> logits = torch.eye(3)[torch.tensor([[0, 1, 2], [2, 2, 0]])]
     >>> scores = multiclass_log_probs(logits, torch.tensor([[0, 1, 1], [-100, 2, -100]]))
@@ -92,7 +93,7 @@ def multiclass_log_probs(
     _require_in_vocabulary(target[mask], vocab=logits.shape[-1])
     answer_logits = logits[mask]
     log_prob = _log_prob_of(answer_logits, target[mask])
-    accuracy = row_mean(answer_logits.argmax(-1) == target[mask], mask)
+    accuracy = row_mean(known(answer_logits.argmax(-1) == target[mask], log_prob), mask)
     return MulticlassLogProbs(
         token_accuracy=accuracy,
         exact_match=all_right(accuracy),
@@ -119,7 +120,8 @@ def token_accuracy(
     tensor([0.6667])
     """
     require_tokens(mask)
-    return row_mean(logits[mask].argmax(-1) == target[mask], mask)
+    best, index = logits[mask].max(-1)
+    return row_mean(known(index == target[mask], best), mask)
 
 
 def exact_match(
@@ -196,9 +198,23 @@ def row_mean(
     return row_sum(values, mask) / mask.sum(-1)
 
 
+def known(
+    agreement: Bool[Tensor, " tokens"] | Float[Tensor, " tokens"],
+    *witnesses: Float[Tensor, " tokens"],
+) -> Float[Tensor, " tokens"]:
+    """Return the agreement, NaN where a witness is NaN or +inf: the largest logit of a token, or a
+    log-probability.
+    """
+    values = agreement.to(_at_least_float32(agreement))
+    for witness in witnesses:
+        values = values.masked_fill(witness.isnan() | witness.isposinf(), torch.nan)
+    return values
+
+
 def all_right(share: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-    """Return 1 for rows whose share of right tokens is 1, else 0."""
-    return (share == 1).to(share.dtype)  # exact: n / n is 1, and a smaller share never rounds to 1
+    """Return 1 for rows whose share of right tokens is 1, NaN for NaN, else 0."""
+    right = (share == 1).to(share.dtype)  # exact: n / n is 1, and no smaller share rounds to 1
+    return right.masked_fill(share.isnan(), torch.nan)
 
 
 def log_softmax(logits: Float[Tensor, "tokens vocab"]) -> Float[Tensor, "tokens vocab"]:

@@ -5,6 +5,7 @@ Tables and reports are made from records alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +27,13 @@ class Scores(_Frozen):
     exact_match: float
     log_prob: float
     n_tokens: int
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the logits of the answer are finite. The scores are NaN where they are not; in
+        records of earlier versions the log-probability alone.
+        """
+        return math.isfinite(self.log_prob)
 
 
 class Locality(_Frozen):
@@ -82,6 +90,14 @@ class ProbeRecord(_Frozen):
     generation_post: Generation | None = None
     judge_pre: JudgeTranscript | None = None
     judge_post: JudgeTranscript | None = None
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the base and the edited model gave finite outputs. No score of a probe without
+        them enters a mean.
+        """
+        moved = self.locality.model_dump().values() if self.locality else ()
+        return self.pre.is_finite and self.post.is_finite and not any(map(math.isnan, moved))
 
 
 Test = Literal["edit", "checkpoint", "gap", "ability"]

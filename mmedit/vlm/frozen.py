@@ -19,9 +19,6 @@ from mmedit.adapters.seen import SeenImage
 from mmedit.cache import TensorCache
 from mmedit.cases import Example
 
-AT_ONCE = 32
-"""Images in one forward of the frozen vision tower. It bounds the memory, not the images."""
-
 
 @final
 class Frozen:
@@ -107,7 +104,10 @@ class Frozen:
     def stage(self, last: Literal["vision", "bridge"], images: Sequence[SeenImage]) -> list[Tensor]:
         """Return the output of a stage of the base model for every image.
 
-        It is computed once for each distinct image, and then looked up.
+        It is computed once for each distinct image, and then looked up. Each image goes through
+        alone: beside others its last digits would depend on those that were not looked up, and
+        so on whether a run was continued. One forward of a small tower takes longer that way, but
+        each image is decoded alone as well, which takes as long.
         """
         run = self._adapter.vision if last == "vision" else self._adapter.encode
         names = [
@@ -116,8 +116,7 @@ class Frozen:
 
         @torch.no_grad()
         def compute(positions: Sequence[int]) -> Sequence[Tensor]:
-            parts = [positions[at : at + AT_ONCE] for at in range(0, len(positions), AT_ONCE)]
-            return [tensor for part in parts for tensor in run([images[place] for place in part])]
+            return [tensor for place in positions for tensor in run([images[place]])]
 
         keys = [f"{last}-{self._namespace}-{name}" for name in names]
         found = self.features.lookup(keys, compute)

@@ -48,7 +48,7 @@ def measured(
     max_new_tokens: int,
 ) -> list[Record]:
     meter = Meter(
-        BaseOutputs(vlm, cases=cases, batch_size=3),
+        BaseOutputs(vlm),
         name="x",
         batch_size=3,
         max_new_tokens=max_new_tokens,

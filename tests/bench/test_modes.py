@@ -328,13 +328,15 @@ def test_the_run_of_another_mode_is_refused(vlm, cases, tmp_path):
 
 
 def test_base_outputs_serve_all_tests_of_a_sequence(vlm, cases):
-    """Each probe goes through the base model once, however often it is asked."""
+    """Each batch goes through the base model once, however often it is tested."""
     counted = CountedVLM(vlm)
-    base = BaseOutputs(counted, cases=cases[:4], batch_size=4)
-    meter = Meter(base, name="x", batch_size=4)
-    for job in jobs(Sequential(gaps=(1,)), meter, ft(), cases[:4], Past({})):
-        job.run()  # pyright: ignore[reportAttributeAccessIssue]
-    assert counted.asked == sum(len(e) for case in cases[:4] for e in case.probes.values())
+    base = BaseOutputs(counted)
+    for name in ("x", "y"):
+        meter = Meter(base, name=name, batch_size=4)
+        for job in jobs(Sequential(gaps=(1,)), meter, ft(), cases[:4], Past({})):
+            job.run()  # pyright: ignore[reportAttributeAccessIssue]
+    probes = sum(len(e) for case in cases[:4] for e in case.probes.values())
+    assert counted.asked == 2 * probes  # after each edit, and at the checkpoint of all
 
 
 def test_no_edit_is_no_sequence(vlm, cases):

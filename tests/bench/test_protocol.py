@@ -19,7 +19,6 @@ from mmedit.methods.ft import FT, FTConfig
 from mmedit.methods.ike import IKE, IKEConfig
 from mmedit.metrics.multiclass_log_probs import exact_match
 from mmedit.records.schema import Record
-from mmedit.vlm.interface import VLM
 from mmedit.vlm.network import NetworkVLM
 
 
@@ -58,10 +57,6 @@ def with_base(base: BaseOutputs, editor, cases: list[EditCase], **settings: Any)
     return list(meter.evaluate(editor, cases))
 
 
-def base_of(vlm: VLM, cases: list[EditCase]) -> BaseOutputs:
-    return BaseOutputs(vlm, cases=cases, batch_size=4)
-
-
 def test_one_record_per_case_in_order_with_every_probe(vlm, cases):
     records = run(vlm, ft(), cases)
     assert [record.case_id for record in records] == [case.id for case in cases]
@@ -86,7 +81,7 @@ def test_records_do_not_depend_on_the_batch_size(vlm, cases, batch_size):
 
 
 def test_pre_is_the_unedited_model_even_after_other_edits(vlm, cases):
-    base = base_of(vlm, cases)
+    base = BaseOutputs(vlm)
     with_base(base, ft(), cases)
     records = with_base(base, ft(), cases)
     asked = vlm.predict([case.request for case in cases])
@@ -107,7 +102,7 @@ def test_the_base_row_is_measured_and_unchanged(vlm, cases):
 
 def test_base_outputs_are_computed_once_and_shared_by_editors(vlm, cases):
     counted = CountedVLM(vlm)
-    base = BaseOutputs(counted, cases=cases, batch_size=4)
+    base = BaseOutputs(counted)
     examples = sum(len(asked) for case in cases for asked in case.probes.values())
     for editor in (ft(), FT(ft().config.model_copy(update={"steps": 1}))):
         with_base(base, editor, cases, max_new_tokens=4)
@@ -116,7 +111,7 @@ def test_base_outputs_are_computed_once_and_shared_by_editors(vlm, cases):
 
 def test_the_vision_tower_sees_each_distinct_image_once_in_a_whole_run(vlm, cases):
     fresh = NetworkVLM(vlm.adapter, features=TensorCache())
-    base = base_of(fresh, cases)
+    base = BaseOutputs(fresh)
     with rows_through(vlm.adapter.network.vision_model) as calls:
         for editor in (NoEdit(), ft(), IKE(IKEConfig(k=0))):
             with_base(base, editor, cases, max_new_tokens=3)
@@ -126,7 +121,7 @@ def test_the_vision_tower_sees_each_distinct_image_once_in_a_whole_run(vlm, case
 
 
 def test_an_evaluation_costs_one_edited_forward_per_probe_and_full_batch(vlm, cases):
-    base = base_of(vlm, cases)
+    base = BaseOutputs(vlm)
     with_base(base, NoEdit(), cases)
     with rows_through(vlm.adapter.network.language_model) as calls:
         with_base(base, NoEdit(), cases)
@@ -134,7 +129,7 @@ def test_an_evaluation_costs_one_edited_forward_per_probe_and_full_batch(vlm, ca
 
 
 def test_the_examples_of_a_single_case_are_asked_in_two_forwards(vlm, cases):
-    base = base_of(vlm, cases[:1])
+    base = BaseOutputs(vlm)
     meter = Meter(base, name="x", batch_size=32)
     meter.separate_edits(NoEdit(), cases[:1])
     with rows_through(vlm.adapter.network.language_model) as calls:
@@ -144,7 +139,7 @@ def test_the_examples_of_a_single_case_are_asked_in_two_forwards(vlm, cases):
 
 def test_of_base_outputs_little_is_kept(vlm, cases):
     """Logits of locality's answers alone: a large vocabulary would fill the memory else."""
-    base = base_of(vlm, cases)
+    base = BaseOutputs(vlm)
     records = with_base(base, NoEdit(), cases)
     local = [r.probes[probe][0] for r in records for probe in r.probes if probe.is_locality]
     answers = sum(one.post.n_tokens for one in local)
@@ -192,31 +187,14 @@ def test_the_unedited_model_knows_the_truth_and_not_the_targets(vlm, task):
 
 
 def test_more_outputs_than_the_memory_holds_are_computed_again(vlm, cases):
-    small = BaseOutputs(vlm, cases=cases, batch_size=4, memory_bytes=1)
+    small = BaseOutputs(vlm, memory_bytes=1)
     assert with_base(small, NoEdit(), cases[:4])
     assert small.bytes_used == 0
-    enough = base_of(vlm, cases)
+    enough = BaseOutputs(vlm)
     for one, other in zip(
         with_base(small, ft(), cases), with_base(enough, ft(), cases), strict=True
     ):
         assert one.probes == other.probes
-
-
-def test_an_output_does_not_depend_on_which_batch_asks_first(vlm, cases):
-    """A question that stands in two batches is computed in the first of them in any case."""
-    again = EditCase(id="again", request=cases[6].request, probes=dict(cases[0].probes))
-    asked = [*cases[:4], *cases[4:6], again]
-    in_order, backwards = (BaseOutputs(vlm, cases=asked, batch_size=4) for _ in range(2))
-    example = cases[0].probes[Probe.TEXT_LOCALITY][0]
-    others = [case.probes[Probe.TEXT_LOCALITY][0] for case in asked[4:]]
-    backwards.predict(others, is_locality=[True] * 3)
-    [first], [second] = (
-        base.predict([example], is_locality=[True]) for base in (in_order, backwards)
-    )
-    assert first.scores == second.scores
-    assert first.answer_logits is not None
-    assert second.answer_logits is not None
-    assert torch.equal(first.answer_logits, second.answer_logits)
 
 
 def test_a_name_is_the_editors_label_by_default(vlm, cases):
