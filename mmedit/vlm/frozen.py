@@ -63,6 +63,14 @@ class Frozen:
         """
         return self._adapter.segments(examples)
 
+    def room(self, examples: Sequence[Example], new_tokens: int = 0) -> list[int]:
+        """Return the number of tokens that the context of every example has room for.
+
+        That is what the language model takes, less image, conversation markers, prompt and answer.
+        With `new_tokens` the answer is to be generated, and they count in its place.
+        """
+        return self._adapter.room(examples, self.see(examples), new_tokens)
+
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of texts, without special tokens."""
         return self._adapter.tokenize(texts)

@@ -187,6 +187,11 @@ class VLM(ABC):
 
     @property
     @abstractmethod
+    def base(self) -> VLM:
+        """The base model: this VLM without its edits."""
+
+    @property
+    @abstractmethod
     def extra_parameters(self) -> int:
         """Number of values that an edit adds to the network; of separate edits, each one."""
 
@@ -234,6 +239,10 @@ class WrappedVLM(VLM):
     @property
     def identity(self) -> Identity:
         return self.inner.identity
+
+    @property
+    def base(self) -> VLM:
+        return self.inner.base
 
     @property
     def extra_parameters(self) -> int:

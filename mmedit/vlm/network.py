@@ -160,6 +160,10 @@ class NetworkVLM(VLM):
         )
 
     @property
+    def base(self) -> NetworkVLM:
+        return self._with({}) if self.deltas else self
+
+    @property
     def extra_parameters(self) -> int:
         return sum(delta.parameters for delta in self.deltas.values())
 

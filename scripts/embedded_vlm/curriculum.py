@@ -17,7 +17,8 @@ from mmedit.datasets import facts
 from mmedit.datasets.easyvqa import pictures, questions, renderings
 from mmedit.datasets.easyvqa.questions import Kind, Question, Scene
 from mmedit.datasets.easyvqa.renderings import Rendering
-from mmedit.methods.ike import as_prompt, demonstration, new_fact
+from mmedit.methods.ike import demonstration
+from mmedit.methods.ike.context import as_prompt, new_fact
 
 RENDERINGS = 8
 Option = TypeVar("Option")

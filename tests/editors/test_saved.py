@@ -28,7 +28,8 @@ from mmedit.editors.base import Editor, Fitting
 from mmedit.editors.saved import origin_of
 from mmedit.errors import EditorError
 from mmedit.methods.ft import FT, FTConfig
-from mmedit.methods.ike import IKE, IKEConfig, InContextVLM
+from mmedit.methods.ike import IKE, IKEConfig
+from mmedit.methods.ike.context import InContextVLM
 from mmedit.methods.mend import MEND, MENDConfig
 from mmedit.metrics.multiclass_log_probs import answer_nll
 from mmedit.training import loop

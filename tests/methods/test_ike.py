@@ -13,8 +13,9 @@ from torch import Tensor
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.deltas import Dense
 from mmedit.editors.base import Fitting
-from mmedit.errors import DataError, EditorError
-from mmedit.methods.ike import IKE, IKEConfig, InContextVLM
+from mmedit.errors import DataError, EditorError, ModelError
+from mmedit.methods.ike import IKE, IKEConfig
+from mmedit.methods.ike.context import InContextVLM
 from mmedit.vlm.interface import VLM, Captured, Identity, Predictions, WrappedVLM
 from mmedit.vlm.network import NetworkVLM
 
@@ -48,6 +49,10 @@ class OnCircle(WrappedVLM):
 
     def rewrap(self, inner: VLM) -> OnCircle:
         return OnCircle(inner)
+
+    @property
+    def base(self) -> OnCircle:
+        return self
 
     def represent(self, examples: Sequence[Example]) -> Tensor:
         self.asked += examples
@@ -348,12 +353,100 @@ def test_as_many_rows_as_separate_edits_are_wanted(tiny_vlm: NetworkVLM):
         each.predict(PROBES[:1])
 
 
-def test_second_edit_comes_after_the_first(tiny_vlm: NetworkVLM):
-    editor = IKE(IKEConfig(k=0))
-    twice = editor.apply(editor.apply(tiny_vlm, [SHORT]), [SHORTER])
-    contexts = [context_of(editor.apply(tiny_vlm, [request])) for request in (SHORT, SHORTER)]
-    prefixed = [replace(probe, context="".join(contexts)) for probe in PROBES]
-    assert same(twice.predict(PROBES), tiny_vlm.predict(prefixed))
+def test_edits_one_after_another_have_the_context_of_edits_made_together(circle: OnCircle):
+    """Each finds its demonstrations as the base model represents it, not behind the others."""
+    editor = fitted(circle, k=4)
+    requests = [at(10), at(130), at(-70, target="b"), at(181)]
+    edited: VLM = circle
+    for number, request in enumerate(requests, start=1):
+        edited = editor.apply(edited, [request])
+        assert context_of(edited) == context_of(editor.apply(circle, requests[:number]))
+    assert context_of(edited).count("Prompt: ") == 4 + 1
+    assert "Prompt: New Fact" not in context_of(edited)
+
+
+def test_separate_edits_come_after_those_of_all_rows_and_before_further_ones(circle: OnCircle):
+    editor = fitted(circle, k=2)
+    first, *each, last = [at(10), at(130), at(250), at(181)]
+    edited = editor.apply(editor.apply_each(editor.apply(circle, [first]), each), [last])
+    assert contexts_of(edited) == tuple(
+        context_of(editor.apply(circle, [first, own, last])) for own in each
+    )
+    with pytest.raises(DataError, match="2 separate edits cannot answer 1 rows"):
+        editor.apply_each(edited, [last])
+
+
+@pytest.mark.parametrize("made", ["weights", "context"])
+def test_the_nearest_cases_are_those_of_the_base_model(tiny_vlm: NetworkVLM, made: str):
+    prompts = ["what color is the shape?", "a photo of", "is there a red circle in the image?"]
+    cases = [EditCase(id=p, request=Example(prompt=p, target="yes")) for p in prompts]
+    editor = IKE(IKEConfig(k=1)).fit(tiny_vlm, Fitting(cases))
+    site = tiny_vlm.sites("language")[0]
+    noise = torch.randn(tiny_vlm.shape(site), generator=torch.Generator().manual_seed(0))
+    edited = (
+        tiny_vlm.with_deltas({site: Dense(10 * noise)})
+        if made == "weights"
+        else IKE(IKEConfig(k=0)).apply(tiny_vlm, [SHORT])
+    )
+    request = Example(prompt=prompts[0], target="no")
+    assert shown_in_full(editor.apply(edited, [request]))[0] == prompts[0]
+
+
+def shown_in_full(vlm: VLM) -> list[str]:
+    return [part.split(" yes")[0] for part in context_of(vlm).split("New Fact: ")[1:]]
+
+
+# A full context
+
+
+def tokens_of(vlm: NetworkVLM, text: str) -> int:
+    return len(vlm.frozen.tokenize([text])[0])
+
+
+def with_room(vlm: NetworkVLM, monkeypatch: pytest.MonkeyPatch, example: Example, room: int):
+    """Lets the model take this many tokens of context before an example."""
+    now = vlm.frozen.room([example])[0]
+    taken = vlm.adapter.max_tokens - now + room
+    monkeypatch.setattr(type(vlm.adapter), "max_tokens", taken)
+
+
+def contexts_asked(vlm: VLM, examples: Sequence[Example]) -> list[str]:
+    assert isinstance(vlm, InContextVLM)
+    return [example.context for example in vlm._in_context(examples)]
+
+
+def test_demonstrations_of_the_oldest_edits_leave_a_full_context_first(
+    circle: OnCircle, tiny_vlm: NetworkVLM, monkeypatch
+):
+    editor = fitted(circle, k=3)
+    edited = editor.apply(editor.apply(circle, [at(10)]), [at(170)])
+    whole = context_of(edited)
+    assert shown_in(whole) == ["east", "west", "northeast"]
+    facts = "New Fact: 10 question new\nNew Fact: 170 question new\nPrompt: "
+    fewest = tokens_of(tiny_vlm, facts)
+    seen: list[list[str]] = []
+    for room in range(tokens_of(tiny_vlm, whole), fewest - 1, -1):
+        with_room(tiny_vlm, monkeypatch, SHORT, room)
+        [context] = contexts_asked(edited, [SHORT])
+        monkeypatch.undo()
+        assert tokens_of(tiny_vlm, context) <= room
+        assert context.endswith(facts)
+        seen += [shown_in(context)] if not seen or seen[-1] != shown_in(context) else []
+    assert seen == [["east", "west", "northeast"], ["east", "west"], ["west"], []]
+    with_room(tiny_vlm, monkeypatch, SHORT, fewest - 1)
+    with pytest.raises(ModelError, match=f"2 new facts take {fewest} .* room for {fewest - 1} of"):
+        edited.predict([SHORT])
+
+
+def test_a_row_with_less_room_alone_has_fewer_demonstrations(
+    circle: OnCircle, tiny_vlm: NetworkVLM, monkeypatch
+):
+    edited = fitted(circle, k=3).apply(circle, [at(10)])
+    longer = replace(SHORT, target="a small teal triangle on a light background")
+    with_room(tiny_vlm, monkeypatch, SHORT, tokens_of(tiny_vlm, context_of(edited)))
+    together = contexts_asked(edited, [SHORT, longer])
+    assert together == contexts_asked(edited, [SHORT]) + contexts_asked(edited, [longer])
+    assert [len(shown_in(context)) for context in together] == [3, 2]
 
 
 def test_weight_edits_go_under_the_context(tiny_vlm: NetworkVLM):

@@ -7,6 +7,9 @@ The edit is text before the prompt; no weight changes. The demonstrations are th
 nearest to the request, the nearest first. Each shows a new fact followed by one of three prompts:
 the same prompt (answered by the fact), a rephrase (answered by the fact), or an unrelated prompt
 (answered as before).
+
+Requests are compared with the training cases as the base model represents them, whatever edits the
+VLM holds. A further edit joins the context of those before it (`mmedit.methods.ike.context`).
 """
 
 from __future__ import annotations
@@ -25,10 +28,19 @@ from mmedit.cases import EditCase, Example, Probe
 from mmedit.editors.base import Editor, EditorConfig, Fitting
 from mmedit.editors.saved import Origin, origin_of
 from mmedit.errors import DataError, EditorError
-from mmedit.vlm.interface import VLM, Captured, Predictions, WrappedVLM
+from mmedit.methods.ike.context import (
+    Context,
+    Demonstration,
+    Fact,
+    InContextVLM,
+    as_prompt,
+    new_fact,
+)
+from mmedit.progress import Progress, silent
+from mmedit.vlm.interface import VLM
 
 BATCH = 64
-"""Training cases per forward while they are indexed."""
+"""Cases per forward while they are represented."""
 
 
 class IKEConfig(EditorConfig):
@@ -78,14 +90,7 @@ class IKE(Editor[IKEConfig]):
         cases = fitting.cases
         if not cases:
             raise DataError("IKE needs training cases for its demonstrations; none were given")
-        chunks = []
-        for start in range(0, len(cases), BATCH):
-            chunks.append(
-                self._represent(vlm, [case.request for case in cases[start : start + BATCH]])
-            )
-            done = min(start + BATCH, len(cases))
-            fitting.progress("indexing", done, len(cases), "cases indexed")
-        keys = torch.cat(chunks)
+        keys = self._represent(vlm, [case.request for case in cases], fitting.progress)
         mean = keys.mean(0)
         demonstrations = tuple(demonstrate(number, case) for number, case in enumerate(cases))
         index = Index(demonstrations, F.normalize(keys - mean, dim=-1), mean)
@@ -94,20 +99,26 @@ class IKE(Editor[IKEConfig]):
     def apply(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
         if not requests:
             return vlm
-        by_rank = zip(*self._retrieve(vlm, requests), strict=True)  # the nearest of each, and so on
-        nearest = dict.fromkeys(number for numbers in by_rank for number in numbers)
-        texts = self._texts(list(nearest)[: self.config.k])
-        facts = [new_fact(request.prompt, request.target) for request in requests]
-        return InContextVLM(vlm, "".join([*texts, *facts[:-1], as_prompt(facts[-1])]))
+        return self._opened(vlm).with_facts(self._facts(vlm, requests), self.config.k)
 
     def apply_each(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
         if not requests:
             return vlm
-        contexts = [
-            "".join([*self._texts(near), as_prompt(new_fact(request.prompt, request.target))])
-            for near, request in zip(self._retrieve(vlm, requests), requests, strict=True)
+        return self._opened(vlm).with_each(self._facts(vlm, requests), self.config.k)
+
+    def _opened(self, vlm: VLM) -> InContextVLM:
+        """Return the VLM with the context that it has, or an empty one."""
+        return vlm if isinstance(vlm, InContextVLM) else InContextVLM(vlm, Context((), 0))
+
+    def _facts(self, vlm: VLM, requests: Sequence[Example]) -> list[Fact]:
+        texts = self._index.demonstrations
+        return [
+            Fact(
+                new_fact(request.prompt, request.target),
+                tuple(Demonstration(number, texts[number]) for number in numbers),
+            )
+            for request, numbers in zip(requests, self._retrieve(vlm, requests), strict=True)
         ]
-        return InContextVLM(vlm, tuple(contexts))
 
     def state(self) -> dict[str, Tensor]:
         return {"keys": self._index.keys, "mean": self._index.mean}
@@ -128,9 +139,6 @@ class IKE(Editor[IKEConfig]):
             )
         return self.with_learnt(Index(demonstrations, keys, mean), origin)
 
-    def _texts(self, numbers: Sequence[int]) -> list[str]:
-        return [self._index.demonstrations[number] for number in numbers]
-
     def _retrieve(self, vlm: VLM, requests: Sequence[Example]) -> list[list[int]]:
         """Return the numbers of the k nearest training cases of every request, the nearest first;
         one matrix product.
@@ -144,64 +152,22 @@ class IKE(Editor[IKEConfig]):
         similarity = queries @ index.keys.to(queries).T
         return similarity.topk(min(self.config.k, len(index.demonstrations))).indices.tolist()
 
-    def _represent(self, vlm: VLM, requests: Sequence[Example]) -> Float[Tensor, "batch hidden"]:
+    def _represent(
+        self, vlm: VLM, requests: Sequence[Example], progress: Progress = silent
+    ) -> Float[Tensor, "batch hidden"]:
+        """Return how the base model represents the requests. An edited one would have moved since
+        the training cases were indexed.
+        """
         if self.config.retrieval == "text":
             requests = [replace(request, image=None) for request in requests]
         elif self.config.retrieval == "image":
             requests = [replace(request, prompt="a photo of") for request in requests]
-        return vlm.represent(requests)
-
-
-class InContextVLM(WrappedVLM):
-    """A VLM that reads a text before every prompt: one text for all rows, or one per row."""
-
-    def __init__(self, inner: VLM, context: str | tuple[str, ...]) -> None:
-        super().__init__(inner)
-        self.context = context
-
-    def rewrap(self, inner: VLM) -> InContextVLM:
-        return InContextVLM(inner, self.context)
-
-    def predict(self, examples: Sequence[Example]) -> Predictions:
-        return self.inner.predict(self._in_context(examples))
-
-    def generate(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[str]:
-        return self.inner.generate(self._in_context(examples), max_new_tokens=max_new_tokens)
-
-    def capture(self, examples: Sequence[Example], sites: Sequence[str]) -> Captured:
-        return self.inner.capture(self._in_context(examples), sites)
-
-    def represent(self, examples: Sequence[Example]) -> Float[Tensor, "batch hidden"]:
-        return self.inner.represent(self._in_context(examples))
-
-    def select(self, rows: Sequence[int]) -> InContextVLM:
-        chosen = (
-            self.context
-            if isinstance(self.context, str)
-            else tuple(self.context[row] for row in rows)
-        )
-        return InContextVLM(self.inner.select(rows), chosen)
-
-    def _in_context(self, examples: Sequence[Example]) -> list[Example]:
-        contexts = (
-            (self.context,) * len(examples) if isinstance(self.context, str) else self.context
-        )
-        if len(contexts) != len(examples):
-            raise DataError(
-                f"{len(contexts)} separate edits cannot answer {len(examples)} rows: row i is "
-                "answered under edit i. Use select(rows) to choose the edit of each row."
-            )
-        return [replace(e, context=c + e.context) for e, c in zip(examples, contexts, strict=True)]
-
-
-def new_fact(prompt: str, target: str) -> str:
-    """Return the line that states a new fact."""
-    return f"New Fact: {prompt} {target}\n"
-
-
-def as_prompt(text: str) -> str:
-    """Return the text followed by the word that introduces a prompt."""
-    return f"{text}Prompt: "
+        found = []
+        for start in range(0, len(requests), BATCH):
+            found.append(vlm.base.represent(requests[start : start + BATCH]))
+            done = min(start + BATCH, len(requests))
+            progress("indexing", done, len(requests), "cases indexed")
+        return torch.cat(found)
 
 
 def demonstration(fact: str, answer: str, prompt: str, target: str) -> str:

@@ -1,0 +1,206 @@
+"""IKE's context, and the VLM that reads it before every prompt.
+
+The context lists demonstrations, then the new facts of all edits, oldest first, then the word that
+introduces a prompt. It is kept in these parts, so one edit after another gives the same context as
+all edits together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mmedit.cases import Example
+from mmedit.errors import DataError, ModelError
+from mmedit.vlm.frozen import Frozen
+from mmedit.vlm.interface import VLM, Captured, Predictions, WrappedVLM
+
+
+class Demonstration(NamedTuple):
+    """A training case as an in-context example."""
+
+    number: int
+    """Number of the training case: two cases may have the same text."""
+    text: str
+
+
+class Fact(NamedTuple):
+    """One edit: the line that states it, and its nearest demonstrations, the nearest first."""
+
+    line: str
+    nearest: tuple[Demonstration, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """The text before a prompt, in parts."""
+
+    facts: tuple[Fact, ...]
+    """The edits, oldest first."""
+    k: int
+    """Maximum number of demonstrations."""
+    measured: dict[tuple[int, str, bool], int] = field(default_factory=dict, init=False)
+    """Lengths in tokens, as far as `lengths` was asked for them."""
+
+    def with_facts(self, facts: Sequence[Fact], k: int) -> Context:
+        """Return the context with more edits, with at most `k` demonstrations for all of them."""
+        return Context((*self.facts, *facts), k)
+
+    @property
+    def text(self) -> str:
+        """The whole text."""
+        return self.without(0)
+
+    def within(self, room: int, example: Example, frozen: Frozen) -> str:
+        """Return the text such that it and the example's own context take at most `room` tokens.
+
+        Demonstrations are left out as far as needed: those of the oldest edit first, of one edit
+        the farthest first. Raises ModelError if the facts alone need more.
+        """
+
+        def length(without: int) -> int:
+            return lengths([(self, without, example)], frozen)[0]
+
+        if length(0) <= room:
+            return self.text
+        fewest, most = 0, len(self._shown)
+        if length(most) > room:
+            raise ModelError(
+                f"the context of IKE is full: {_facts(len(self.facts))} {length(most):,} tokens "
+                f"without any demonstration, and {example.prompt[:60]!r} leaves room for "
+                f"{max(room, 0):,} of the {frozen.max_tokens:,} that this model takes; make fewer "
+                "edits, or shorten the prompt"
+            )
+        while fewest < most:  # a text without one more demonstration is never longer
+            middle = (fewest + most) // 2
+            if length(middle) > room:
+                fewest = middle + 1
+            else:
+                most = middle
+        return self.without(most)
+
+    @property
+    def _shown(self) -> dict[Demonstration, tuple[int, int]]:
+        """The demonstrations in their order: the nearest of each edit, then the second of each, and
+        so on. Each with the place of the edit that it is shown for, and its rank there, negative.
+        """
+        by_rank = zip_longest(*(fact.nearest for fact in self.facts))
+        found: dict[Demonstration, tuple[int, int]] = {}
+        for rank, row in enumerate(by_rank):
+            for place, shown in enumerate(row):
+                if shown is not None and len(found) < self.k:
+                    found.setdefault(shown, (place, -rank))
+        return found
+
+    def without(self, number: int) -> str:
+        """Return the text without this number of demonstrations."""
+        shown = self._shown
+        left_out = set(sorted(shown, key=shown.__getitem__)[:number])
+        texts = [one.text for one in shown if one not in left_out]
+        return as_prompt("".join([*texts, *(fact.line for fact in self.facts)]))
+
+
+def lengths(asked: Sequence[tuple[Context, int, Example]], frozen: Frozen) -> list[int]:
+    """Return the number of tokens of each context without so many demonstrations, together with the
+    example's own context. One call of the tokenizer for those that were not measured before.
+    """
+    keys = [(without, e.context, e.image is None) for _, without, e in asked]
+    new = {
+        (id(context), key): (context, key, replace(e, context=context.without(without) + e.context))
+        for (context, without, e), key in zip(asked, keys, strict=True)
+        if key not in context.measured
+    }
+    if new:
+        contexts, found, examples = zip(*new.values(), strict=True)
+        for context, key, text in zip(contexts, found, frozen.segments(examples), strict=True):
+            context.measured[key] = len(text.context)
+    return [context.measured[key] for (context, *_), key in zip(asked, keys, strict=True)]
+
+
+class InContextVLM(WrappedVLM):
+    """A VLM that reads a context before every prompt: one for all rows, or one per row.
+
+    Rows that have too little room for the whole context are asked with fewer demonstrations.
+    """
+
+    def __init__(self, inner: VLM, contexts: Context | tuple[Context, ...]) -> None:
+        super().__init__(inner)
+        self.contexts = contexts
+
+    @property
+    def context(self) -> str | tuple[str, ...]:
+        """The text before every prompt, or one for each row."""
+        if isinstance(self.contexts, Context):
+            return self.contexts.text
+        return tuple(context.text for context in self.contexts)
+
+    def rewrap(self, inner: VLM) -> InContextVLM:
+        return InContextVLM(inner, self.contexts)
+
+    def predict(self, examples: Sequence[Example]) -> Predictions:
+        return self.inner.predict(self._in_context(examples))
+
+    def generate(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[str]:
+        asked = self._in_context(examples, max_new_tokens)
+        return self.inner.generate(asked, max_new_tokens=max_new_tokens)
+
+    def capture(self, examples: Sequence[Example], sites: Sequence[str]) -> Captured:
+        return self.inner.capture(self._in_context(examples), sites)
+
+    def represent(self, examples: Sequence[Example]) -> Float[Tensor, "batch hidden"]:
+        return self.inner.represent(self._in_context(examples))
+
+    def select(self, rows: Sequence[int]) -> InContextVLM:
+        chosen = self.contexts
+        if not isinstance(chosen, Context):
+            chosen = tuple(chosen[row] for row in rows)
+        return InContextVLM(self.inner.select(rows), chosen)
+
+    def with_facts(self, facts: Sequence[Fact], k: int) -> InContextVLM:
+        """Return the VLM with these edits after the ones it has, for all rows."""
+        if isinstance(self.contexts, Context):
+            return InContextVLM(self.inner, self.contexts.with_facts(facts, k))
+        return InContextVLM(self.inner, tuple(c.with_facts(facts, k) for c in self.contexts))
+
+    def with_each(self, facts: Sequence[Fact], k: int) -> InContextVLM:
+        """Return the VLM with one more edit for each row."""
+        each = zip(self._of_rows(len(facts)), facts, strict=True)
+        return InContextVLM(self.inner, tuple(c.with_facts([fact], k) for c, fact in each))
+
+    def _of_rows(self, rows: int) -> tuple[Context, ...]:
+        if isinstance(self.contexts, Context):
+            return (self.contexts,) * rows
+        if len(self.contexts) != rows:
+            raise DataError(
+                f"{len(self.contexts)} separate edits cannot answer {rows} rows: row i is "
+                "answered under edit i. Use select(rows) to choose the edit of each row."
+            )
+        return self.contexts
+
+    def _in_context(self, examples: Sequence[Example], new_tokens: int = 0) -> list[Example]:
+        contexts = self._of_rows(len(examples))
+        room = self.frozen.room(examples, new_tokens)
+        lengths([(c, 0, e) for c, e in zip(contexts, examples, strict=True)], self.frozen)
+        return [
+            replace(e, context=context.within(left, e, self.frozen) + e.context)
+            for e, context, left in zip(examples, contexts, room, strict=True)
+        ]
+
+
+def new_fact(prompt: str, target: str) -> str:
+    """Return the line that states a new fact."""
+    return f"New Fact: {prompt} {target}\n"
+
+
+def as_prompt(text: str) -> str:
+    """Return the text followed by the word that introduces a prompt."""
+    return f"{text}Prompt: "
+
+
+def _facts(number: int) -> str:
+    return "1 new fact takes" if number == 1 else f"{number:,} new facts take"
