@@ -11,6 +11,7 @@ import open_clip
 import pytest
 import tiny
 import torch
+from counted_vlm import CountedVLM
 from torch import Tensor
 from transformers import DistilBertConfig, DistilBertModel, OPTConfig, OPTForCausalLM
 
@@ -22,6 +23,8 @@ from mmedit.errors import ConfigError, DataError, ModelError
 from mmedit.methods.serac import SERAC, SERACConfig, SERACNetwork, scope
 from mmedit.methods.serac.counterfactual import Briefing, make_inputs
 from mmedit.methods.serac.memory import SERACVLM, Memory, SoftSERACVLM
+from mmedit.methods.serac.similarity import over_vocabulary
+from mmedit.metrics.locality import kl
 from mmedit.training.settings import TrainingConfig
 from mmedit.vlm.interface import VLM
 from mmedit.vlm.network import NetworkVLM
@@ -193,6 +196,21 @@ def test_out_of_scope_the_vlm_answers_bit_for_bit(editor, vlm, requests_):
     assert said == vlm.generate(requests_, max_new_tokens=4)
 
 
+def test_rows_out_of_scope_are_asked_in_the_whole_batch(editor, vlm, requests_):
+    """As the base model is asked, so that not even a digit depends on the other rows' scope."""
+    noted = CountedVLM(vlm)
+    edited = edited_by(editor, noted, requests_[:1])
+    unrelated = Example(prompt="what is the capital of Italy?", target="Rome")
+    asked = [unrelated, requests_[0]]
+    found, before = edited.predict(asked), vlm.predict(asked)
+    assert torch.equal(found.logits[0], before.logits[0])
+    assert not torch.equal(found.logits[1], before.logits[1])
+    edited.generate(asked, max_new_tokens=1)
+    assert noted.asked == 2 * len(asked)
+    edited.generate(asked[1:], max_new_tokens=1)
+    assert noted.asked == 2 * len(asked)
+
+
 def test_in_scope_the_counterfactual_model_answers(editor, vlm, requests_):
     edited = with_threshold(editor, vlm, requests_, 0.0)
     asked = [replace(request, target="yes it is") for request in requests_[:2]]
@@ -356,9 +374,35 @@ def test_counterfactual_model_starts_from_a_pretrained_one(
     weight = pretrained.get_input_embeddings().weight
     torch.testing.assert_close(lm.get_input_embeddings().weight, weight, rtol=0, atol=1e-6)
     assert lm.dtype == torch.float32  # though its config says half precision, to train in
-    found = with_threshold(editor, vlm, requests_, 0.0).predict(requests_).logits
-    assert found.shape[-1] == vocabulary
-    assert found.isfinite().all()
+    edited = with_threshold(editor, vlm, requests_, 0.0)
+    found, before = edited.predict(requests_), vlm.predict(requests_)
+    assert found.logits.shape[-1] == vocabulary
+    answer = found.is_answer
+    log_base, log_edited = (p.logits[answer].log_softmax(-1) for p in (before, found))
+    assert log_edited.min() > -100
+    if more < 0:  # tokens that it lacks are as likely as before
+        torch.testing.assert_close(log_edited[:, more:], log_base[:, more:], rtol=1e-4, atol=1e-4)
+    assert kl(before.logits, found.logits, answer).isfinite().all()
+    assert kl(found.logits, before.logits, answer).isfinite().all()
+
+
+def test_probabilities_over_the_larger_vocabulary_sum_to_one():
+    random = torch.Generator().manual_seed(0)
+    base, ours = (torch.randn(2, 3, size, generator=random) for size in (9, 6))
+    made = over_vocabulary(ours, base).softmax(-1)
+    known = base.softmax(-1)[..., :6].sum(-1, keepdim=True)
+    torch.testing.assert_close(made[..., 6:], base.softmax(-1)[..., 6:])
+    torch.testing.assert_close(made[..., :6], ours.softmax(-1) * known)
+    assert torch.equal(over_vocabulary(base, base), base)
+    assert torch.equal(over_vocabulary(base, ours), base[..., :6])
+
+
+def test_a_counterfactual_model_without_an_end_token_is_refused(vlm, cases, tmp_path, monkeypatch):
+    tiny_opt(tmp_path, vlm, vlm.frozen.vocabulary - 8)
+    end = [vlm.frozen.vocabulary - 1]
+    monkeypatch.setattr(vlm.adapter.network.generation_config, "eos_token_id", end)
+    with pytest.raises(ModelError, match="none of them ends an answer of the VLM"):
+        SERAC(config(counterfactual=str(tmp_path))).fit(vlm, Fitting(cases))
 
 
 def test_a_question_that_the_counterfactual_model_cannot_take_is_refused(editor, vlm, requests_):

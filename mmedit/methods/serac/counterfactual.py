@@ -79,6 +79,8 @@ class Counterfactual(nn.Module):
     ) -> Float[Tensor, "batch more vocab"]:
         """Return logits about every token of the questions' prompts and answers: entry t of a row
         is about its text token t. One entry more is about the token after the last.
+
+        They are over the tokens that both models have.
         """
         answers = [[*row.asked.prompt, *row.asked.answer] for row in inputs]
         rows = self._rows(inputs, answers, frozen)
@@ -90,7 +92,7 @@ class Counterfactual(nn.Module):
             logits = self.lm(
                 inputs_embeds=rows.embedded, attention_mask=rows.mask, use_cache=False
             ).logits
-        return self._in_vocabulary(logits)
+        return logits[..., : self.vocabulary]
 
     @torch.no_grad()
     def generate(
@@ -129,6 +131,7 @@ class Counterfactual(nn.Module):
             ids.append(torch.tensor([token for _, tokens in parts for token in tokens]))
             kinds.append(torch.tensor([kind for kind, tokens in parts for _ in tokens]))
             start.append(len(ids[-1]) - len(text))
+        self._require_known(ids)
         lengths = torch.tensor([len(row) for row in ids]).unsqueeze(-1)
         together = pad_sequence(ids, batch_first=True, padding_side=side).to(device)
         kind = pad_sequence(kinds, batch_first=True, padding_value=QUESTION, padding_side=side)
@@ -144,6 +147,15 @@ class Counterfactual(nn.Module):
         embedded = self._embed(inputs, together, kind.to(device))
         return _Rows(embedded, mask.to(device), start)
 
+    def _require_known(self, ids: Sequence[Tensor]) -> None:
+        known, largest = self.lm.config.vocab_size, int(torch.cat(list(ids)).max())
+        if largest >= known:
+            raise ModelError(
+                f"a text has token {largest}, and the counterfactual model knows {known:,} tokens; "
+                "leave that text out, or name a model of the VLM's own family "
+                "(editor.counterfactual)"
+            )
+
     def _embed(
         self, inputs: Sequence[Briefing], ids: Tensor, kind: Tensor
     ) -> Float[Tensor, "batch sequence hidden"]:
@@ -156,15 +168,6 @@ class Counterfactual(nn.Module):
         else:
             embedded = embedded + depend_on(self.projection)
         return embedded + self.kinds(kind)
-
-    def _in_vocabulary(self, logits: Tensor) -> Tensor:
-        """Return the logits with the width of the VLM's vocabulary, which models with the same
-        tokenizer may pad differently.
-        """
-        more = self.vocabulary - logits.shape[-1]
-        if more <= 0:
-            return logits[..., : self.vocabulary]
-        return nn.functional.pad(logits, (0, more), value=torch.finfo(logits.dtype).min)
 
 
 def depend_on(module: nn.Module) -> Tensor:
@@ -215,6 +218,12 @@ def _same_tokens(name: str, frozen: Frozen) -> Any:
             f"the counterfactual model {name!r} cuts texts into other tokens than the VLM, so that "
             "their predictions cannot be mixed; name one of the VLM's own family, for example "
             "facebook/opt-125m for OPT, or null (editor.counterfactual=null) for a new small one"
+        )
+    if all(end >= config.vocab_size for end in frozen.ends):
+        raise ModelError(
+            f"the counterfactual model {name!r} knows {config.vocab_size:,} tokens, and none of "
+            f"them ends an answer of the VLM (token {frozen.ends[0]}); name another model, or null "
+            "(editor.counterfactual=null) for a new small one"
         )
     return config
 

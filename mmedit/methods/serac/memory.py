@@ -14,7 +14,7 @@ from mmedit.cases import Example
 from mmedit.errors import DataError
 from mmedit.methods.serac.counterfactual import Counterfactual, make_inputs
 from mmedit.methods.serac.scope import Scope
-from mmedit.methods.serac.similarity import log_similarity, mix
+from mmedit.methods.serac.similarity import log_similarity, mix, over_vocabulary
 from mmedit.vlm.interface import VLM, Captured, Predictions, WrappedVLM
 
 Embeddings = Float[Tensor, "batch width"]
@@ -91,8 +91,9 @@ class SERACVLM(WrappedVLM):
     all others itself.
 
     `predict` costs a forward of the VLM, and one of the counterfactual model for the rows in scope;
-    `generate` costs one of the two for each row. Captured gradients and representations are those
-    of the VLM inside.
+    `generate` likewise, unless all rows are in scope. The VLM gets the whole batch, so rows out of
+    scope are answered as without edits, to the last digit. Captured gradients and representations
+    are those of the VLM inside.
     """
 
     def __init__(
@@ -130,27 +131,25 @@ class SERACVLM(WrappedVLM):
         answered = self._answer(examples, rows.tolist(), nearest)[:, :-1]
         text = answered.shape[1]
         logits = base.logits.clone()
-        logits[rows, :text] = answered.to(logits)
+        logits[rows, :text] = over_vocabulary(answered, logits[rows, :text]).to(logits)
         return replace(base, logits=logits)
 
     def generate(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[str]:
         score, nearest = self._scope(examples)
         edited, chosen = (score > self.threshold).tolist(), nearest.tolist()
         ours = [row for row, inside in enumerate(edited) if inside]
-        theirs = [row for row, inside in enumerate(edited) if not inside]
-        said: dict[int, str] = {}
+        said = [""] * len(examples)
+        if len(ours) < len(examples):  # the whole batch, as the base model is asked
+            said = self.inner.generate(examples, max_new_tokens=max_new_tokens)
         if ours:
             edits = [self.memory.edits[chosen[row]] for row in ours]
             asked = make_inputs(edits, [examples[row] for row in ours], self.frozen)
             made = self.network.counterfactual.generate(
                 asked, self.frozen, max_new_tokens=max_new_tokens
             )
-            said |= dict(zip(ours, made, strict=True))
-        if theirs:
-            inner = self.inner.select(theirs)
-            made = inner.generate([examples[row] for row in theirs], max_new_tokens=max_new_tokens)
-            said |= dict(zip(theirs, made, strict=True))
-        return [said[row] for row in range(len(examples))]
+            for row, text in zip(ours, made, strict=True):
+                said[row] = text
+        return said
 
     def capture(self, examples: Sequence[Example], sites: Sequence[str]) -> Captured:
         return self.inner.capture(examples, sites)
@@ -192,13 +191,16 @@ class SoftSERACVLM(SERACVLM):
         answered = self._answer(examples, range(len(examples)), nearest)
         if self._on_end is not None:
             self._on_end(self._end_nll(base, answered))
-        return replace(base, logits=mix(base.logits, answered[:, :-1], score))
+        inside = over_vocabulary(answered[:, :-1], base.logits)
+        return replace(base, logits=mix(base.logits, inside, score))
 
     def _end_nll(self, base: Predictions, answered: Tensor) -> Float[Tensor, " batch"]:
         place = torch.arange(base.target.shape[1], device=base.target.device)
         last = (base.is_answer * (place + 1)).amax(1)  # what comes after the last answer token
         ended = answered[torch.arange(len(answered), device=last.device), last].float()
-        return -ended.log_softmax(-1)[:, self.frozen.ends[0]]
+        known = ended.shape[-1]
+        end = next(end for end in self.frozen.ends if end < known)
+        return -ended.log_softmax(-1)[:, end]
 
 
 def _require_rows(edits: int, rows: int) -> None:

@@ -45,6 +45,28 @@ def _parts(embedded: Float[Tensor, "n width"], heads: int) -> Float[Tensor, "hea
     return embedded.double().reshape(len(embedded), heads, -1).transpose(0, 1)
 
 
+def over_vocabulary(
+    counterfactual: Float[Tensor, "batch text smaller"], base: Float[Tensor, "batch text vocab"]
+) -> Float[Tensor, "batch text vocab"]:
+    """Return the counterfactual model's logits over the vocabulary of the base model.
+
+    Models with the same tokenizer may have vocabularies of different sizes. A token that the
+    smaller one lacks keeps its probability under the base model, and the counterfactual
+    distribution is scaled to the rest:
+
+        p(v) = p_base(v) for tokens it lacks    p(v) = p_counterfactual(v) Σ_{known w} p_base(w)
+
+    So the probabilities sum to 1, and none becomes 0. Logits of the same vocabulary stay as they
+    are.
+    """
+    size, known = base.shape[-1], counterfactual.shape[-1]
+    if known >= size:
+        return counterfactual[..., :size]
+    base = base.float()
+    mass = base[..., :known].logsumexp(-1, keepdim=True)
+    return torch.cat([counterfactual.float().log_softmax(-1) + mass, base[..., known:]], dim=-1)
+
+
 def mix(
     base: Float[Tensor, "batch text vocab"],
     counterfactual: Float[Tensor, "batch text vocab"],
