@@ -107,15 +107,19 @@ class BaseOutputs:
         return outputs
 
 
-def require_finite(vlm: VLM, example: Example) -> None:
-    """Raise ModelError if the model's logits of this example are NaN or infinite. One forward."""
+def are_finite(vlm: VLM, examples: Sequence[Example]) -> list[bool]:
+    """Return, per example, whether the logits of its answer are finite. One forward."""
     with torch.no_grad():
-        [scores] = scores_of(vlm.predict([example]))
-    if not scores.is_finite:
+        return [scores.is_finite for scores in scores_of(vlm.predict(examples))]
+
+
+def require_finite(vlm: VLM, example: Example) -> None:
+    """Raise ModelError if the base model's logits of this example are NaN or infinite."""
+    if not all(are_finite(vlm, [example])):
         raise ModelError(
             f"{vlm.name or 'the VLM'} gives NaN or infinite logits for {example.prompt[:60]!r}, "
-            "before any edit; expected finite ones: load it in another dtype (vlm.dtype=float32), "
-            "or check its weights"
+            "before any edit; expected finite ones: load it in another dtype "
+            "(--set vlm.dtype=float32), or check its weights"
         )
 
 

@@ -71,6 +71,7 @@ def edit(
 
     Also asks up to three unrelated questions of --dataset. Nothing is saved.
     """
+    from mmedit.bench.base_outputs import are_finite, require_finite
     from mmedit.config import load_editors, load_vlm_file, read_cases, require_trainable
     from mmedit.images import open_image
 
@@ -86,6 +87,7 @@ def edit(
     if method.needs_fit and not method.is_fitted:
         say(_fit_first(editor, vlm, method.label), to=err)
     loaded = load_vlm(vlm, vlm_file)
+    require_finite(loaded, request)
     if method.needs_fit and not method.is_fitted:
         training = training_cases(dataset, overrides, seed=seed)
         method, _ = fit_editor(method, loaded, training, seed=seed)
@@ -96,6 +98,13 @@ def edit(
     before = loaded.generate(asked, max_new_tokens=room)
     after = edited.generate(asked, max_new_tokens=room)
     out.print(answers_view(method.label, asked, before, after))
+    if broken := are_finite(edited, asked).count(False):
+        say(
+            f"\n{method.label} broke the VLM: NaN or infinite outputs on {broken} of {len(asked)} "
+            "questions, so their answers mean nothing. Make a weaker edit (--set editor.lr=..., "
+            "editor.steps=...).",
+            to=err,
+        )
     say(
         f"\n{method.label} took {seconds:.2f} s. The VLM itself is unchanged; the edit exists only "
         "in the edited copy, which is not saved."
