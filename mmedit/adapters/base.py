@@ -237,21 +237,6 @@ class Adapter(ABC):
         ids = [tuple(text) for text in self.tokenize(texts)]
         return [Segments(*ids[at : at + 3]) for at in range(0, len(ids), 3)]
 
-    def room(
-        self, examples: Sequence[Example], images: Mapping[int, SeenImage], new_tokens: int
-    ) -> list[int]:
-        """Return what `Frozen.room` does; `images` is by row."""
-        left = []
-        for number, (example, text) in enumerate(
-            zip(examples, self.segments(examples), strict=True)
-        ):
-            form = self._format(example)
-            markers = len(form.before_image) + len(form.before_prompt) + len(form.after_prompt)
-            image = len(images[number].layout.placeholder) if number in images else 0
-            last = new_tokens or len(text.answer)
-            left.append(self.max_tokens - markers - image - len(text.prompt) - last)
-        return left
-
     def _format(self, example: Example) -> PromptFormat:
         return self.text_format if example.image is None else self.image_format
 

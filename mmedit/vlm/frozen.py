@@ -69,7 +69,14 @@ class Frozen:
         That is what the language model takes, less image, conversation markers, prompt and answer.
         With `new_tokens` the answer is to be generated, and they count in its place.
         """
-        return self._adapter.room(examples, self.see(examples), new_tokens)
+        adapter, images, left = self._adapter, self.see(examples), []
+        for row, (example, text) in enumerate(zip(examples, self.segments(examples), strict=True)):
+            form = adapter.text_format if example.image is None else adapter.image_format
+            markers = len(form.before_image) + len(form.before_prompt) + len(form.after_prompt)
+            image = len(images[row].layout.placeholder) if row in images else 0
+            last = new_tokens or len(text.answer)
+            left.append(self.max_tokens - markers - image - len(text.prompt) - last)
+        return left
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of texts, without special tokens."""
