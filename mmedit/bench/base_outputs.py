@@ -73,11 +73,21 @@ class BaseOutputs:
         return int(self._kept.currsize)
 
     def predict(
-        self, examples: Sequence[Example], *, is_locality: Sequence[bool]
+        self,
+        examples: Sequence[Example],
+        *,
+        is_locality: Sequence[bool],
+        made: Predictions | None = None,
     ) -> list[BaseOutput]:
-        """Return the teacher-forced outputs; one forward, unless those of this batch are kept."""
+        """Return the teacher-forced outputs; one forward, unless those of this batch are kept or
+        its predictions are given as `made`.
+        """
         local = tuple(row for row, here in enumerate(is_locality) if here)
-        return self._outputs(examples, ("predict", local), lambda: self._predict(examples, local))
+        return self._outputs(
+            examples,
+            ("predict", local),
+            lambda: _base_outputs(made or self.vlm.predict(examples), local),
+        )
 
     def generate(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[str]:
         """Return the greedy generations; made once, unless those of this batch are kept."""
@@ -98,13 +108,13 @@ class BaseOutputs:
                 self._kept[key] = kept
         return kept.outputs
 
-    @torch.no_grad()
-    def _predict(self, examples: Sequence[Example], local: Sequence[int]) -> list[BaseOutput]:
-        predictions = self.vlm.predict(examples)
-        outputs = [BaseOutput(scores) for scores in scores_of(predictions)]
-        for row, found in zip(local, _local_outputs(predictions, local), strict=True):
-            outputs[row] = BaseOutput(outputs[row].scores, found)
-        return outputs
+
+@torch.no_grad()
+def _base_outputs(predictions: Predictions, local: Sequence[int]) -> list[BaseOutput]:
+    outputs = [BaseOutput(scores) for scores in scores_of(predictions)]
+    for row, found in zip(local, _local_outputs(predictions, local), strict=True):
+        outputs[row] = BaseOutput(outputs[row].scores, found)
+    return outputs
 
 
 def are_finite(vlm: VLM, examples: Sequence[Example]) -> list[bool]:

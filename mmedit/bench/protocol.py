@@ -166,11 +166,12 @@ class Meter:
     ) -> list[dict[Probe, list[ProbeRecord]]]:
         """Return what was measured on each case, by probe."""
         found: list[dict[Probe, list[ProbeRecord]]] = [{} for _ in cases]
+        separate = state.separate and state.vlm is not self.vlm
         for batch in question_batches(cases, self.batch_size):
             edits = [question.case for question in batch]
             records = measure(
                 self.base,
-                state.vlm.select(edits) if state.separate else state.vlm,
+                state.vlm.select(edits) if separate else state.vlm,
                 [(question.probe, question.example) for question in batch],
                 max_new_tokens=self.max_new_tokens,
                 scorer=self.scorer,

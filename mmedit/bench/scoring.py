@@ -35,12 +35,14 @@ def measure(
 ) -> list[ProbeRecord]:
     """Return every metric of the examples; row i of `edited` answers example i.
 
-    One forward of `edited`, and with `max_new_tokens` > 0 one generation.
+    One forward of `edited`, and with `max_new_tokens` > 0 one generation; no more than these if
+    `edited` is the base model.
     """
     examples = [example for _, example in asked]
     is_locality = [probe.is_locality for probe, _ in asked]
     after = edited.predict(examples)
-    before = base.predict(examples, is_locality=is_locality)
+    made = after if edited is base.vlm else None
+    before = base.predict(examples, is_locality=is_locality, made=made)
     local = [row for row, here in enumerate(is_locality) if here]
     locality = dict(zip(local, _locality(before, after, local), strict=True))
     records = [
@@ -136,7 +138,8 @@ def _generations(
     """Return the fields of a record that hold the generations and their scores."""
     examples = [example for _, example in asked]
     before = base.generate(examples, max_new_tokens=max_new_tokens)
-    after = edited.generate(examples, max_new_tokens=max_new_tokens)
+    unedited = edited is base.vlm
+    after = before if unedited else edited.generate(examples, max_new_tokens=max_new_tokens)
     pre, post = (scorer(examples, texts) for texts in (before, after))
     more_pre, more_post = _fluencies(base, edited, asked, scorer.fluency_tokens)
     for row, (probe, _) in enumerate(asked):
@@ -167,7 +170,8 @@ def _fluencies(
     if rows and tokens:
         requests = [asked[row][1] for row in rows]
         old = base.generate(requests, max_new_tokens=tokens)
-        new = edited.select(rows).generate(requests, max_new_tokens=tokens)
+        unedited = edited is base.vlm
+        new = old if unedited else edited.select(rows).generate(requests, max_new_tokens=tokens)
         for row, text_before, text_after in zip(rows, old, new, strict=True):
             before[row], after[row] = _fluency(text_before), _fluency(text_after)
     return before, after

@@ -13,7 +13,7 @@ from counted_vlm import CountedVLM
 from mmedit.bench.base_outputs import BaseOutputs
 from mmedit.bench.jobs import Job, Past
 from mmedit.bench.modes import Batch, Independent, Mode, Sequential
-from mmedit.bench.protocol import EditState, Meter
+from mmedit.bench.protocol import EditState, Meter, NoEdit
 from mmedit.bench.run import jobs
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.deltas import Dense
@@ -156,3 +156,11 @@ def test_a_first_text_token_counts_where_something_predicts_it(tiny_vlm: Network
         shares.append((locality.top1_all, positions - len(shares)))
     for share, positions in shares:
         assert share * positions == pytest.approx(round(share * positions), abs=1e-4)
+
+
+def test_the_base_models_own_row_asks_it_once(tiny_vlm: NetworkVLM):
+    noted = Noted(tiny_vlm)
+    meter = Meter(BaseOutputs(noted), name="base", batch_size=8, max_new_tokens=2)
+    for record in meter.evaluate(NoEdit(), cases()):
+        assert record.probes[Probe.TEXT_LOCALITY][0].locality == UNMOVED
+    assert [len(batch) for batch in noted.batches] == [8, 8, 4, 4]  # predicted and generated once
