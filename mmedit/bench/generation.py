@@ -61,8 +61,8 @@ class GenerationScorer:
     _known: dict[tuple[str, ...], ScoredGeneration] = field(default_factory=dict)
 
     def __call__(self, examples: Sequence[Example], texts: Sequence[str]) -> list[ScoredGeneration]:
-        """Return the scores of every text. At most one forward of CLIP, and one request to the
-        judge per text.
+        """Return the scores of every text. At most one forward of CLIP and one request to the judge
+        per text.
         """
         keys = [_key(example, text) for example, text in zip(examples, texts, strict=True)]
         new = {key: place for place, key in enumerate(keys) if key not in self._known}
@@ -91,13 +91,15 @@ class GenerationScorer:
         ]
 
     def _by_clip(self, examples: Sequence[Example], texts: Sequence[str]) -> list[float | None]:
-        scores: list[float | None] = [None] * len(texts)
-        seen = [(place, e.image) for place, e in enumerate(examples) if e.image is not None]
-        if self.clip is not None and seen:
-            found = self.clip([image for _, image in seen], [texts[place] for place, _ in seen])
-            for (place, _), score in zip(seen, found, strict=True):
-                scores[place] = score
-        return scores
+        """Return CLIP's score of every text about an image, each computed alone: beside others its
+        last digits would depend on which texts were known already.
+        """
+        if self.clip is None:
+            return [None] * len(texts)
+        return [
+            None if example.image is None else self.clip([example.image], [text])[0]
+            for example, text in zip(examples, texts, strict=True)
+        ]
 
     def _by_judge(
         self, examples: Sequence[Example], texts: Sequence[str]
