@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+from mmedit.bench.contradictions import OnContradiction
 from mmedit.bench.modes import MODES
 from mmedit.catalog import Kind, names, read_yaml, require_known
 from mmedit.errors import ConfigError, UnknownNameError
@@ -79,6 +80,10 @@ class Block(Settings):
     """Use at most this many test cases."""
     settings: tuple[str, ...] = ()
     """Settings in the form that `--set` takes. Those of the command line come after them."""
+    on_contradiction: OnContradiction = "error"
+    """"skip": leave out probes that another edit of the run contradicts; "error": refuse them, if
+    the mode holds several edits at once.
+    """
     title: str = ""
     published: str | None = None
     """A table of configs/published, to compare with."""

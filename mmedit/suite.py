@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmedit.bench.continuation import earlier_manifest
+from mmedit.bench.contradictions import OnContradiction, settle
 from mmedit.bench.modes import MODES, require_sound
 from mmedit.bench.plan import Fitted, Plan
 from mmedit.bench.run import run
@@ -64,6 +65,8 @@ class RunOptions:
     overrides: Overrides = field(default_factory=Overrides)
     """Settings that come after those of the blocks."""
     seed: int = 0
+    on_contradiction: OnContradiction | None = None
+    """What happens to probes that another edit of the run contradicts; None: what a block says."""
     command: str = "mmedit.run_suite"
     """The command that started the runs, for their manifests."""
 
@@ -175,7 +178,8 @@ def prepare(name: str, block: Block, folder: Path, options: RunOptions) -> Block
     editors = load_editors(block.editors, block.vlm, overrides)
     mode = load_mode(block.mode, overrides)
     cases = read_cases(block.dataset, "test", settings, limit=limit, seed=options.seed)
-    require_sound(mode, len(cases))
+    settled = settle(cases, mode, options.on_contradiction or block.on_contradiction)
+    require_sound(mode, len(settled.cases))
     for editor in editors.values():
         require_trainable(editor, block.dataset, overrides)
     plan = Plan(
@@ -189,11 +193,14 @@ def prepare(name: str, block: Block, folder: Path, options: RunOptions) -> Block
         command=options.command,
         overrides=overrides.written,
         generation=load_generation(overrides),
+        read=len(cases) + sum(cases.left_out.values()),
         left_out=cases.left_out,
+        contradictions=settled.counts,
+        on_contradiction=settled.on_contradiction,
         mode=mode,
     )
     earlier_manifest(plan, folder)
-    return BlockPlan(name, block, folder, plan, vlm_file, cases, overrides)
+    return BlockPlan(name, block, folder, plan, vlm_file, settled.cases, overrides)
 
 
 def run_block(

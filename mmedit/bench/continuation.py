@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from mmedit.bench.modes import READ_MODE, Independent
 from mmedit.bench.plan import Plan
-from mmedit.cases import EditCase, dataset_hash
+from mmedit.cases import HASH_VERSION, EditCase, dataset_hash
 from mmedit.editors.base import Editor
 from mmedit.errors import RunError
 from mmedit.records.schema import RunManifest, RunPart
@@ -54,9 +54,21 @@ def require_same_content(
     """Raise RunError if the VLM's weights or the cases of the earlier run are others."""
     for name in ("vlm", "dataset"):
         there, here = earlier.hashes.get(name), now.hashes[name]
+        if name == "dataset" and there is not None:
+            _require_this_version(directory, there)
         if name == "dataset" and earlier.limit != now.limit:
             here = dataset_hash(cases[: earlier.cases or earlier.limit])
         require_same_hash(directory, name, there or here, here)
+
+
+def _require_this_version(directory: Path, earlier: str) -> None:
+    """Raise RunError if a hash of the cases is of an earlier version of mmedit."""
+    if not earlier.startswith(HASH_VERSION):
+        raise RunError(
+            f"{directory} holds a run of an earlier version of mmedit: whether it had the same "
+            "images and accepted answers cannot be told. Its tables can be made; to measure, "
+            "choose another --out"
+        )
 
 
 def require_same_hash(directory: Path, name: str, earlier: str, now: str) -> None:
@@ -135,6 +147,7 @@ def _fixed_settings(manifest: RunManifest, editors: Mapping[str, Editor]) -> dic
         "seed": manifest.seed,
         "max_new_tokens": run.max_new_tokens,
         "generation": run.generation,
+        "on_contradiction": run.on_contradiction if run.contradictions else "error",
         "mode": READ_MODE.validate_python(run.mode).model_dump(mode="json"),
         **_overrides_of_vlm_and_dataset(run.overrides),
         **{

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+from mmedit.bench.contradictions import OnContradiction
 from mmedit.bench.generation import GenerationSettings
 from mmedit.bench.modes import Independent, Mode
 from mmedit.cases import EditCase
@@ -46,8 +47,14 @@ class Plan:
     overrides: tuple[str, ...] = ()
     """Every `--set` of the command, also those of the VLM and the dataset."""
     generation: GenerationSettings = field(default_factory=GenerationSettings)
+    read: int = 0
+    """Number of records of the dataset that were read; at most the limit."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Number of records of the dataset that were left out, by reason."""
+    contradictions: Mapping[str, int] = field(default_factory=dict)
+    """Number of probes and requests that another edit contradicts, by name."""
+    on_contradiction: OnContradiction = "error"
+    """"skip" if they were left out."""
     mode: Mode = field(default_factory=Independent)
     fitted: Mapping[str, Fitted] = field(default_factory=dict)
     """Editors that another run has fitted on the same training cases, by label."""
@@ -58,6 +65,16 @@ class Plan:
                 f"generation.{self.generation.costly_scores[0]} scores free generations, which "
                 "--no-generate turns off; leave out one of the two"
             )
+
+    @property
+    def remarks(self) -> list[str]:
+        """Sentences for the person who starts the run, which no table needs."""
+        if self.limit is None or self.read >= self.limit:
+            return []
+        return [
+            f"--limit {self.limit:,} is more than the {self.read:,} test cases that {self.dataset} "
+            "has: all of them are used"
+        ]
 
     def fitted_in(
         self, directory: Path, training_seconds: Mapping[str, float]
@@ -90,6 +107,8 @@ class Plan:
                 overrides=self.overrides,
                 mode=self.mode.model_dump(mode="json"),
                 left_out=dict(self.left_out),
+                contradictions=dict(self.contradictions),
+                on_contradiction=self.on_contradiction,
             ),
             training_seconds=dict(training_seconds),
             commit=commit(),

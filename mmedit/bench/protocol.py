@@ -19,7 +19,7 @@ from mmedit.bench.base_outputs import BaseOutputs, require_finite
 from mmedit.bench.batches import ProbedCase, chunks, question_batches
 from mmedit.bench.generation import GenerationScorer
 from mmedit.bench.scoring import measure
-from mmedit.cases import EditCase, Example, Probe
+from mmedit.cases import EditCase, Example, Probe, require_distinct_ids
 from mmedit.editors.base import Editor, EditorConfig
 from mmedit.errors import ConfigError
 from mmedit.records.schema import ProbeRecord, Record, Test
@@ -64,6 +64,7 @@ def evaluate(
     >>> records = list(evaluate(vlm, editor, cases, batch_size=20))  # doctest: +SKIP
     """
     _require_positive(batch_size)
+    require_distinct_ids(cases)
     if cases:
         require_finite(vlm, cases[0].request)
     meter = Meter(

@@ -19,7 +19,7 @@ from mmedit.bench.plan import Plan, TrainingCases, editor_folder
 from mmedit.bench.protocol import Meter, NoEdit
 from mmedit.bench.sequential import Schedule, sequential_jobs
 from mmedit.bench.snapshots import Snapshot, Snapshots
-from mmedit.cases import EditCase
+from mmedit.cases import EditCase, require_distinct_ids
 from mmedit.editors.base import Editor, Fitting
 from mmedit.processes import attempt, gather, number_of_processes, on_main, process_number
 from mmedit.progress import Progress, named
@@ -48,6 +48,7 @@ def run(
     the VLM's outputs are not finite.
     """
     require_sound(plan.mode, len(cases))
+    require_distinct_ids(cases)
     for editor in plan.editors.values():
         editor.require_fits(vlm)
     require_finite(vlm, cases[0].request)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.markup import escape
@@ -28,6 +28,7 @@ from mmedit.cli.progress import show_progress
 from mmedit.errors import ConfigError
 
 if TYPE_CHECKING:  # suite imports torch
+    from mmedit.bench.contradictions import OnContradiction
     from mmedit.config_files import Block
     from mmedit.suite import BlockPlan, BlockResult
 
@@ -121,6 +122,17 @@ BatchSizeOption = Annotated[
         show_default="the VLM's own, in configs/vlm",
     ),
 ]
+ContradictionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--on-contradiction",
+        metavar="WHAT",
+        help="error: refuse a run in which one edit changes what another edit's probe asks; skip: "
+        "leave these probes out, and count them under the table. Separate edits are never refused.",
+        show_default="error",
+        callback=one_of("way with contradictions", ("error", "skip")),
+    ),
+]
 GenerateOption = Annotated[bool, typer.Option(help="Let the VLM answer freely too.")]
 
 
@@ -144,6 +156,7 @@ def bench(
     limit: LimitOption = None,
     batch_size: BatchSizeOption = None,
     generate: GenerateOption = True,
+    on_contradiction: ContradictionOption = None,
     settings: SetOption = None,
     seed: SeedOption = 0,
 ) -> None:
@@ -165,7 +178,15 @@ def bench(
         require_names(block)  # in milliseconds; the next import takes seconds
     from mmedit.suite import RunOptions, prepare, require_uses, write_suite_table
 
-    options = RunOptions(limit, batch_size, generate, overrides, seed, command_line())
+    options = RunOptions(
+        limit=limit,
+        batch_size=batch_size,
+        generate=generate,
+        overrides=overrides,
+        seed=seed,
+        on_contradiction=cast("OnContradiction | None", on_contradiction),
+        command=command_line(),
+    )
     require_uses(blocks.values(), overrides)
     plans = [
         prepare(name, block, root / name if is_table else root, options)
@@ -188,7 +209,7 @@ def measure(plans: Sequence[BlockPlan]) -> Iterator[BlockResult]:
     from mmedit.suite import Reusable, run_block
 
     for plan in plans:
-        for note in plan.notes:
+        for note in (*plan.notes, *plan.plan.remarks):
             say(note, to=err)
     silence_transformers()
     reusable = Reusable()

@@ -167,6 +167,12 @@ class RunSettings(_Frozen):
     """Kind of the mode, and its settings (`mmedit.bench.modes`)."""
     left_out: dict[str, int] = {}
     """Number of records of the dataset that were left out, by reason."""
+    contradictions: dict[str, int] = {}
+    """Number of probes that another edit of the run contradicts, by name, and of requests that
+    contradict an earlier one as "request" (`mmedit.bench.contradictions`).
+    """
+    on_contradiction: Literal["error", "skip"] = "error"
+    """"skip": these probes and requests were left out; "error": they were only counted."""
 
     @model_validator(mode="before")
     @classmethod
@@ -244,6 +250,11 @@ def notes_of(manifest: RunManifest) -> list[str]:
             f"{why}: {number:,}" for why, number in sorted(settings.left_out.items())
         )
         notes.append(f"Left out of {manifest.dataset}: {reasons}.")
+    if settings.contradictions and settings.on_contradiction == "skip":
+        counts = ", ".join(
+            f"{k.replace('_', ' ')} {n:,}" for k, n in settings.contradictions.items()
+        )
+        notes.append(f"Left out, because another edit of the run contradicts them: {counts}.")
     if mode["kind"] == "batch":
         notes.append(f"Edits were made {mode['k']} at a time, and tested together.")
     if mode["kind"] == "sequential":

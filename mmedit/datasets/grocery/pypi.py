@@ -14,7 +14,7 @@ import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mmedit.datasets.grocery.cases import COLUMNS
+from mmedit.datasets.grocery.files import COLUMNS
 from mmedit.errors import DataError
 from mmedit.storage import sha256
 

