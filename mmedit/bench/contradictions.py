@@ -112,7 +112,7 @@ def find_contradictions(cases: Sequence[EditCase]) -> Contradictions:
                 examples.append(_example(probe, case, example, other))
         if len(list(_probed(case))) > sum(map(len, probes.values())):
             kept[place] = replace(case, probes=probes)
-    ordered = {name: counts[name] for name in (REQUEST, *Probe) if counts[name]}
+    ordered = {str(name): counts[name] for name in (REQUEST, *Probe) if counts[name]}
     return Contradictions(tuple(kept), ordered, examples[0] if examples else "")
 
 
