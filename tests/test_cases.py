@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from tiny import random_image
 
-from mmedit.cases import EditCase, Example, Probe
+from mmedit.bench.protocol import evaluate
+from mmedit.cases import Cases, EditCase, Example, Probe, dataset_hash
+from mmedit.errors import DataError
+from mmedit.methods.ft import FT, FTConfig
 
 
 def test_repr_of_an_example_names_its_image_in_a_few_words():
@@ -23,3 +28,45 @@ def test_repr_of_a_case_counts_its_probes():
     assert repr(case) == (
         "EditCase('7', Example('which color?' -> 'red'), probes: reliability 1, text_locality 2)"
     )
+
+
+def test_two_cases_of_one_id_are_refused_with_their_rows(vlm):
+    request = Example(prompt="which color?", target="red")
+    cases = [EditCase(id=name, request=request) for name in ("a", "b", "a")]
+    message = r"two cases have the id 'a': rows 0 and 2 \(from 0\)"
+    with pytest.raises(DataError, match=message):
+        Cases(tuple(cases))
+    with pytest.raises(DataError, match=message):
+        evaluate(vlm, FT(FTConfig()), cases)
+
+
+def test_the_hash_of_cases_covers_all_that_can_change_an_answer_or_its_score(tmp_path):
+    picture = tmp_path / "a.png"
+    random_image(0).save(picture)
+    request = Example(prompt="which color?", target="red", image=picture, answers=("crimson",))
+    local = Example(prompt="capital of France?", target="Paris")
+    case = EditCase(id="7", request=request, probes={Probe.TEXT_LOCALITY: (local,)})
+    cases = [case, EditCase(id="8", request=local)]
+
+    def with_request(**changed: object) -> list[EditCase]:
+        return [replace(case, request=replace(request, **changed)), cases[1]]
+
+    hashes = [
+        dataset_hash(cases),
+        dataset_hash(cases[::-1]),
+        dataset_hash(cases[:1]),
+        dataset_hash(with_request(prompt="what color?")),
+        dataset_hash(with_request(target="blue")),
+        dataset_hash(with_request(answers=("scarlet",))),
+        dataset_hash(with_request(context="New fact: it is red.")),
+        dataset_hash(with_request(image=None)),
+        dataset_hash(with_request(image=random_image(0))),
+        dataset_hash(with_request(image=random_image(1))),
+        dataset_hash([replace(case, id="x"), cases[1]]),
+        dataset_hash([replace(case, probes={}), cases[1]]),
+    ]
+    random_image(1).save(picture)
+    hashes.append(dataset_hash(cases))
+    assert len(set(hashes)) == len(hashes)
+    random_image(0).save(picture)
+    assert dataset_hash(cases) == hashes[0]

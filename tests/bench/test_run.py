@@ -10,7 +10,7 @@ from mmedit.bench.generation import GenerationSettings
 from mmedit.bench.modes import Batch, Sequential
 from mmedit.bench.plan import Plan
 from mmedit.bench.run import run
-from mmedit.cases import EditCase, Probe
+from mmedit.cases import HASH_VERSION, EditCase, Probe
 from mmedit.datasets.easyvqa import cases as easyvqa
 from mmedit.editors.base import Editor, Fitting
 from mmedit.errors import EditorError, RunError, SiteError
@@ -288,12 +288,24 @@ def test_the_manifest_says_which_source_weights_cases_and_editors_were_measured(
 def test_a_run_is_not_continued_with_what_only_has_the_same_name(vlm, cases, tmp_path, name):
     run(plan(), tmp_path, vlm, cases[:1], training, progress=silent)
     manifest = read_manifest(tmp_path)
-    other = manifest.model_copy(update={"hashes": manifest.hashes | {name: "0" * 32}})
-    write_manifest(tmp_path, other)
+    changed = {name: manifest.hashes[name][:2] + "0" * 32}
+    write_manifest(tmp_path, manifest.model_copy(update={"hashes": manifest.hashes | changed}))
     before = (tmp_path / RECORDS).read_bytes()
     with pytest.raises(RunError, match=f"a run of another {name} with the same name"):
         run(plan(), tmp_path, vlm, cases[:1], training, progress=silent)
     assert (tmp_path / RECORDS).read_bytes() == before
+
+
+def test_a_run_whose_hash_left_out_images_and_answers_is_read_and_not_continued(
+    vlm, cases, tmp_path
+):
+    records, _ = run(plan(), tmp_path, vlm, cases[:1], training, progress=silent)
+    manifest = read_manifest(tmp_path)
+    earlier = {"dataset": manifest.hashes["dataset"].removeprefix(HASH_VERSION)}
+    write_manifest(tmp_path, manifest.model_copy(update={"hashes": manifest.hashes | earlier}))
+    with pytest.raises(RunError, match="holds a run of an earlier version of mmedit"):
+        run(plan(), tmp_path, vlm, cases[:1], training, progress=silent)
+    assert read_records(tmp_path) == records
 
 
 def test_a_setting_that_a_later_version_added_is_as_by_default(vlm, cases, tmp_path):
