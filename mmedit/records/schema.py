@@ -72,6 +72,16 @@ class JudgeTranscript(_Frozen):
     verdict: float
 
 
+class Content(NamedTuple):
+    """A question as it is asked. Two of equal content are one question, whatever their cases are
+    called.
+    """
+
+    prompt: str
+    target: str
+    image: str | None
+
+
 class ProbeRecord(_Frozen):
     """One example, answered before (`pre`) and after (`post`) the edit.
 
@@ -90,6 +100,11 @@ class ProbeRecord(_Frozen):
     generation_post: Generation | None = None
     judge_pre: JudgeTranscript | None = None
     judge_post: JudgeTranscript | None = None
+
+    @property
+    def content(self) -> Content:
+        """Prompt, target and image of the question."""
+        return Content(self.prompt, self.target, self.image)
 
     @property
     def is_finite(self) -> bool:
@@ -136,10 +151,15 @@ class Record(_Frozen):
         return Key(self.editor, self.order, self.test, self.edits, self.case_id)
 
     @property
-    def cluster(self) -> str:
-        """Unit that the bootstrap resamples: the image of the request, or else the case."""
+    def content(self) -> Content:
+        """Content of the request. A record without a request has its case id as the prompt."""
         requests = self.probes.get(Probe.RELIABILITY, ())
-        return (requests[0].image if requests else None) or f"case {self.case_id}"
+        return requests[0].content if requests else Content(f"case {self.case_id}", "", None)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all outputs on all probes were finite."""
+        return all(example.is_finite for asked in self.probes.values() for example in asked)
 
 
 class Key(NamedTuple):

@@ -1,18 +1,19 @@
 """Two methods compared on the same edits: the mean paired difference of each column with its
 interval and p-value, and the questions on which the two disagree.
 
-d_i = second_i - first_i over the edits that both have. The interval is the bootstrap of mean(d)
-over images (`mmedit.report.intervals`); the test is in `mmedit.report.significance`.
+Edits are the same if their requests have the same content; in a column they must also be asked the
+same there. d_i = second_i - first_i over the edits that both have. The interval is the bootstrap of
+mean(d) over clusters (`mmedit.report.intervals`); the test is in `mmedit.report.significance`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mmedit.cases import Probe
 from mmedit.errors import DataError, UnknownNameError
-from mmedit.records.schema import ProbeRecord, Record
+from mmedit.records.schema import Content, ProbeRecord, Record
 from mmedit.report.columns import COLUMN_SETS, Measure
 from mmedit.report.intervals import Summary, summarise
 from mmedit.report.runs import Method
@@ -61,48 +62,60 @@ class PairedComparison:
     pairs: int
     unpaired: tuple[int, int]
     """Number of edits that only the first has, and that only the second has."""
+    asked_otherwise: int
+    """Number of paired edits that are not asked the same: the columns concerned leave them out."""
+    failed: tuple[int, int]
+    """Number of edits of each method with NaN or infinite output. The columns leave them out."""
     differences: tuple[Difference, ...]
     disagreements: tuple[Disagreement, ...]
 
 
 def compare(first: Method, second: Method, *, columns: str = "default") -> PairedComparison:
-    """Compare two methods edit by edit. Raises DataError if they have no edit in common, or if one
-    case id stands for two different edits.
+    """Compare two methods edit by edit, paired by content. Raises DataError if they have no edit in
+    common.
     """
     if columns not in COLUMN_SETS:
         raise UnknownNameError("set of columns", columns, COLUMN_SETS)
-    ours, theirs = _by_case(first), _by_case(second)
-    shared = [case for case in ours if case in theirs]
+    ours, theirs = _by_request(first), _by_request(second)
+    shared = [request for request in ours if request in theirs]
     if not shared:
         raise DataError(
-            f"{first.label} and {second.label} have no edit in common; compare runs of one dataset"
+            f"{first.label} and {second.label} have no edit in common: no request has the same "
+            "prompt, target and image; compare runs of one dataset with one seed"
         )
-    for case in shared:
-        _require_same_edit(case, ours[case], theirs[case])
+    differ = sum(_questions(ours[one]).keys() != _questions(theirs[one]).keys() for one in shared)
     return PairedComparison(
         first,
         second,
-        len(shared),
-        (len(ours) - len(shared), len(theirs) - len(shared)),
-        _differences(first, second, columns),
-        tuple(d for case in shared for d in _disagreements(ours[case], theirs[case])),
+        pairs=len(shared),
+        unpaired=(len(ours) - len(shared), len(theirs) - len(shared)),
+        asked_otherwise=differ,
+        failed=(_failed(first), _failed(second)),
+        differences=_differences(first, second, columns),
+        disagreements=tuple(d for one in shared for d in _disagreements(ours[one], theirs[one])),
     )
 
 
-def _by_case(method: Method) -> Mapping[str, Record]:
-    return {record.case_id: record for record in method.records}
+def _by_request(method: Method) -> dict[Content, list[Record]]:
+    """Group records by request; an edit that was made in several orders has several."""
+    found: dict[Content, list[Record]] = {}
+    for record in method.records:
+        found.setdefault(record.content, []).append(record)
+    return found
 
 
-def _require_same_edit(case: str, ours: Record, theirs: Record) -> None:
-    a, b = (
-        [(one.prompt, one.target) for one in record.probes.get(Probe.RELIABILITY, ())]
-        for record in (ours, theirs)
-    )
-    if a != b:
-        raise DataError(
-            f"case {case!r} is a different edit in each run: {a} and {b}; compare runs of one "
-            "dataset with one seed"
-        )
+def _questions(records: Sequence[Record]) -> dict[tuple[Probe, Content], ProbeRecord]:
+    """Return what is asked about an edit, by content; the first record's answers come first."""
+    found: dict[tuple[Probe, Content], ProbeRecord] = {}
+    for record in records:
+        for probe in Probe:
+            for asked in record.probes.get(probe, ()):
+                found.setdefault((probe, asked.content), asked)
+    return found
+
+
+def _failed(method: Method) -> int:
+    return sum(not record.is_finite for record in method.records)
 
 
 def _differences(first: Method, second: Method, columns: str) -> tuple[Difference, ...]:
@@ -112,7 +125,7 @@ def _differences(first: Method, second: Method, columns: str) -> tuple[Differenc
             a = edit_scores(first.records, probe, measure)
             b = edit_scores(second.records, probe, measure)
             pairs = a and b and pair(a, b)
-            if pairs and pairs.cases:
+            if pairs and pairs.edits:
                 found.append((probe, measure, pairs))
     tests = [paired_test(pairs.first, pairs.second, pairs.clusters) for _, _, pairs in found]
     corrected = holm([test.p for test in tests])
@@ -131,7 +144,11 @@ def _difference(
         measure=measure,
         first=scale * float(pairs.first.mean()),
         second=scale * float(pairs.second.mean()),
-        difference=summarise(scale * (pairs.second - pairs.first), pairs.clusters),
+        difference=summarise(
+            scale * (pairs.second - pairs.first),
+            pairs.clusters,
+            bounds=(-scale, scale) if measure.percent else None,
+        ),
         tested=tested,
         p_holm=p_holm,
         first_only=int((pairs.first > pairs.second).sum()),
@@ -139,21 +156,24 @@ def _difference(
     )
 
 
-def _disagreements(ours: Record, theirs: Record) -> Iterator[Disagreement]:
-    for probe in Probe:
-        asked = zip(ours.probes.get(probe, ()), theirs.probes.get(probe, ()), strict=False)
-        for a, b in asked:
-            if (right := _exact(a)) != _exact(b):
-                expected = (a.generated_pre if probe.is_locality else a.target) or a.target
-                yield Disagreement(
-                    case=ours.case_id,
-                    heading=probe.heading,
-                    prompt=a.prompt,
-                    expected=expected,
-                    first=_said(a),
-                    second=_said(b),
-                    first_is_right=right == 1,
-                )
+def _disagreements(ours: Sequence[Record], theirs: Sequence[Record]) -> Iterator[Disagreement]:
+    """Compare the answers to the questions that both are asked; NaN outputs are no answers."""
+    other = _questions(theirs)
+    for (probe, content), a in _questions(ours).items():
+        b = other.get((probe, content))
+        if b is None or not (a.is_finite and b.is_finite):
+            continue
+        if (right := _exact(a)) != _exact(b):
+            expected = (a.generated_pre if probe.is_locality else a.target) or a.target
+            yield Disagreement(
+                case=ours[0].case_id,
+                heading=probe.heading,
+                prompt=a.prompt,
+                expected=expected,
+                first=_said(a),
+                second=_said(b),
+                first_is_right=right == 1,
+            )
 
 
 def _exact(asked: ProbeRecord) -> float:

@@ -1,18 +1,25 @@
-"""Confidence intervals of a mean, for edits that succeed and fail together if they share an image.
+"""Confidence intervals of a mean, for edits that succeed and fail together: those that share an
+image or a question, which form a cluster.
 
 Bootstrap over whole clusters: θ* = Σ_c w_c S_c / Σ_c w_c n_c with w ~ Multinomial(C, 1/C), where
 S_c and n_c are the sum and the size of cluster c (Field and Welsh, "Bootstrapping clustered data",
 JRSS B 2007). The ends are quantiles of θ*, at Φ(a + z / (1 - a z)) with z = a ± t √(C / (C - 1)):
 bias-corrected and accelerated, for means near 100 % (Efron, "Better bootstrap confidence
 intervals", JASA 1987; of a mean, bias and acceleration a are the same), with Student's quantile t
-of C - 1 degrees of freedom, for few images (Hesterberg, "What teachers should know about the
+of C - 1 degrees of freedom, for few clusters (Hesterberg, "What teachers should know about the
 bootstrap", The American Statistician 2015).
 
 Wilson for shares of right answers, on the effective number of edits n* = n / deff, with the design
 effect deff = Var_clustered(p) / (p (1 - p) / (n - 1)) and Var_clustered(p) = C / (C - 1) · Σ_c (S_c
 - p n_c)² / n² (Korn and Graubard, "Confidence intervals for proportions with small expected number
 of positive counts estimated from survey data", Survey Methodology 1998; Franco et al., J. Survey
-Statistics and Methodology 2019). If every image occurs once, this is Wilson's interval.
+Statistics and Methodology 2019). If every cluster is one edit, this is Wilson's interval.
+
+If no cluster differs from the mean, a resample shows no spread, and that is not certainty. No
+distribution on 0 to 1 with mean μ has a larger variance than μ (1 - μ) (Bhatia and Davis, "A better
+bound on the variance", American Mathematical Monthly 2000), so the interval of bounded values holds
+every μ with (p - μ)² ≤ z² μ (1 - μ) / C: Wilson's interval of C clusters. Values without bounds
+have no such interval: it is unknown (NaN).
 """
 
 from __future__ import annotations
@@ -36,7 +43,8 @@ _DRAWS_AT_ONCE = 1_000_000  # bounds the memory, not the result
 class Summary:
     """A mean of `n` values with its interval.
 
-    `low` and `high` are NaN for a single cluster, which says nothing about the spread.
+    `low` and `high` are NaN if the interval is unknown: a single cluster says nothing about the
+    spread, nor do values without bounds that are all equal. `mean` is NaN for no values.
     """
 
     mean: float
@@ -53,15 +61,48 @@ class Summary:
         return self.mean
 
 
-def summarise(values: ArrayLike, clusters: Sequence[Hashable], *, seed: int = 0) -> Summary:
+def summarise(
+    values: ArrayLike,
+    clusters: Sequence[Hashable],
+    *,
+    bounds: tuple[float, float] | None = None,
+    seed: int = 0,
+) -> Summary:
     """Return mean, 95 % clustered bootstrap interval and n of one value per edit.
+
+    `bounds` are the smallest and the largest value that is possible, None if there are none. They
+    give the interval if no cluster differs from the mean; without them it is then unknown.
 
     >>> summarise([1.0, 0.0, 1.0, 1.0], ["a", "a", "b", "c"])
     Summary(mean=0.75, low=0.5, high=1.0, n=4)
+    >>> summarise([0.5, 0.5, 0.5, 0.5], ["a", "b", "c", "d"], bounds=(0, 1))
+    Summary(mean=0.5, low=0.150039..., high=0.849961..., n=4)
     """
     array = _checked(values, clusters)
-    low, high = clustered_bootstrap_interval(array, clusters, seed=seed)
-    return Summary(float(array.mean()), low, high, len(array))
+    kinds, counts = _kinds_of_cluster(array, clusters)
+    mean = float(array.mean())
+    if _are_alike(kinds, mean):
+        low, high = _interval_of_bounded(mean, int(counts.sum()), bounds)
+    else:
+        low, high = clustered_bootstrap_interval(array, clusters, seed=seed)
+    return Summary(mean, low, high, len(array))
+
+
+def _are_alike(kinds: NDArray[np.float64], mean: float) -> bool:
+    """Return whether no cluster differs from the mean, but for rounding."""
+    totals, sizes = kinds.T
+    return float(np.abs(totals - mean * sizes).max()) <= 1e-9 * float(np.abs(totals).max())
+
+
+def _interval_of_bounded(
+    mean: float, clusters: int, bounds: tuple[float, float] | None
+) -> tuple[float, float]:
+    """Return the interval of values between bounds if only their mean is known."""
+    if bounds is None or clusters == 1:
+        return float("nan"), float("nan")
+    least, most = bounds
+    low, high = _wilson((mean - least) / (most - least), clusters, LEVEL)
+    return least + low * (most - least), least + high * (most - least)
 
 
 def clustered_bootstrap_interval(
@@ -130,8 +171,10 @@ def clustered_wilson_interval(
     kinds, counts = _kinds_of_cluster(array, clusters)
     if counts.sum() == 1:
         return float("nan"), float("nan")
-    size = _effective_size(kinds, counts, level)
-    share = float(array.mean())
+    return _wilson(float(array.mean()), _effective_size(kinds, counts, level), level)
+
+
+def _wilson(share: float, size: float, level: float) -> tuple[float, float]:
     interval = proportion_confint(share * size, size, alpha=1 - level, method="wilson")
     low, high = np.asarray(interval, dtype=np.float64).tolist()
     return min(low, share), max(high, share)  # against rounding at 0 and 1

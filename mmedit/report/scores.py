@@ -1,20 +1,26 @@
 """One value per edit: tables average these values, and paired tests pair them.
 
-An edit that asks several examples for one probe counts with the mean of their scores.
+An edit that asks several examples for one probe counts with the mean of their scores. An edit with
+NaN or infinite output on one of them has no score in this column: it is left out of the mean, and
+counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from statistics import fmean
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from mmedit.cases import Probe
 from mmedit.errors import DataError
-from mmedit.records.schema import Record
+from mmedit.records.schema import Content, Key, Record
 from mmedit.report.columns import Measure
 from mmedit.report.intervals import Summary, summarise, summarise_share
 
@@ -50,24 +56,40 @@ def _last_tests(records: Sequence[Record]) -> list[Record]:
     return [r for r in records if r.test == "checkpoint" and r.edits == max(stops)]
 
 
+class AskedEdit(NamedTuple):
+    """Identity of one edit in one column: its request, and what the column asks about it.
+
+    Edits of several runs or methods are the same if this is equal, whatever their cases are called.
+    """
+
+    request: Content
+    asked: tuple[Content, ...]
+
+
 @dataclass(frozen=True)
 class EditScores:
-    """The values of one method in one column, as measured (shares from 0 to 1)."""
+    """The values of one method in one column, as measured (shares from 0 to 1), all finite."""
 
     measure: Measure
-    cases: tuple[str, ...]
-    clusters: tuple[str, ...]
+    edits: tuple[AskedEdit, ...]
+    clusters: tuple[int, ...]
+    """Cluster of each value: edits of one image or with one question in common have the same."""
     values: NDArray[np.float64]
+    failed: tuple[Key, ...] = ()
+    """The records whose value is NaN or infinite. They count in no mean."""
 
     def summary(self) -> Summary:
         """Return mean, interval and n, in percent if the measure is shown so.
 
-        A share has Wilson's interval if examples score 0 or 1, and if all edits score 0 or all
-        score 1: a bootstrap would then claim certainty.
+        A share has Wilson's interval if examples score 0 or 1.
         """
-        extreme = self.measure.percent and bool(np.isin(self.values.mean(), (0.0, 1.0)))
-        wilson = self.measure.all_or_nothing or extreme
-        found = (summarise_share if wilson else summarise)(self.values, self.clusters)
+        if len(self.values) == 0:
+            return Summary(nan, nan, nan, 0)
+        if self.measure.all_or_nothing:
+            found = summarise_share(self.values, self.clusters)
+        else:
+            bounds = (0, 1) if self.measure.percent else None
+            found = summarise(self.values, self.clusters, bounds=bounds)
         scale = 100 if self.measure.percent else 1
         return Summary(scale * found.mean, scale * found.low, scale * found.high, found.n)
 
@@ -76,8 +98,8 @@ class EditScores:
 class Pairs:
     """Two methods' values of the same edits, in the first one's order."""
 
-    cases: tuple[str, ...]
-    clusters: tuple[str, ...]
+    edits: tuple[AskedEdit, ...]
+    clusters: tuple[int, ...]
     first: NDArray[np.float64]
     second: NDArray[np.float64]
 
@@ -89,7 +111,7 @@ def edit_scores(records: Sequence[Record], probe: Probe, measure: Measure) -> Ed
     DataError if some edits lack the score, or all and the measure is not optional.
     """
     asked = [record for record in records if record.probes.get(probe)]
-    values = [_case_score(record, probe, measure) for record in asked]
+    values = [_edit_score(record, probe, measure) for record in asked]
     missing = [record for record, value in zip(asked, values, strict=True) if value is None]
     if len(missing) == len(asked) and (measure.optional or not asked):
         return None
@@ -99,37 +121,71 @@ def edit_scores(records: Sequence[Record], probe: Probe, measure: Measure) -> Ed
             f"{missing[0].probes[probe][0].prompt!r} has no {measure.metric}, as {len(missing)} of "
             f"{len(asked)} edits; measure these edits again"
         )
-    return EditScores(
-        measure,
-        tuple(record.case_id for record in asked),
-        tuple(record.cluster for record in asked),
-        np.array(values, dtype=np.float64),
-    )
+    array = np.array(values, dtype=np.float64)
+    finite = np.isfinite(array)
+    edits = tuple(_asked_edit(r, probe) for r, known in zip(asked, finite, strict=True) if known)
+    failed = tuple(record.key for record, known in zip(asked, finite, strict=True) if not known)
+    return EditScores(measure, edits, clusters_of(edits), array[finite], failed)
 
 
-def _case_score(record: Record, probe: Probe, measure: Measure) -> float | None:
-    values = [measure.of(example) for example in record.probes[probe]]
+def _edit_score(record: Record, probe: Probe, measure: Measure) -> float | None:
+    """Return the mean score of the examples: None if one was not measured, NaN if one failed."""
+    examples = record.probes[probe]
+    values = [measure.of(example) for example in examples]
     known = [value for value in values if value is not None]
-    return fmean(known) if len(known) == len(values) else None
+    if len(known) < len(values):
+        return None
+    return fmean(known) if all(example.is_finite for example in examples) else nan
+
+
+def _asked_edit(record: Record, probe: Probe) -> AskedEdit:
+    return AskedEdit(record.content, tuple(example.content for example in record.probes[probe]))
+
+
+def clusters_of(edits: Sequence[AskedEdit]) -> tuple[int, ...]:
+    """Number the clusters of edits: connected components, where edits are neighbours if they share
+    the request's image (its content, without an image) or a question. The time is near linear.
+    """
+    nodes: dict[Hashable, int] = {}
+    links = [
+        (row, nodes.setdefault(node, len(edits) + len(nodes)))
+        for row, edit in enumerate(edits)
+        for node in (edit.request.image or edit.request, *edit.asked)
+    ]
+    if not links:
+        return ()
+    ends, size = np.array(links, dtype=np.int64).T, len(edits) + len(nodes)
+    graph = coo_array((np.ones(len(links)), (ends[0], ends[1])), shape=(size, size))
+    return tuple(connected_components(graph, directed=False)[1][: len(edits)].tolist())
+
+
+def failures(failed: int, edits: int) -> str:
+    """Write how many edits are left out, as their output was NaN or infinite.
+
+    >>> failures(3, 50)
+    'NaN or infinite output on 3 of 50 edits, left out of the means'
+    """
+    return f"NaN or infinite output on {failed:,} of {edits:,} edits, left out of the means"
 
 
 def pair(first: EditScores, second: EditScores) -> Pairs:
-    """Pair the edits of two methods by case id; a case measured twice counts with its mean."""
-    a, b = _by_case(first), _by_case(second)
-    shared = tuple(case for case in a if case in b)
-    images = dict(zip(first.cases, first.clusters, strict=True))
+    """Pair two methods' values by what was edited and asked. An edit measured twice counts with its
+    mean.
+    """
+    a, b = _by_edit(first), _by_edit(second)
+    shared = tuple(edit for edit in a if edit in b)
     return Pairs(
         shared,
-        tuple(images[case] for case in shared),
-        np.array([a[case] for case in shared], dtype=np.float64),
-        np.array([b[case] for case in shared], dtype=np.float64),
+        first.clusters if shared == first.edits else clusters_of(shared),
+        np.array([a[edit] for edit in shared], dtype=np.float64),
+        np.array([b[edit] for edit in shared], dtype=np.float64),
     )
 
 
-def _by_case(scores: EditScores) -> Mapping[str, float]:
-    if len(set(scores.cases)) == len(scores.cases):
-        return dict(zip(scores.cases, scores.values.tolist(), strict=True))
-    found: dict[str, list[float]] = {}
-    for case, value in zip(scores.cases, scores.values.tolist(), strict=True):
-        found.setdefault(case, []).append(value)
-    return {case: fmean(values) for case, values in found.items()}
+def _by_edit(scores: EditScores) -> Mapping[AskedEdit, float]:
+    if len(set(scores.edits)) == len(scores.edits):
+        return dict(zip(scores.edits, scores.values.tolist(), strict=True))
+    found: dict[AskedEdit, list[float]] = {}
+    for edit, value in zip(scores.edits, scores.values.tolist(), strict=True):
+        found.setdefault(edit, []).append(value)
+    return {edit: fmean(values) for edit, values in found.items()}

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, nan
 from statistics import fmean
 
 from mmedit.cases import Probe
@@ -22,7 +22,8 @@ COLLAPSED = 0.5
 @dataclass(frozen=True)
 class Ability:
     """The ability of a VLM apart from its edits, by number of edits: token accuracy on the true
-    answers to a fixed set of locality probes, from 0 to 1.
+    answers to a fixed set of locality probes, from 0 to 1. It is over the probes with finite
+    outputs, and NaN if there are none.
     """
 
     unedited: float
@@ -30,7 +31,9 @@ class Ability:
 
     @property
     def collapsed(self) -> int | None:
-        """Number of edits after which less than half of the ability is left, up to the end."""
+        """Number of edits after which less than half of the ability is left, or the outputs are NaN
+        or infinite, up to the end.
+        """
         floor, found = COLLAPSED * self.unedited, None
         for edits, left in self.after.items():
             if left >= floor:
@@ -80,12 +83,20 @@ def abilities(records: Sequence[Record]) -> dict[int, Ability]:
         here = [r for r in asked if r.order == order]
         by_edits: dict[int, list[float]] = {}
         for record in here:
-            right = [one.post.token_accuracy for one in _all(record)]
+            right = [one.post.token_accuracy for one in _all(record) if one.is_finite]
             by_edits.setdefault(record.edits, []).extend(right)
-        after = {edits: fmean(right) for edits, right in sorted(by_edits.items())}
-        unedited = fmean(one.pre.token_accuracy for r in here for one in _all(r))
+        after = {edits: _mean(right) for edits, right in sorted(by_edits.items())}
+        unedited = _mean([x for r in here for one in _all(r) if isfinite(x := _before(one))])
         found[order] = Ability(unedited, after)
     return found
+
+
+def _mean(values: Sequence[float]) -> float:
+    return fmean(values) if values else nan
+
+
+def _before(asked: ProbeRecord) -> float:
+    return asked.pre.token_accuracy if isfinite(asked.pre.log_prob) else nan
 
 
 def _all(record: Record) -> list[ProbeRecord]:
@@ -93,10 +104,8 @@ def _all(record: Record) -> list[ProbeRecord]:
 
 
 def not_finite(records: Sequence[Record]) -> int:
-    """Count the edits right after which the VLM gave NaN or infinity."""
-    edits = [r for r in records if r.test == "edit"]
-    asked = [r.probes.get(Probe.RELIABILITY, ()) for r in edits]
-    return sum(not isfinite(examples[0].post.log_prob) for examples in asked if examples)
+    """Count the edits right after which the VLM gave NaN or infinity on some probe."""
+    return sum(r.test == "edit" and not r.is_finite for r in records)
 
 
 def sequence_notes(records: Sequence[Record]) -> list[str]:
@@ -107,8 +116,10 @@ def sequence_notes(records: Sequence[Record]) -> list[str]:
             continue
         known = abilities(found)
         collapsed = [one.collapsed for one in known.values() if one.collapsed is not None]
-        nan, edits = not_finite(found), sum(record.test == "edit" for record in found)
-        faults = [f"NaN on {nan:,} of {edits:,} edits"] if nan else []
+        failed, edits = not_finite(found), sum(record.test == "edit" for record in found)
+        faults = (
+            [f"NaN or infinite output right after {failed:,} of {edits:,} edits"] if failed else []
+        )
         if collapsed:
             orders = f" ({len(collapsed)} of {len(known)} orders)" if len(known) > 1 else ""
             faults.append(f"collapsed from edit {min(collapsed):,} on{orders}")

@@ -2,10 +2,11 @@
 
 Exact McNemar: of the b + c edits that only one method got right, b are the first method's; under H0
 b is Binomial(b + c, 1/2) (McNemar, Psychometrika 1947). The test assumes independent edits, so it
-is used if every image occurs once. Otherwise, and for scores that are not 0 or 1, images are
-permuted: T = |Σ_c s_c D_c| with s_c = ±1 and D_c the summed difference of image c; p = (1 + #{T* ≥
-T}) / (1 + R) (Phipson and Smyth, Stat. Appl. Genet. Mol. Biol. 2010). On scores of 0 and 1 with
-images that occur once, both are the same test. Several p-values are corrected by Holm's method
+is used if every cluster is one edit (edits that share an image or a question form a cluster).
+Otherwise, and for scores that are not 0 or 1, the signs of clusters are flipped: T = |Σ_c s_c D_c|
+with s_c = ±1 and D_c the summed difference of cluster c; p = (1 + #{T* ≥ T}) / (1 + R) (Phipson and
+Smyth, Stat. Appl. Genet. Mol. Biol. 2010). On scores of 0 and 1 with clusters of one edit, both are
+the same test. Several p-values are corrected by Holm's method
 (Scand. J. Statistics 1979).
 """
 

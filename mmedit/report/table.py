@@ -2,7 +2,9 @@
 
 A cell is the macro mean over edits. Locality is agreement with the base model; every other score is
 of the answer after the edit. Each method is tested against the best of its column on the edits that
-both have; the p-values of a column are corrected together (`mmedit.report.significance`).
+both have; the p-values of a column are corrected together (`mmedit.report.significance`). An edit
+with NaN or infinite output is left out of the means and counted in a note; its method does not
+compete in the columns that it is left out of.
 """
 
 from __future__ import annotations
@@ -10,15 +12,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pandas
 
 from mmedit.cases import Probe
 from mmedit.errors import DataError, UnknownNameError
 from mmedit.records.schema import Record
-from mmedit.report.columns import COLUMN_SETS, COSTS, Column, Measure, N
+from mmedit.report.columns import COLUMN_SETS, COSTS, Column, N
 from mmedit.report.intervals import Summary
-from mmedit.report.scores import EditScores, by_editor, edit_scores, is_base, pair
+from mmedit.report.scores import (
+    EditScores,
+    by_editor,
+    edit_scores,
+    failures,
+    is_base,
+    pair,
+)
 from mmedit.report.significance import holm, paired_test
 
 
@@ -27,10 +35,13 @@ class Score(Summary):
     """A cell: the summary of one method's edits in one column, in the unit that is shown.
 
     `p_to_best` is the Holm-corrected p-value against the best method of the column. It is None for
-    the best itself, for the base model, and if the two have no edit in common.
+    the best itself, for the base model, for a method of which edits failed, and if the two have no
+    edit in common. `mean` is NaN if all edits failed.
     """
 
     p_to_best: float | None = None
+    failed: int = 0
+    """Number of edits that `mean` and `n` leave out, as the output was NaN or infinite."""
 
 
 NOTES = "notes"
@@ -50,14 +61,15 @@ def method_table(
     default token accuracy "tok" and exact match "EM"; ("cost", name) for the costs that are known;
     ("", "n") for the number of records. A probe that one method lacks is None there.
     `table.map(float, na_action="ignore")` gives the bare means. `notes` are for the footnote
-    (`attrs[NOTES]`). Raises DataError for no records, and for NaN or a missing score in one of
-    them.
+    (`attrs[NOTES]`), which counts the edits with NaN or infinite output too. Raises DataError for
+    no records, and for a missing score in one of them.
     """
     if not records:
         raise DataError("no records to make a table of; give the records of at least one edit")
     rows = by_editor(records)
+    scores = _scores(rows, columns)
     table: dict[Column, Sequence[object]] = {
-        **_score_columns(rows, columns),
+        **{column: _cells(by_editor) for column, by_editor in scores.items()},
         **_cost_columns(rows, training_seconds or {}),
         N: [len(found) for found in rows.values()],
     }
@@ -65,27 +77,42 @@ def method_table(
     frame = pandas.DataFrame(
         {column: pandas.Series(cells, index, dtype=object) for column, cells in table.items()}
     )
-    frame.attrs[NOTES] = tuple(notes)
+    frame.attrs[NOTES] = (*notes, *_failure_notes(rows, scores))
     return frame
 
 
-def _score_columns(
+def _scores(
     rows: Mapping[str, Sequence[Record]], columns: str
-) -> dict[Column, Sequence[object]]:
+) -> dict[Column, dict[str, EditScores | None]]:
+    """Return the values of each score column that a row has, by editor."""
     if columns not in COLUMN_SETS:
         raise UnknownNameError("set of columns", columns, COLUMN_SETS)
-    table: dict[Column, Sequence[object]] = {}
+    table: dict[Column, dict[str, EditScores | None]] = {}
     for probe in Probe:
         for measure in COLUMN_SETS[columns].of(probe):
-            scores = {editor: _scores(editor, rows[editor], probe, measure) for editor in rows}
+            scores = {editor: edit_scores(rows[editor], probe, measure) for editor in rows}
             if any(found is not None for found in scores.values()):
-                table[probe.heading, measure.name] = [*_column(probe, measure, scores).values()]
+                table[probe.heading, measure.name] = scores
     if not table:
         raise DataError(
             f"the records have none of the scores of --columns {columns}; measure the edits again "
             f"with them, or choose another of {', '.join(COLUMN_SETS)}"
         )
     return table
+
+
+def _failure_notes(
+    rows: Mapping[str, Sequence[Record]], scores: Mapping[Column, Mapping[str, EditScores | None]]
+) -> list[str]:
+    """Count the edits of each row with NaN or infinite output, in a column or on any probe."""
+    notes = []
+    for editor, records in rows.items():
+        found = (by_editor[editor] for by_editor in scores.values())
+        failed = {key for one in found if one is not None for key in one.failed}
+        failed |= {record.key for record in records if not record.is_finite}
+        if failed:
+            notes.append(f"{editor}: {failures(len(failed), len(records))}.")
+    return notes
 
 
 def _cost_columns(
@@ -104,52 +131,43 @@ def _cost_columns(
     }
 
 
-def _scores(
-    editor: str, records: Sequence[Record], probe: Probe, measure: Measure
-) -> EditScores | None:
-    found = edit_scores(records, probe, measure)
-    if found is not None and (bad := int((~np.isfinite(found.values)).sum())):
-        raise DataError(
-            f"{editor}, {probe.value}: {bad} of {len(found.values)} values are NaN or infinite in "
-            f"{measure.metric}; a mean over the rest would hide a failed edit"
-        )
-    return found
-
-
-def _column(
-    probe: Probe, measure: Measure, scores: Mapping[str, EditScores | None]
-) -> dict[str, Score | None]:
-    """Return the cells of a column by editor, tested against its best."""
-    summaries = {editor: _summary(editor, probe, found) for editor, found in scores.items()}
+def _cells(scores: Mapping[str, EditScores | None]) -> list[Score | None]:
+    """Return the cells of a column, tested against its best."""
     competing = {
         editor: found
         for editor, found in scores.items()
-        if found is not None and not is_base(editor)
+        if found is not None and not found.failed and not is_base(editor)
     }
-    p_values = _p_to_best(competing) if measure.better != "neither" else {}
-    return {
-        editor: found
-        and Score(found.mean, found.low, found.high, found.n, p_to_best=p_values.get(editor))
-        for editor, found in summaries.items()
-    }
+    p_values = _p_to_best(competing)
+    return [
+        found and _cell(editor, found, p_values.get(editor)) for editor, found in scores.items()
+    ]
 
 
-def _summary(editor: str, probe: Probe, scores: EditScores | None) -> Summary | None:
-    found = scores and scores.summary()
-    if found and is_base(editor) and probe.is_locality:  # compared with itself
-        return Summary(found.mean, found.mean, found.mean, found.n)
-    return found
+_AGAINST_BASE = ("locality/", "generation/unchanged")
+"""Beginnings of the metric classes that compare an edited model with the base model."""
+
+
+def _cell(editor: str, scores: EditScores, p_to_best: float | None) -> Score:
+    found = scores.summary()
+    low, high = found.low, found.high
+    if is_base(editor) and scores.measure.metric.startswith(_AGAINST_BASE):  # with itself
+        low = high = found.mean
+    return Score(found.mean, low, high, found.n, p_to_best=p_to_best, failed=len(scores.failed))
 
 
 def _p_to_best(scores: Mapping[str, EditScores]) -> dict[str, float]:
     if len(scores) < 2:
         return {}
-    sign = -1 if next(iter(scores.values())).measure.better == "lower" else 1
+    better = next(iter(scores.values())).measure.better
+    if better == "neither":
+        return {}
+    sign = -1 if better == "lower" else 1
     best = max(scores, key=lambda editor: sign * scores[editor].values.mean())
     found: dict[str, float] = {}
     for editor in scores:
         pairs = pair(scores[best], scores[editor])
-        if editor != best and pairs.cases:
+        if editor != best and pairs.edits:
             found[editor] = paired_test(pairs.first, pairs.second, pairs.clusters).p
     return dict(zip(found, holm(list(found.values())), strict=True))
 

@@ -11,7 +11,7 @@ import pytest
 from mmedit import storage
 from mmedit.cases import Probe
 from mmedit.errors import DataError, RunError
-from mmedit.records.schema import ProbeRecord, Record, RunManifest, Scores
+from mmedit.records.schema import Content, Locality, ProbeRecord, Record, RunManifest, Scores
 from mmedit.records.store import (
     MANIFEST,
     RECORDS,
@@ -243,9 +243,24 @@ def test_an_empty_run_says_to_run_the_benchmark_first(tmp_path):
         read_records(tmp_path)
 
 
-def test_the_cluster_of_a_record_is_its_image_or_else_its_case():
-    assert record("7", image="a.png").cluster == "a.png"
-    assert record("7", image=None).cluster == "case 7"
+def test_the_content_of_a_record_is_its_request_whatever_the_case_is_called():
+    assert record("7").content == Content("colour?", "red", "a.png") == record("8").content
+    assert record("7", image=None).content != record("7").content
+    without_request = [record(case).model_copy(update={"probes": {}}) for case in ("7", "8")]
+    assert without_request[0].content != without_request[1].content
+
+
+def test_a_record_is_finite_if_its_scores_before_and_after_and_its_locality_are():
+    assert record().is_finite
+    assert not record(log_prob=math.nan).is_finite
+    assert not record(log_prob=-math.inf).is_finite
+    [asked] = record().probes[Probe.RELIABILITY]
+    moved = Locality(**dict.fromkeys(Locality.model_fields, 1.0) | {"kl": math.nan})
+    assert not asked.model_copy(update={"locality": moved}).is_finite
+    kept = moved.model_copy(update={"kl": math.inf})  # a distance, not an output
+    assert asked.model_copy(update={"locality": kept}).is_finite
+    before = asked.pre.model_copy(update={"log_prob": math.nan})
+    assert not asked.model_copy(update={"pre": before}).is_finite
 
 
 def test_a_manifest_read_back_equals_the_one_written(tmp_path):

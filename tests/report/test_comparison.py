@@ -3,7 +3,7 @@
 import io
 
 import pytest
-from made_records import LOC, REL, asked, kept, record
+from made_records import LOC, REL, asked, kept, not_finite, record
 from rich.console import Console
 
 from mmedit.errors import DataError, UnknownNameError
@@ -21,7 +21,15 @@ def edits(editor, scores, **fields):
             str(i),
             {
                 REL: (asked(s, s, image=f"{i}.png", generated_post=f"{editor} {i}", **fields),),
-                LOC: (kept(s, s, generated_pre="before", generated_post=f"{editor} {i}"),),
+                LOC: (
+                    kept(
+                        s,
+                        s,
+                        image=f"other {i}.png",
+                        generated_pre="before",
+                        generated_post=f"{editor} {i}",
+                    ),
+                ),
             },
             editor=editor,
         )
@@ -84,16 +92,66 @@ def test_edits_where_they_disagree_come_with_what_each_said(tmp_path):
     assert (local.heading, local.expected) == ("I-Loc", "before")
 
 
-def test_runs_without_a_common_edit_and_ids_of_different_edits_are_refused(tmp_path):
+def as_method(tmp_path, editor, records):
+    return Method(tmp_path, editor, Origin("vlm", "data"), records)
+
+
+def test_runs_without_a_common_edit_are_refused_though_their_cases_have_the_same_ids(tmp_path):
     a = method(tmp_path, "a", [1.0])
-    other = record("x", {REL: (asked(1, 1),)})
-    with pytest.raises(DataError, match="no edit in common"):
-        compare(a, Method(tmp_path, "b", Origin("", ""), [other]))
-    another = other.model_copy(
-        update={"case_id": "0", "probes": {REL: (asked(1, 1).model_copy(update={"target": "7"}),)}}
+    other = record("0", {REL: (asked(1, 1, image="other.png"),)})
+    with pytest.raises(DataError, match="no edit in common: no request has the same prompt"):
+        compare(a, as_method(tmp_path, "b", [other]))
+
+
+def test_edits_are_paired_by_what_they_ask_and_not_by_the_names_of_their_cases(tmp_path):
+    """Two runs of other limits: the ids are the same, and most edits are not."""
+    a = edits("a", [1.0, 0.0, 1.0, 0.0])
+    renamed = [
+        one.model_copy(update={"case_id": f"{3 - i}"})
+        for i, one in enumerate(edits("b", [1.0] * 4))
+    ]
+    found = compare(as_method(tmp_path, "a", a), as_method(tmp_path, "b", renamed))
+    row = next(r for r in found.differences if (r.heading, r.measure.name) == ("Rel", "EM"))
+    assert found.pairs == row.difference.n == 4
+    assert (row.first_only, row.second_only) == (0, 2)
+    assert [one.prompt for one in found.disagreements if one.heading == "Rel"] == ["colour?"] * 2
+
+
+def test_an_edit_asked_something_else_is_left_out_of_that_column_alone(tmp_path):
+    a, b = edits("a", [1.0] * 4), edits("b", [1.0] * 4)
+    other = b[0].model_copy(update={"probes": {**b[0].probes, LOC: (kept(0, 0, prompt="size?"),)}})
+    found = compare(as_method(tmp_path, "a", a), as_method(tmp_path, "b", [other, *b[1:]]))
+    counts = {row.heading: row.difference.n for row in found.differences}
+    assert counts == {"Rel": 4, "I-Loc": 3}
+    assert (found.pairs, found.asked_otherwise) == (4, 1)
+    assert "1 of those in both not asked the same" in shown(found)
+    assert not found.disagreements
+
+
+def test_edits_with_nan_outputs_are_counted_and_in_no_difference(tmp_path):
+    a, b = edits("a", [1.0] * 4), edits("b", [1.0] * 4)
+    b[1] = b[1].model_copy(
+        update={"probes": {**b[1].probes, REL: (not_finite(asked(1, 1, image="1.png")),)}}
     )
-    with pytest.raises(DataError, match="case '0' is a different edit in each run"):
-        compare(a, Method(tmp_path, "b", Origin("", ""), [another]))
+    found = compare(as_method(tmp_path, "a", a), as_method(tmp_path, "b", b))
+    assert found.failed == (0, 1)
+    assert {row.heading: row.difference.n for row in found.differences} == {"Rel": 3, "I-Loc": 4}
+    assert all(row.difference.mean == 0 for row in found.differences)
+    assert "B: NaN or infinite output on 1 of 4 edits, left out of the means" in shown(found)
+    assert not found.disagreements
+
+
+def test_an_equal_difference_of_all_edits_is_not_certain(tmp_path):
+    found = compare(method(tmp_path, "a", [1.0] * 20), method(tmp_path, "b", [0.0] * 20))
+    row = next(r for r in found.differences if (r.heading, r.measure.name) == ("Rel", "tok"))
+    assert row.difference.mean == -100
+    assert -100 == row.difference.low < row.difference.high < -60
+
+
+def shown(comparison):
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(comparison_view(comparison, show=0))
+    return console.export_text()
 
 
 def test_the_comparison_fits_80_columns_and_shows_no_more_edits_than_asked(tmp_path):

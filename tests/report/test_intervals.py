@@ -6,7 +6,6 @@ from scipy import stats
 
 from mmedit.errors import DataError
 from mmedit.report.intervals import (
-    Summary,
     clustered_bootstrap_interval,
     clustered_wilson_interval,
     summarise,
@@ -160,8 +159,47 @@ def test_a_higher_level_gives_a_wider_interval():
     assert width(wide) > 3 * width(narrow)
 
 
-def test_values_that_are_all_equal_have_an_interval_of_no_width():
-    assert summarise([100.0] * 20, range(20)) == Summary(100.0, 100.0, 100.0, 20)
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.999, 1.0])
+def test_values_that_are_all_equal_have_the_interval_of_shares_of_as_many_clusters(share):
+    """Six scores of 0.5 are not certainty: [50, 50] would claim that the next one is 0.5, too."""
+    found = summarise([share] * 12, [i // 2 for i in range(12)], bounds=(0, 1))
+    z2 = 1.95996**2 / 6  # Wilson's interval holds all m with (share - m)² <= z² m (1 - m) / 6
+    for end in (found.low, found.high):
+        assert (share - end) ** 2 == pytest.approx(z2 * end * (1 - end), abs=1e-5)
+    assert found.low <= share <= found.high
+    assert found.high - found.low > 0.3
+
+
+def test_clusters_that_do_not_differ_have_that_interval_though_their_edits_do():
+    alike = summarise([1.0, 0.0] * 6, [i // 2 for i in range(12)], bounds=(0, 1))
+    equal = summarise([0.5] * 12, [i // 2 for i in range(12)], bounds=(0, 1))
+    assert (alike.low, alike.high) == pytest.approx((equal.low, equal.high))
+
+
+def test_bounds_scale_the_interval_and_without_bounds_it_is_unknown():
+    share = summarise([0.7] * 9, range(9), bounds=(0, 1))
+    percent = summarise([70.0] * 9, range(9), bounds=(0, 100))
+    assert (percent.low, percent.high) == pytest.approx((100 * share.low, 100 * share.high))
+    unknown = summarise([0.7] * 9, range(9))
+    assert math.isnan(unknown.low)
+    assert math.isnan(unknown.high)
+    assert math.isnan(summarise([0.7] * 9, ["a"] * 9, bounds=(0, 1)).low)
+
+
+@pytest.mark.parametrize("kind", ["two values", "spread", "almost constant"])
+def test_the_interval_of_equal_values_is_at_least_as_wide_as_bounded_values_need(kind):
+    """Around simulated means of 25 bounded values, whatever their distribution."""
+    rng = np.random.default_rng(8)
+    draw = {
+        "two values": lambda: (rng.random(25) < 0.6).astype(float),
+        "spread": lambda: rng.beta(1.2, 0.8, size=25),
+        "almost constant": lambda: rng.normal(0.6, 1e-3, size=25),
+    }[kind]
+    covered = 0
+    for _ in range(500):
+        bounded = summarise([draw().mean()] * 25, range(25), bounds=(0, 1))
+        covered += bounded.low <= 0.6 <= bounded.high
+    assert covered / 500 >= 0.9  # of two values, Wilson's own for a binomial of 25
 
 
 def test_a_single_cluster_tells_no_interval():

@@ -1,4 +1,6 @@
+import io
 import math
+import time
 
 import pytest
 from made_records import (
@@ -10,15 +12,22 @@ from made_records import (
     generation,
     kept,
     many_records,
+    not_finite,
     record,
     reliability,
 )
+from rich.console import Console
 
 from mmedit.errors import DataError, UnknownNameError
 from mmedit.records.store import RECORDS, read_records
+from mmedit.report.columns import TOKEN_ACCURACY, TOP1_ANSWER
 from mmedit.report.intervals import clustered_bootstrap_interval, clustered_wilson_interval
 from mmedit.report.render import render
 from mmedit.report.render.cells import cells
+from mmedit.report.render.page import write_report
+from mmedit.report.render.plots import write_plots
+from mmedit.report.render.terminal import table_view
+from mmedit.report.scores import edit_scores
 from mmedit.report.table import method_table
 
 
@@ -93,9 +102,15 @@ def test_intervals_are_over_images_bootstrapped_and_for_exact_match_wilsons():
 
 
 def test_a_share_of_100_percent_is_never_certain_unless_the_model_is_compared_with_itself():
-    probes = {REL: (asked(1.0, 1.0),), LOC: (kept(1.0, 1.0),)}
     rows = [
-        record(str(i), probes | {REL: (asked(1.0, 1.0, image=f"{i}.png"),)}, editor=editor)
+        record(
+            str(i),
+            {
+                REL: (asked(1.0, 1.0, image=f"{i}.png"),),
+                LOC: (kept(1.0, 1.0, image=f"other {i}.png"),),
+            },
+            editor=editor,
+        )
         for editor in ("base", "ft")
         for i in range(20)
     ]
@@ -132,10 +147,175 @@ def test_a_split_that_a_method_lacks_is_shown_as_a_dash(table):
     assert " – " in render(table, "md").splitlines()[4]
 
 
-def test_nan_in_a_score_is_refused_with_editor_and_split():
-    records = reliability("mend", [1.0, math.nan])
-    with pytest.raises(DataError, match="mend, reliability: 1 of 2 values are NaN"):
-        method_table(records)
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_equal_scores_are_not_certain_whatever_they_are(value):
+    cell = method_table(reliability("ft", [value] * 6)).loc["ft", ("Rel", "tok")]
+    assert cell.mean == 100 * value
+    assert cell.high - cell.low > 30
+
+
+def test_a_score_without_bounds_that_is_the_same_in_every_edit_has_an_unknown_interval():
+    table = method_table(
+        [
+            record(str(i), {REL: (asked(1, 1),), LOC: (kept(1, 1, image=f"{i}.png"),)})
+            for i in "abc"
+        ],
+        columns="locality",
+    )
+    assert math.isnan(table.loc["ft", ("I-Loc", "KL")].low)
+    assert cells(table)["I-Loc", "KL"][0].spread == "±?"
+    assert "±?: the interval is unknown, as" in render(table, "md")
+
+
+def loc_records(images, questions, scores, editor="ft"):
+    """One record per edit: its image, the question of its locality probe, and the score of that."""
+    return [
+        record(
+            str(i),
+            {REL: (asked(1, 1, image=image),), LOC: (kept(s, s, prompt=prompt, image=None),)},
+            editor=editor,
+        )
+        for i, (image, prompt, s) in enumerate(zip(images, questions, scores, strict=True))
+    ]
+
+
+def test_each_column_is_clustered_by_the_images_and_by_what_it_asks():
+    """Edits 0 and 1 share an image, 1 and 2 a question, 3 and 4 a question, 5 nothing."""
+    records = loc_records("aabcde", "pqqrrs", [0.5, 1, 1, 0, 0, 1])
+    assert edit_scores(records, LOC, TOP1_ANSWER).clusters == (0, 0, 0, 1, 1, 2)
+    assert edit_scores(records, REL, TOKEN_ACCURACY).clusters == (0, 0, 1, 2, 3, 4)
+    cell = method_table(records).loc["ft", ("I-Loc", "tok")]
+    interval = clustered_bootstrap_interval([0.5, 1, 1, 0, 0, 1], "xxxyyz")
+    assert (cell.low, cell.high) == pytest.approx([100 * end for end in interval])
+
+
+def test_one_question_in_forty_edits_is_one_observation_with_an_unknown_interval():
+    rows = [
+        *loc_records(range_of(40), ["p"] * 40, [1.0] * 40, "a"),
+        *loc_records(range_of(40), ["p"] * 40, [0.0] * 40, "b"),
+    ]
+    table = method_table(rows)
+    cell = table.loc["b", ("I-Loc", "EM")]
+    assert math.isnan(cell.low)
+    assert cell.p_to_best == 1.0
+    assert [one.spread for one in cells(table)["I-Loc", "EM"]] == ["±?", "±?"]
+    assert "all edits share an image or a question" in render(table, "md")
+
+
+def range_of(number):
+    return [f"{i}.png" for i in range(number)]
+
+
+def test_a_paired_test_counts_identical_questions_once():
+    """Ten edits that ask two questions: at best p = 2 / 2², not 2 / 2^10."""
+    rows = [
+        *loc_records(range_of(10), "pq" * 5, [1.0] * 10, "a"),
+        *loc_records(range_of(10), "pq" * 5, [0.0] * 10, "b"),
+    ]
+    p = method_table(rows).loc["b", ("I-Loc", "EM")].p_to_best
+    assert p == pytest.approx(0.5, abs=0.02)
+
+
+def test_requests_without_an_image_are_clustered_by_what_they_ask():
+    records = loc_records([None] * 3, "pqr", [1, 0, 1])
+    same_request = edit_scores(records, LOC, TOP1_ANSWER)
+    assert same_request.clusters == (0, 0, 0)
+
+
+def failing(editor, scores, *, old):
+    """Records like those of `reliability`, in which NaN stands for an edit with NaN outputs."""
+    made = []
+    for i, score in enumerate(scores):
+        one = asked(0 if math.isnan(score) else score, 0, image=f"{i}.png")
+        one = not_finite(one, old=old) if math.isnan(score) else one
+        made.append(record(str(i), {REL: (one,)}, editor=editor))
+    return made
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["NaN in the record", "0 in an old record"])
+def test_edits_with_nan_outputs_are_counted_and_in_no_mean(old):
+    rows = failing("bad", [1.0, math.nan, 1.0, 1.0], old=old)
+    table = method_table(
+        [*rows, *reliability("ok", [1.0, 0.0, 1.0, 0.0]), *reliability("no", [0.0] * 4)]
+    )
+    cell = table.loc["bad", ("Rel", "tok")]
+    assert (cell.mean, cell.n, cell.failed, cell.p_to_best) == (100.0, 3, 1, None)
+    shown = cells(table)["Rel", "tok"]
+    assert [one.best for one in shown] == [False, True, False]
+    assert [one.n for one in shown] == [3, None, None]
+    note = "bad: NaN or infinite output on 1 of 4 edits, left out of the means."
+    for format in ("md", "latex", "html", "json"):
+        assert note in render(table, format)
+    assert "bad,Rel,tok,100.0" in render(table, "csv")
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table_view(table))
+    assert note in " ".join(console.export_text().split())
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["NaN in the record", "0 in an old record"])
+def test_a_method_whose_outputs_are_all_nan_has_no_score_and_never_0(old):
+    rows = failing("bad", [math.nan] * 3, old=old)
+    table = method_table([*rows, *reliability("ok", [1.0, 0.0, 1.0])])
+    assert math.isnan(table.loc["bad", ("Rel", "EM")].mean)
+    assert cells(table)["Rel", "EM"][0].value == "–"
+    assert "3 of 3 edits" in render(table, "md")
+    for format in ("md", "latex", "html", "csv", "json"):
+        assert "nan" not in render(table, format).replace("NaN", "")
+    assert "– (n=0)" in render(table, "md")
+
+
+def test_a_measure_that_is_infinite_is_left_out_of_its_own_column_alone():
+    records = [
+        record(str(i), {REL: (asked(1, 1),), LOC: (far(kept(1, 1, image=f"{i}.png"), kl),)})
+        for i, kl in enumerate([0.25, math.inf, 0.75])
+    ]
+    table = method_table(records, columns="locality")
+    assert (table.loc["ft", ("I-Loc", "KL")].mean, table.loc["ft", ("I-Loc", "KL")].n) == (0.5, 2)
+    assert table.loc["ft", ("I-Loc", "tok")].n == 3
+    assert "ft: NaN or infinite output on 1 of 3 edits" in render(table, "md")
+    assert "NaN" not in render(method_table(records), "md")
+
+
+def far(example, kl):
+    return example.model_copy(update={"locality": example.locality.model_copy(update={"kl": kl})})
+
+
+def test_plots_and_page_draw_no_point_for_outputs_that_are_nan(tmp_path):
+    rows = [
+        record(
+            str(i),
+            {REL: (not_finite(asked(1, 1)),), LOC: (not_finite(kept(1, 1, generated_post="!!")),)},
+            editor=editor,
+        )
+        for editor in ("bad", "worse")
+        for i in range(3)
+    ]
+    assert len(write_plots(rows, tmp_path)) == 6
+    page = write_report(tmp_path, rows).read_text()
+    assert "bad: NaN or infinite output on 3 of 3 edits" in page
+    assert 'class="after">NaN or infinite output' in page
+
+
+def test_methods_are_paired_by_what_was_edited_and_asked_and_not_by_case_id():
+    """Two runs of other limits: case "0" of one is case "9" of the other."""
+    best = reliability("best", [1.0] * 10)
+    other = reliability("other", [0.0] * 10)
+    renamed = [one.model_copy(update={"case_id": f"{9 - i}"}) for i, one in enumerate(other)]
+    tables = [method_table([*best, *found]) for found in (other, renamed)]
+    assert tables[0].loc["other", ("Rel", "EM")] == tables[1].loc["other", ("Rel", "EM")]
+    foreign = [
+        record(str(i), {REL: (asked(0, 0, image=f"other {i}.png"),)}, editor="other")
+        for i in range(10)
+    ]
+    assert method_table([*best, *foreign]).loc["other", ("Rel", "EM")].p_to_best is None
+
+
+def test_a_thousand_edits_of_seven_methods_make_a_table_in_seconds():
+    """The clusters of every column and pair are found in near linear time."""
+    records = many_records(7 * 1000)
+    begun = time.process_time()
+    method_table(records)
+    assert time.process_time() - begun < 10
 
 
 def test_a_locality_probe_without_locality_scores_is_refused():

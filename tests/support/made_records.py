@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import nan
+
 from mmedit.cases import Probe
 from mmedit.records.schema import Generation, Locality, ProbeRecord, Record, Scores
 
@@ -13,11 +15,11 @@ def generation(**scores):
     return Generation(**{"contains": 0.0, "exact": 0.0, "rouge_l": 0.0} | scores)
 
 
-def asked(tok, em, *, image="a.png", locality=None, n_tokens=2, **more):
+def asked(tok, em, *, prompt="colour?", image="a.png", locality=None, n_tokens=2, **more):
     pre = Scores(token_accuracy=0.0, exact_match=0.0, log_prob=-9.0, n_tokens=2)
     post = Scores(token_accuracy=tok, exact_match=em, log_prob=-1.0, n_tokens=n_tokens)
     return ProbeRecord(
-        prompt="colour?", target="red", image=image, pre=pre, post=post, locality=locality, **more
+        prompt=prompt, target="red", image=image, pre=pre, post=post, locality=locality, **more
     )
 
 
@@ -32,6 +34,20 @@ def kept(top1, exact, **more):
         kl=0.14,
     )
     return asked(0.77, 0.0, locality=locality, **more)
+
+
+def not_finite(example, *, old=False):
+    """Return the example as it is recorded if the edited model gave NaN: without scores. Earlier
+    versions wrote accuracies of 0 beside a log-probability of NaN.
+    """
+    value = 0.0 if old else nan
+    post = {"token_accuracy": value, "exact_match": value, "log_prob": nan}
+    locality = example.locality
+    if locality is not None and not old:
+        locality = locality.model_copy(update=dict.fromkeys(vars(locality), nan))
+    return example.model_copy(
+        update={"post": example.post.model_copy(update=post), "locality": locality}
+    )
 
 
 def record(case_id, probes, *, editor="ft", seconds=1.0, seed=0, memory=0, parameters=None):

@@ -18,6 +18,8 @@ from mmedit.report.significance import ALPHA
 from mmedit.report.table import Score, column_names
 
 MISSING = "–"
+UNKNOWN = "±?"
+"""Spread of a value whose interval is unknown."""
 TIED = "†"
 
 
@@ -39,8 +41,9 @@ def cells(table: pandas.DataFrame) -> dict[Column, list[Cell]]:
     """Round the values of a table and mark the best of each column.
 
     Values that look the same tie, and all of them are best. The base model competes in no column:
-    its locality is 100 by definition and it costs nothing. No cell is best if there is one method
-    only; nor among costs if one of them is unknown or all are equal.
+    its locality is 100 by definition and it costs nothing. A method does not compete in a column
+    that leaves out edits with NaN or infinite output. No cell is best if there is one method only;
+    nor among costs if one of them is unknown or all are equal.
     """
     return {column: _column(table, column) for column in column_names(table)}
 
@@ -52,9 +55,13 @@ def _column(table: pandas.DataFrame, column: Column) -> list[Cell]:
     for editor, value, cell, n in zip(
         table.index, table[column], plain, _own_counts(table, column), strict=True
     ):
-        is_best = cell.value == best and not is_base(editor)
+        is_best = cell.value == best and _competes(editor, value)
         shown.append(replace(cell, n=n, best=is_best, tied=_is_tied(value) and not is_best))
     return shown
+
+
+def _competes(editor: object, value: object) -> bool:
+    return not is_base(str(editor)) and not (isinstance(value, Score) and value.failed)
 
 
 def _is_tied(value: object) -> bool:
@@ -81,7 +88,7 @@ def _best(table: pandas.DataFrame, column: Column, plain: Sequence[Cell]) -> str
     rivals = {
         str(editor): (cell.value, value)
         for editor, value, cell in zip(table.index, table[column], plain, strict=True)
-        if not is_base(str(editor))
+        if _competes(editor, value)
     }
     known = {text: float(value) for text, value in rivals.values() if text != MISSING}
     measure, is_cost = measure_of(*column), column[0] == COST
@@ -105,10 +112,17 @@ def _cell(column: Column, value: Any) -> Cell:
 
 
 def summary_cell(summary: Summary, format: str) -> Cell:
-    """Round a mean and its interval: one half-width, or both sides if they differ by a quarter."""
+    """Round a mean and its interval: one half-width, or both sides if they differ by a quarter.
+
+    A mean of no values is missing.
+    """
+    if isnan(summary.mean):
+        return Cell(MISSING)
     value = f"{summary.mean:{format}}"
     up, down = summary.high - summary.mean, summary.mean - summary.low
-    if isnan(up) or summary.high == summary.low:
+    if isnan(up):
+        return Cell(value, UNKNOWN)
+    if summary.high == summary.low:
         return Cell(value)
     if abs(up - down) <= summary.half_width / 4:
         return Cell(value, f"±{summary.half_width:{format}}")

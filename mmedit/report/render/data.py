@@ -60,10 +60,11 @@ def _long_row(editor: str, column: Column, score: Score, cell: Cell) -> dict[str
         "editor": editor,
         "split": column[0],
         "metric": column[1],
-        "mean": score.mean,
+        "mean": None if isnan(score.mean) else score.mean,
         "low": None if isnan(score.low) else score.low,
         "high": None if isnan(score.high) else score.high,
         "n": score.n,
+        "failed": score.failed,
         "metric_class": measure.metric if measure else None,
         "best": cell.best,
         "p_to_best": score.p_to_best,
@@ -74,7 +75,8 @@ def _long_row(editor: str, column: Column, score: Score, cell: Cell) -> dict[str
 def _published_row(beside: Beside | None) -> dict[str, object]:
     if beside is None:
         return {"published": None, "published_metric": None, "difference": None}
-    difference = NOT_COMPARABLE if beside.difference is None else beside.difference
+    known = beside.difference if beside.difference is not None else NOT_COMPARABLE
+    difference = None if isnan(beside.measured.mean) else known
     return {
         "published": beside.value,
         "published_metric": beside.metric,

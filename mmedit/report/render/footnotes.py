@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from math import isnan
+
 import pandas
 
 from mmedit.cases import Probe
 from mmedit.report.columns import Column, Measure, N, cost_of, measure_of
 from mmedit.report.intervals import LEVEL, RESAMPLES
-from mmedit.report.render.cells import TIED, common_n
+from mmedit.report.render.cells import TIED, UNKNOWN, common_n
 from mmedit.report.significance import ALPHA, PERMUTATIONS
 from mmedit.report.table import NOTES, Score, column_names
 
@@ -17,7 +19,7 @@ def footnote(table: pandas.DataFrame, *, intervals: bool = True) -> str:
     notes = (
         _probes_note(table),
         _metrics_note(table),
-        _intervals_note(table) if intervals else "",
+        *((_intervals_note(table), _unknown_note(table)) if intervals else ()),
         _marks_note(table),
         _costs_note(table),
         *table.attrs.get(NOTES, ()),
@@ -57,8 +59,18 @@ def _intervals_note(table: pandas.DataFrame) -> str:
     wilson = "Wilson on the effective number of edits"
     return (
         f"±: half the {100 * LEVEL:.0f} % interval, or + and − if its sides differ ("
-        f"bootstrap over images, {RESAMPLES} resamples; {wilson} for "
-        f"{', '.join([*names, 'shares of 0 and of 100 %'])})."
+        f"bootstrap over images and identical probes, {RESAMPLES} resamples; {wilson} for "
+        f"{', '.join([*names, 'shares that are the same in every edit'])})."
+    )
+
+
+def _unknown_note(table: pandas.DataFrame) -> str:
+    scores = (cell for column in _scores(table) for cell in table[column])
+    if not any(isinstance(cell, Score) and cell.n and isnan(cell.low) for cell in scores):
+        return ""
+    return (
+        f"{UNKNOWN}: the interval is unknown, as all edits share an image or a question, or as a "
+        "score without bounds is the same in every edit."
     )
 
 
@@ -72,9 +84,9 @@ def _marks_note(table: pandas.DataFrame) -> str:
         return ""
     return (
         f"Bold: best of its column; {TIED}: not significantly different from it (paired over the "
-        "edits that both have: exact McNemar for 0/1 scores if every image occurs once, else "
-        f"{PERMUTATIONS:,} sign flips of whole images; p ≥ {ALPHA} after Holm's correction over "
-        "the methods)."
+        "edits that both have: exact McNemar for 0/1 scores if no image or probe repeats, else "
+        f"{PERMUTATIONS:,} sign flips of whole clusters of them; p ≥ {ALPHA} after Holm's "
+        "correction over the methods)."
     )
 
 

@@ -166,7 +166,7 @@ def _bars(row: Mapping[Column, object], lanes: Sequence[Probe]) -> list[Bar]:
     return [
         _bar(lanes.index(probe), probe.title, cell)
         for probe, cell in found
-        if isinstance(cell, Summary)
+        if isinstance(cell, Summary) and cell.n
     ]
 
 
@@ -228,6 +228,8 @@ def _question(probe: Probe, number: int, methods: Mapping[str, Record]) -> Quest
 
 def _answer(editor: str, probe: Probe, asked: ProbeRecord) -> Answer:
     before, after = asked.generated_pre, asked.generated_post
+    if not asked.is_finite:
+        return Answer(editor, before, "NaN or infinite output", False, _exact_match(asked))
     return Answer(editor, before, after, _is_right(probe, asked), _exact_match(asked))
 
 

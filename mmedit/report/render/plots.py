@@ -160,7 +160,7 @@ def _tradeoff(table: pandas.DataFrame, looks: Mapping[str, Look]) -> Figure | No
 
 
 def _point(axes: Axes, look: Look, x: object, y: object) -> None:
-    if not (isinstance(x, Summary) and isinstance(y, Summary)):
+    if not (isinstance(x, Summary) and isinstance(y, Summary) and x.n and y.n):
         return
     axes.errorbar(
         x.mean, y.mean, xerr=sides([x]), yerr=sides([y]), fmt=look.marker, color=look.colour,
@@ -182,7 +182,9 @@ def _splits(table: pandas.DataFrame, looks: Mapping[str, Look]) -> Figure:
     ):
         for place, (editor, look) in enumerate(looks.items()):
             cells = [table.loc[editor, (probe.heading, name)] for probe in probes]
-            known = [(x, cell) for x, cell in enumerate(cells) if isinstance(cell, Summary)]
+            known = [
+                (x, cell) for x, cell in enumerate(cells) if isinstance(cell, Summary) and cell.n
+            ]
             shift = (place - (len(looks) - 1) / 2) * width
             axes.bar(
                 [x + shift for x, _ in known], [cell.mean for _, cell in known], 0.9 * width,
@@ -225,7 +227,7 @@ def _lengths(rows: Mapping[str, Sequence[Record]], looks: Mapping[str, Look]) ->
 
 
 def _line(axes: Axes, look: Look, line: str, cells: Sequence[Summary | None]) -> None:
-    known = [(x, cell) for x, cell in enumerate(cells) if cell is not None]
+    known = [(x, cell) for x, cell in enumerate(cells) if cell and cell.n]
     shift = -0.06 if line == "--" else 0.06
     axes.errorbar(
         [x + shift for x, _ in known], [cell.mean for _, cell in known],

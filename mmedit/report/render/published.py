@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from math import isnan
+
 from mmedit.report.published import NOT_COMPARABLE, Beside, Comparison
-from mmedit.report.render.cells import summary_cell
+from mmedit.report.render.cells import MISSING, summary_cell
 
 BESIDE = ("editor", "probe", "metric", "measured", "published", "published metric", "difference")
 
@@ -21,6 +23,8 @@ def _beside_row(row: Beside) -> tuple[str, ...]:
 
 
 def _difference(row: Beside) -> str:
+    if isnan(row.measured.mean):
+        return MISSING
     if row.difference is None:
         return NOT_COMPARABLE
     return f"{row.difference:+.1f}".replace("-", "−")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import isnan
 
 import pandas
 from rich.cells import cell_len
@@ -14,9 +15,10 @@ from rich.text import Text
 from mmedit.report.columns import COST, Column, N
 from mmedit.report.comparison import PairedComparison
 from mmedit.report.published import Comparison
-from mmedit.report.render.cells import TIED, Cell, cells
+from mmedit.report.render.cells import TIED, UNKNOWN, Cell, cells
 from mmedit.report.render.footnotes import footnote
 from mmedit.report.render.published import BESIDE, beside_note, beside_rows
+from mmedit.report.scores import failures
 
 WIDTH = 80
 _GAP = 2
@@ -143,7 +145,17 @@ def comparison_view(comparison: PairedComparison, *, show: int) -> RenderableTyp
     only = [
         f"{n} in {letter} only" for letter, n in zip("AB", comparison.unpaired, strict=True) if n
     ]
+    if comparison.asked_otherwise:
+        only.append(
+            f"{comparison.asked_otherwise} of those in both not asked the same, and left out of "
+            "the columns where they differ"
+        )
     heading.append(f"{', '.join([f'{comparison.pairs} edits in both', *only])}\n")
+    for letter, method, failed in zip(
+        "AB", (comparison.first, comparison.second), comparison.failed, strict=True
+    ):
+        if failed:
+            heading.append(f"{letter}: {failures(failed, len(method.records))}\n")
     return Group(
         heading, _differences_table(comparison), Text(_COMPARED, style="dim"),
         *_disagreements(comparison, show),
@@ -151,9 +163,10 @@ def comparison_view(comparison: PairedComparison, *, show: int) -> RenderableTyp
 
 
 _COMPARED = (
-    "B − A: mean paired difference and its 95 % interval (bootstrap over images); p: exact "
-    "McNemar, or if images repeat or a score is not 0 or 1, sign flips of whole images; p Holm: "
-    "corrected for the number of rows; A>B/B>A: edits on which one scores more."
+    "B − A: mean paired difference and its 95 % interval (bootstrap over images and identical "
+    "probes); p: exact McNemar, or if an image or a probe repeats or a score is not 0 or 1, sign "
+    "flips of whole clusters of them; p Holm: corrected for the number of rows; A>B/B>A: edits on "
+    "which one scores more."
 )
 
 
@@ -164,7 +177,8 @@ def _differences_table(comparison: PairedComparison) -> Table:
     for row in comparison.differences:
         form, found = row.measure.format, row.difference
         differs = row.first_only or row.second_only
-        interval = f" [{found.low:+{form}}, {found.high:+{form}}]" if differs else ""
+        known = f" [{found.low:+{form}}, {found.high:+{form}}]"
+        interval = (f" {UNKNOWN}" if isnan(found.low) else known) if differs else ""
         table.add_row(
             row.heading,
             row.measure.name,
