@@ -4,8 +4,8 @@ edits the VLM breaks down. All of it is read from records.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import isfinite, nan
 from statistics import fmean
 
@@ -22,20 +22,24 @@ COLLAPSED = 0.5
 @dataclass(frozen=True)
 class Ability:
     """The ability of a VLM apart from its edits, by number of edits: token accuracy on the true
-    answers to a fixed set of locality probes, from 0 to 1. It is over the probes with finite
-    outputs, and NaN if there are none.
+    answers to a fixed set of locality probes, from 0 to 1.
+
+    `after` is over the probes with finite outputs, NaN if there are none; `finite` is their share,
+    1 where it is not given.
     """
 
     unedited: float
     after: dict[int, float]
+    finite: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def collapsed(self) -> int | None:
-        """Number of edits after which less than half of the ability is left, or the outputs are NaN
-        or infinite, up to the end.
+        """Number of edits after which less than half of the ability is left, up to the end. A probe
+        with NaN or infinite output counts as lost.
         """
         floor, found = COLLAPSED * self.unedited, None
-        for edits, left in self.after.items():
+        for edits, right in self.after.items():
+            left = right * self.finite.get(edits, 1.0)
             if left >= floor:
                 found = None
             elif found is None:
@@ -77,26 +81,27 @@ def forgetting(
 
 def abilities(records: Sequence[Record]) -> dict[int, Ability]:
     """Return the ability by order of the edits; empty if it was not tested."""
-    asked = [r for r in records if r.test == "ability"]
-    found = {}
-    for order in sorted({r.order for r in asked}):
-        here = [r for r in asked if r.order == order]
-        by_edits: dict[int, list[float]] = {}
-        for record in here:
-            right = [one.post.token_accuracy for one in _all(record) if one.is_finite]
-            by_edits.setdefault(record.edits, []).extend(right)
-        after = {edits: _mean(right) for edits, right in sorted(by_edits.items())}
-        unedited = _mean([x for r in here for one in _all(r) if isfinite(x := _before(one))])
-        found[order] = Ability(unedited, after)
-    return found
+    by_order: dict[int, dict[int, list[ProbeRecord]]] = {}
+    for record in records:
+        if record.test == "ability":
+            by_edits = by_order.setdefault(record.order, {})
+            by_edits.setdefault(record.edits, []).extend(_all(record))
+    return {order: _ability(dict(sorted(by_order[order].items()))) for order in sorted(by_order)}
+
+
+def _ability(asked: Mapping[int, Sequence[ProbeRecord]]) -> Ability:
+    """Return the ability in one order, from its probes by number of edits."""
+    known = {edits: [one for one in found if one.is_finite] for edits, found in asked.items()}
+    before = (one.pre for found in asked.values() for one in found)
+    return Ability(
+        _mean([pre.token_accuracy for pre in before if isfinite(pre.log_prob)]),
+        {edits: _mean([one.post.token_accuracy for one in known[edits]]) for edits in asked},
+        {edits: len(known[edits]) / len(found) for edits, found in asked.items() if found},
+    )
 
 
 def _mean(values: Sequence[float]) -> float:
     return fmean(values) if values else nan
-
-
-def _before(asked: ProbeRecord) -> float:
-    return asked.pre.token_accuracy if isfinite(asked.pre.log_prob) else nan
 
 
 def _all(record: Record) -> list[ProbeRecord]:

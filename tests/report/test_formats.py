@@ -72,10 +72,11 @@ def test_an_interval_is_shown_as_one_half_width_or_with_both_sides_where_they_di
     assert summary_cell(Summary(100.0, 100.0, 100.0, 9), ".1f").spread == ""
 
 
-def test_a_mean_of_one_image_is_shown_without_an_interval():
+def test_a_mean_of_one_image_is_shown_with_an_unknown_interval():
     table = method_table(reliability("ft", [1.0]))
     assert cells(table)["Rel", "EM"][0].value == "100.0"
-    assert "±" not in render(table, "md").splitlines()[2]
+    assert "100.0 ±? |" in render(table, "md").splitlines()[2]
+    assert r"{\scriptsize $\pm$?}" in render(table, "latex")
 
 
 def test_the_footnote_defines_metrics_interval_and_cost(table):
@@ -85,7 +86,7 @@ def test_the_footnote_defines_metrics_interval_and_cost(table):
         "Rel: reliability, I-Loc: image locality.",
         "I-Loc: agreement with the base model",
         "half the 95 % interval",
-        "bootstrap over images",
+        "bootstrap over images and identical probes",
         "Wilson on the effective number of edits for EM",
         "p ≥ 0.05 after Holm's correction",
         "p95 s: 95th percentile of that time",

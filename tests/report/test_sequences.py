@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from made_records import LOC, REL, asked, kept, record
+from made_records import not_finite as not_finite_probe
 
 from mmedit.errors import DataError
 from mmedit.records.schema import Record, RunManifest
@@ -115,7 +116,37 @@ def test_nan_is_counted_by_edit():
     broken = broken.model_copy(update={"probes": {REL: (lost,)}})
     records = [r for r in records if r.key != broken.key] + [broken]
     assert not_finite([r for r in records if r.editor == "FT"]) == 1
-    assert sequence_notes(records) == ["FT: NaN on 1 of 4 edits."]
+    assert sequence_notes(records) == ["FT: NaN or infinite output right after 1 of 4 edits."]
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["NaN in the record", "0 in an old record"])
+def test_outputs_that_are_nan_are_in_no_curve_and_no_ability_and_count_as_collapse(old, tmp_path):
+    records = sequence()
+    for place, case in enumerate("abcd", 1):
+        broken = lost(made(case, 1, edits=8, place=place, test="checkpoint"), old=old)
+        records += [broken, lost(made(case, 1, edits=8, place=4 + place), old=old)]
+    records += [able("x", 2, 0.9), able("y", 2, 0.9), able("x", 4, 0.9)]
+    records += [lost(able("y", 4, 0.9), old=old), lost(able("z", 4, 0.9), old=old)]
+    records += [lost(able(c, 8, 0.9), old=old) for c in "xyz"]
+    mine = [r for r in records if r.editor == "FT"]
+    points = curve(mine, REL, EXACT_MATCH)
+    assert values(points[:2]) == [(1, 100), (4, 50)]
+    assert (points[2][0], points[2][1].n) == (8, 0)
+    assert math.isnan(points[2][1].mean)
+    [ability] = abilities(mine).values()
+    assert [ability.after[edits] for edits in (2, 4)] == [0.9, 0.9]
+    assert math.isnan(ability.after[8])
+    assert ability.collapsed == 4  # two of three probes are lost
+    [note, _] = sequence_notes(records)
+    assert note == (
+        "FT: NaN or infinite output right after 4 of 8 edits, collapsed from edit 4 on."
+    )
+    assert len(write_sequence_plots(mine, tmp_path)) == 4
+
+
+def lost(one: Record, *, old: bool) -> Record:
+    probes = {p: tuple(not_finite_probe(a, old=old) for a in one.probes[p]) for p in one.probes}
+    return one.model_copy(update={"probes": probes})
 
 
 def test_no_sequence_has_no_notes_and_no_curves(tmp_path: Path):

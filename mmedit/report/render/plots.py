@@ -228,6 +228,8 @@ def _lengths(rows: Mapping[str, Sequence[Record]], looks: Mapping[str, Look]) ->
 
 def _line(axes: Axes, look: Look, line: str, cells: Sequence[Summary | None]) -> None:
     known = [(x, cell) for x, cell in enumerate(cells) if cell and cell.n]
+    if not known:  # an empty line has no extent, which the layout cannot use
+        return
     shift = -0.06 if line == "--" else 0.06
     axes.errorbar(
         [x + shift for x, _ in known], [cell.mean for _, cell in known],

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from math import isnan
 from pathlib import Path
 from statistics import fmean
 
@@ -153,6 +154,9 @@ def _panel(axes: Axes, title: str) -> None:
 
 
 def _line(axes: Axes, look: Look, points: Points) -> None:
+    """Draw a score by number of edits, with a gap where all outputs were NaN or infinite."""
+    if not any(cell.n for _, cell in points):
+        return
     axes.errorbar(
         [x for x, _ in points], [cell.mean for _, cell in points],
         yerr=sides([cell for _, cell in points]), color=look.colour, marker=look.marker,
@@ -161,7 +165,9 @@ def _line(axes: Axes, look: Look, points: Points) -> None:
 
 
 def _ability_line(axes: Axes, look: Look, orders: Sequence[Mapping[int, float]]) -> None:
-    """Draw the mean over the orders."""
+    """Draw the mean over the orders, with a gap where all outputs of an order were NaN."""
     edits = sorted({stop for after in orders for stop in after})
     left = [100 * fmean(after[stop] for after in orders if stop in after) for stop in edits]
+    if all(map(isnan, left)):
+        return
     axes.plot(edits, left, color=look.colour, marker=".", markersize=3, clip_on=False)
