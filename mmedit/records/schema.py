@@ -102,17 +102,17 @@ class ProbeRecord(_Frozen):
     judge_post: JudgeTranscript | None = None
 
     @property
-    def content(self) -> Content:
-        """Prompt, target and image of the question."""
-        return Content(self.prompt, self.target, self.image)
-
-    @property
     def is_finite(self) -> bool:
         """Whether the base and the edited model gave finite outputs. No score of a probe without
         them enters a mean.
         """
-        moved = self.locality.model_dump().values() if self.locality else ()
+        moved = vars(self.locality).values() if self.locality else ()
         return self.pre.is_finite and self.post.is_finite and not any(map(math.isnan, moved))
+
+    @property
+    def content(self) -> Content:
+        """Prompt, target and image of the question."""
+        return Content(self.prompt, self.target, self.image)
 
 
 Test = Literal["edit", "checkpoint", "gap", "ability"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import nan
 from statistics import fmean
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from scipy.sparse.csgraph import connected_components
 
 from mmedit.cases import Probe
 from mmedit.errors import DataError
-from mmedit.records.schema import Content, Key, Record
+from mmedit.records.schema import Content, Key, ProbeRecord, Record
 from mmedit.report.columns import Measure
 from mmedit.report.intervals import Summary, summarise, summarise_share
 
@@ -104,45 +105,83 @@ class Pairs:
     second: NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The edits of one editor that have a probe: all columns of the probe are about them."""
+
+    probe: Probe
+    records: tuple[Record, ...]
+    edits: tuple[AskedEdit, ...]
+    clusters: tuple[int, ...]
+    finite: NDArray[np.bool_]
+    """Whether all outputs on the probe were finite, by record."""
+
+
+def asked_edits(records: Sequence[Record], probes: Iterable[Probe]) -> dict[Probe, Asked]:
+    """Return the edits of one editor's records that have each of the probes."""
+    requests = [record.content for record in records]
+    return {probe: _asked(probe, records, requests) for probe in probes}
+
+
+def _asked(probe: Probe, records: Sequence[Record], requests: Sequence[Content]) -> Asked:
+    having = [
+        (record, AskedEdit(request, tuple([one.content for one in asked])))
+        for record, request in zip(records, requests, strict=True)
+        if (asked := record.probes.get(probe))
+    ]
+    edits = tuple(edit for _, edit in having)
+    finite = [all(one.is_finite for one in record.probes[probe]) for record, _ in having]
+    return Asked(
+        probe,
+        tuple(record for record, _ in having),
+        edits,
+        clusters_of(edits),
+        np.array(finite, dtype=np.bool_),
+    )
+
+
 def edit_scores(records: Sequence[Record], probe: Probe, measure: Measure) -> EditScores | None:
-    """Return the values of one editor's records in one column.
+    """Return the values of one editor's records in one column, as `scores_of` does."""
+    return scores_of(asked_edits(records, [probe])[probe], measure)
+
+
+def scores_of(asked: Asked, measure: Measure) -> EditScores | None:
+    """Return the values of one column of a probe.
 
     None if no edit has this probe, or if the measure is optional and no edit has the score. Raises
     DataError if some edits lack the score, or all and the measure is not optional.
     """
-    asked = [record for record in records if record.probes.get(probe)]
-    values = [_edit_score(record, probe, measure) for record in asked]
-    missing = [record for record, value in zip(asked, values, strict=True) if value is None]
-    if len(missing) == len(asked) and (measure.optional or not asked):
+    probe, records = asked.probe, asked.records
+    values = [_mean_score(record.probes[probe], measure) for record in records]
+    missing = [record for record, value in zip(records, values, strict=True) if value is None]
+    if len(missing) == len(records) and (measure.optional or not records):
         return None
     if missing:
         raise DataError(
             f"{missing[0].editor}, case {missing[0].case_id!r}: {probe.value} of "
             f"{missing[0].probes[probe][0].prompt!r} has no {measure.metric}, as {len(missing)} of "
-            f"{len(asked)} edits; measure these edits again"
+            f"{len(records)} edits; measure these edits again"
         )
     array = np.array(values, dtype=np.float64)
-    finite = np.isfinite(array)
-    edits = tuple(_asked_edit(r, probe) for r, known in zip(asked, finite, strict=True) if known)
-    failed = tuple(record.key for record, known in zip(asked, finite, strict=True) if not known)
+    finite = np.isfinite(array) & asked.finite
+    if finite.all():
+        return EditScores(measure, asked.edits, asked.clusters, array)
+    edits = tuple(edit for edit, known in zip(asked.edits, finite, strict=True) if known)
+    failed = tuple(record.key for record, known in zip(records, finite, strict=True) if not known)
     return EditScores(measure, edits, clusters_of(edits), array[finite], failed)
 
 
-def _edit_score(record: Record, probe: Probe, measure: Measure) -> float | None:
-    """Return the mean score of the examples: None if one was not measured, NaN if one failed."""
-    examples = record.probes[probe]
+def _mean_score(examples: Sequence[ProbeRecord], measure: Measure) -> float | None:
+    """Return the mean score of the examples, None if one was not measured."""
+    if len(examples) == 1:
+        return measure.of(examples[0])
     values = [measure.of(example) for example in examples]
     known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return None
-    return fmean(known) if all(example.is_finite for example in examples) else nan
+    return fmean(known) if len(known) == len(values) else None
 
 
-def _asked_edit(record: Record, probe: Probe) -> AskedEdit:
-    return AskedEdit(record.content, tuple(example.content for example in record.probes[probe]))
-
-
-def clusters_of(edits: Sequence[AskedEdit]) -> tuple[int, ...]:
+@lru_cache(maxsize=len(Probe))  # the methods of a table ask the same, one after another
+def clusters_of(edits: tuple[AskedEdit, ...]) -> tuple[int, ...]:
     """Number the clusters of edits: connected components, where edits are neighbours if they share
     the request's image (its content, without an image) or a question. The time is near linear.
     """

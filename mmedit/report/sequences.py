@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite, nan
+from math import nan
 from statistics import fmean
 
 from mmedit.cases import Probe
@@ -94,7 +94,7 @@ def _ability(asked: Mapping[int, Sequence[ProbeRecord]]) -> Ability:
     known = {edits: [one for one in found if one.is_finite] for edits, found in asked.items()}
     before = (one.pre for found in asked.values() for one in found)
     return Ability(
-        _mean([pre.token_accuracy for pre in before if isfinite(pre.log_prob)]),
+        _mean([pre.token_accuracy for pre in before if pre.is_finite]),
         {edits: _mean([one.post.token_accuracy for one in known[edits]]) for edits in asked},
         {edits: len(known[edits]) / len(found) for edits, found in asked.items() if found},
     )

@@ -21,11 +21,12 @@ from mmedit.report.columns import COLUMN_SETS, COSTS, Column, N
 from mmedit.report.intervals import Summary
 from mmedit.report.scores import (
     EditScores,
+    asked_edits,
     by_editor,
-    edit_scores,
     failures,
     is_base,
     pair,
+    scores_of,
 )
 from mmedit.report.significance import holm, paired_test
 
@@ -88,9 +89,11 @@ def _scores(
     if columns not in COLUMN_SETS:
         raise UnknownNameError("set of columns", columns, COLUMN_SETS)
     table: dict[Column, dict[str, EditScores | None]] = {}
-    for probe in Probe:
-        for measure in COLUMN_SETS[columns].of(probe):
-            scores = {editor: edit_scores(rows[editor], probe, measure) for editor in rows}
+    shown = {probe: found for probe in Probe if (found := COLUMN_SETS[columns].of(probe))}
+    asked = {editor: asked_edits(records, shown) for editor, records in rows.items()}
+    for probe, measures in shown.items():
+        for measure in measures:
+            scores = {editor: scores_of(found[probe], measure) for editor, found in asked.items()}
             if any(found is not None for found in scores.values()):
                 table[probe.heading, measure.name] = scores
     if not table:

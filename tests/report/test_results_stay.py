@@ -1,7 +1,7 @@
 """The tables of the committed results keep their numbers, whatever is changed in the code.
 
-tests/golden/tables holds what `mmedit table RUN --format csv` gave on every folder of results/
-before records and reports became packages (commit 472ccd5).
+tests/golden/tables holds what `mmedit table RUN --format csv` gave on every folder of results/. The
+means are those of the first versions; the intervals and tests count identical probes once.
 """
 
 from __future__ import annotations
