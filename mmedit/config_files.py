@@ -40,8 +40,6 @@ class VLMFile(Settings):
     quantization: Literal["8bit", "4bit"] | None = None
     trust_remote_code: bool = False
     """Run code of the checkpoint."""
-    max_new_tokens: int = Field(default=12, ge=1)
-    """Length of generated answers, in tokens."""
     batch_size: int = Field(default=1, ge=1)
     """Separate edits per pass. FT keeps a whole weight per edit: a large model needs few."""
 

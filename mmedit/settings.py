@@ -15,7 +15,7 @@ from mmedit.errors import ConfigError, did_you_mean
 
 Values = dict[str, Any]
 """Settings by key, as YAML gives them: numbers, texts, lists, and further keys."""
-RENAMED = {"speech": "generation"}
+RENAMED = {"speech": "generation", "vlm.max_new_tokens": "generation.max_new_tokens"}
 """Parts and keys of `--set` that have a new name."""
 
 
@@ -98,8 +98,10 @@ def _parsed(text: str) -> tuple[str, Values]:
         )
     for old, new in RENAMED.items():
         if path == old or path.startswith(f"{old}."):
+            every = "" if "." in old else ".*"
             raise ConfigError(
-                f"--set {old}.* is now called {new}.*: write --set {new}{text[len(old) :]}"
+                f"--set {old}{every} is now called {new}{every}: write --set "
+                f"{new}{text[len(old) :]}"
             )
     nested: Any = _read_value(value, text)
     for name in reversed(key.split(".")):

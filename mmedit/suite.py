@@ -182,6 +182,7 @@ def prepare(name: str, block: Block, folder: Path, options: RunOptions) -> Block
     require_sound(mode, len(settled.cases))
     for editor in editors.values():
         require_trainable(editor, block.dataset, overrides)
+    generation = load_generation(overrides)
     plan = Plan(
         vlm_name=block.vlm,
         dataset=block.dataset,
@@ -189,10 +190,10 @@ def prepare(name: str, block: Block, folder: Path, options: RunOptions) -> Block
         seed=options.seed,
         editors=editors,
         batch_size=options.batch_size or vlm_file.batch_size,
-        max_new_tokens=vlm_file.max_new_tokens if options.generate else 0,
+        max_new_tokens=generation.max_new_tokens if options.generate else 0,
         command=options.command,
         overrides=overrides.written,
-        generation=load_generation(overrides),
+        generation=generation,
         read=len(cases) + sum(cases.left_out.values()),
         left_out=cases.left_out,
         contradictions=settled.counts,

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from mmedit.adapters.base import GREEDY, Adapter, Stage
+from mmedit.adapters.base import Adapter, Stage
+from mmedit.adapters.generation import Answer
 from mmedit.adapters.inputs import Inputs, only_at
 from mmedit.adapters.prompts import PromptFormat, chat_formats
 from mmedit.adapters.seen import Layout, Pixels, SeenImage
@@ -170,15 +171,14 @@ class TransformersAdapter(Adapter):
 
     def generate(
         self, inputs: Inputs, features: Sequence[Tensor], *, max_new_tokens: int
-    ) -> list[str]:
+    ) -> list[Answer]:
         self.require_room(inputs, max_new_tokens)
         both = self.network.generate(
             **self._asked(inputs, features),
-            max_new_tokens=max_new_tokens,
-            pad_token_id=self._padding,
-            **GREEDY,
+            **self.settings_of(max_new_tokens),
         )
-        return self.decode(both[:, inputs.input_ids.shape[1] :])
+        new = both[:, inputs.input_ids.shape[1] :]
+        return self.answers(new, max_new_tokens=max_new_tokens)
 
     def _asked(self, inputs: Inputs, features: Sequence[Tensor]) -> dict[str, Any]:
         asked: dict[str, Any] = {

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+from mmedit.adapters.generation import Answer, read_answers, read_stops, set_greedy, text_before
 from mmedit.adapters.inputs import Inputs, PaddingSide, Row, padded
 from mmedit.adapters.prompts import PromptFormat, Segmenter
 from mmedit.adapters.seen import Layout, Pixels, SeenImage
@@ -36,15 +37,6 @@ STAGES: tuple[Stage, ...] = ("vision", "bridge", "language")
 LAYOUTS = 4096
 """Number of images whose layout an adapter remembers."""
 NO_TOKENS = torch.zeros(0, dtype=torch.long)
-GREEDY: Mapping[str, Any] = {
-    "do_sample": False,
-    "num_beams": 1,
-    "repetition_penalty": 1.0,
-    "temperature": None,
-    "top_k": None,
-    "top_p": None,
-}
-"""Settings of `generate` that take the likeliest token, against a checkpoint's own settings."""
 
 
 class Segments(NamedTuple):
@@ -68,7 +60,8 @@ class Adapter(ABC):
         self.text_format, self.image_format = self.formats()
         self.tokenize = Segmenter(self.tokenizer)
         self._layouts: OrderedDict[str, Layout] = OrderedDict()
-        self._stops = tuple(network.generation_config.stop_strings or ())
+        self.stops = read_stops(network, self.tokenizer)
+        set_greedy(network, self.stops)
         self.token = uuid4().hex  # tells this network's features from others' within a process
 
     @classmethod
@@ -151,11 +144,8 @@ class Adapter(ABC):
     @abstractmethod
     def generate(
         self, inputs: Inputs, features: Sequence[Tensor], *, max_new_tokens: int
-    ) -> list[str]:
-        """Return greedy continuations of `inputs`, stripped and without special tokens.
-
-        The inputs must be padded on the left.
-        """
+    ) -> list[Answer]:
+        """Return greedy continuations of `inputs`, which must be padded on the left."""
 
     def feature_key(self, image: SeenImage) -> str:
         """Return a name for all that the bridge's output depends on.
@@ -255,9 +245,16 @@ class Adapter(ABC):
         The text ends before the checkpoint's stop strings.
         """
         texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        for stop in self._stops:
-            texts = [text.partition(stop)[0] for text in texts]
-        return [text.strip() for text in texts]
+        return [text_before(self.stops.strings, text) for text in texts]
+
+    def answers(self, tokens: Int[Tensor, "batch new"], *, max_new_tokens: int) -> list[Answer]:
+        """Return generated tokens as answers. One copy to the host."""
+        return read_answers(self.tokenizer, self.stops, tokens, max_new_tokens=max_new_tokens)
+
+    def settings_of(self, max_new_tokens: int) -> dict[str, Any]:
+        """Return the arguments of `generate` that make it greedy and let it end."""
+        tokenizer = {"tokenizer": self.tokenizer} if self.stops.strings else {}
+        return {"generation_config": self.stops.greedy(max_new_tokens), **tokenizer}
 
     @property
     def max_tokens(self) -> int:

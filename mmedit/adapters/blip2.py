@@ -22,7 +22,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from mmedit.adapters.base import GREEDY, Adapter, Stage
+from mmedit.adapters.base import Adapter, Stage
+from mmedit.adapters.generation import Answer
 from mmedit.adapters.inputs import Inputs, only_at
 from mmedit.adapters.prompts import PROBE, PromptFormat, chat_formats, read_format
 from mmedit.adapters.seen import Layout, Pixels, SeenImage
@@ -111,16 +112,14 @@ class Blip2Family(Adapter):
 
     def generate(
         self, inputs: Inputs, features: Sequence[Tensor], *, max_new_tokens: int
-    ) -> list[str]:
+    ) -> list[Answer]:
         self.require_room(inputs, max_new_tokens)
         new = self.network.language_model.generate(
             inputs_embeds=self._embed(inputs, features),
             attention_mask=inputs.attention_mask,
-            max_new_tokens=max_new_tokens,
-            pad_token_id=self._padding,
-            **GREEDY,
+            **self.settings_of(max_new_tokens),
         )
-        return self.decode(new)
+        return self.answers(new, max_new_tokens=max_new_tokens)
 
     def _embed(
         self, inputs: Inputs, features: Sequence[Tensor]

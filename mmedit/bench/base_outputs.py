@@ -17,6 +17,7 @@ import torch
 from cachetools import LRUCache
 from torch import Tensor
 
+from mmedit.adapters.generation import Answer
 from mmedit.cache import GIGABYTE
 from mmedit.cases import Example
 from mmedit.errors import ModelError
@@ -89,12 +90,12 @@ class BaseOutputs:
             lambda: _base_outputs(made or self.vlm.predict(examples), local),
         )
 
-    def generate(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[str]:
+    def answer(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[Answer]:
         """Return the greedy generations; made once, unless those of this batch are kept."""
         return self._outputs(
             examples,
-            ("generate", max_new_tokens),
-            lambda: self.vlm.generate(examples, max_new_tokens=max_new_tokens),
+            ("answer", max_new_tokens),
+            lambda: self.vlm.answer(examples, max_new_tokens=max_new_tokens),
         )
 
     def _outputs(
@@ -187,9 +188,9 @@ def _size(kept: Kept) -> int:
     return sum(map(_bytes, kept.outputs))
 
 
-def _bytes(output: BaseOutput | str) -> int:
-    if isinstance(output, str):
-        return sys.getsizeof(output)
+def _bytes(output: BaseOutput | Answer) -> int:
+    if isinstance(output, Answer):
+        return sys.getsizeof(output) + sys.getsizeof(output.text)
     local = output.local
     tensors = (local.ranks, local.is_text, local.is_finite, local.answer_logits) if local else ()
     return sys.getsizeof(output.scores) + sum(tensor.nbytes for tensor in tensors)

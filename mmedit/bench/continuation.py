@@ -7,6 +7,7 @@ change: records that are finished stay, and only missing ones are measured. Noth
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,9 @@ from mmedit.records.store import MANIFEST, PACKED, RECORDS, read_manifest
 from mmedit.storage import make_folder
 
 NOT_SET = "(not set)"
+BY_ANSWERS = "(by the accepted answers)"
+NOTED_ELSEWHERE = ("vlm.batch_size", "vlm.max_new_tokens")
+"""Settings of a VLM, now or in an earlier version, that the manifest holds among those of the run."""
 
 
 def earlier_manifest(plan: Plan, directory: Path) -> RunManifest | None:
@@ -39,13 +43,22 @@ def earlier_manifest(plan: Plan, directory: Path) -> RunManifest | None:
             f"{directory} holds packed records; to continue that run, unpack them: "
             f"xz -d {directory / PACKED}"
         )
-    earlier, now = read_manifest(directory), plan.manifest({})
+    earlier = read_manifest(directory)
+    now = replace(plan, max_new_tokens=kept_length(plan, earlier)).manifest({})
     shared = {label: plan.editors[label] for label in plan.editors if label in earlier.config}
     difference = _difference(_fixed_settings(earlier, shared), _fixed_settings(now, shared))
     if difference:
         raise _refusal(directory, difference, "Use the same value, or choose another --out.")
     _require_growing_limit(directory, earlier, plan)
     return earlier
+
+
+def kept_length(plan: Plan, earlier: RunManifest | None) -> int | None:
+    """Return the length of generations that the plan asks for, or if it leaves that to the answers,
+    the one that the earlier run noted. None if neither says it.
+    """
+    noted = earlier.run.max_new_tokens if earlier else None
+    return plan.max_new_tokens if plan.max_new_tokens is not None else noted or None
 
 
 def require_same_content(
@@ -145,7 +158,7 @@ def _fixed_settings(manifest: RunManifest, editors: Mapping[str, Editor]) -> dic
         "vlm": manifest.vlm,
         "dataset": manifest.dataset,
         "seed": manifest.seed,
-        "max_new_tokens": run.max_new_tokens,
+        "max_new_tokens": BY_ANSWERS if run.max_new_tokens is None else run.max_new_tokens,
         "generation": run.generation,
         "on_contradiction": run.on_contradiction if run.contradictions else "error",
         "mode": READ_MODE.validate_python(run.mode).model_dump(mode="json"),
@@ -163,7 +176,7 @@ def _overrides_of_vlm_and_dataset(overrides: Sequence[str]) -> dict[str, object]
     return {
         name: value
         for name, value in values.items()
-        if name.startswith(("vlm.", "dataset.")) and name != "vlm.batch_size"
+        if name.startswith(("vlm.", "dataset.")) and name not in NOTED_ELSEWHERE
     }
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,13 +19,16 @@ import torch
 from mmedit.bench.continuation import (
     continued,
     earlier_manifest,
+    kept_length,
     require_same_content,
     require_same_hash,
 )
+from mmedit.bench.generation import answer_length, examples_of, longest_answer
 from mmedit.bench.plan import Plan, editor_folder
 from mmedit.bench.snapshots import STATE, Snapshots
 from mmedit.cases import EditCase, dataset_hash
 from mmedit.editors.base import Editor
+from mmedit.errors import RunError
 from mmedit.processes import on_main
 from mmedit.records.schema import Key, Record, RunManifest
 from mmedit.records.store import RECORDS, RecordWriter, write_manifest
@@ -56,6 +60,8 @@ class RunFolder:
         Raises RunError if it holds another run, or if another process writes it.
         """
         earlier = on_main(lambda: earlier_manifest(plan, directory))
+        length = generation_length(plan, earlier, vlm, cases)
+        plan = replace(plan, max_new_tokens=length)
         hashes = {"vlm": vlm.identity.weights, "dataset": dataset_hash(cases)}
         now = plan.manifest({}).model_copy(update={"cases": len(cases), "hashes": hashes})
         if earlier is not None:
@@ -107,6 +113,26 @@ class RunFolder:
     def _write_manifest(self, manifest: RunManifest) -> None:
         on_main(lambda: write_manifest(self.directory, manifest))
         self.manifest = manifest
+
+
+def generation_length(
+    plan: Plan, earlier: RunManifest | None, vlm: VLM, cases: Sequence[EditCase]
+) -> int:
+    """Return the largest length of a generation: that of the plan, else that of the run that is
+    continued, else what the accepted answers need.
+
+    Raises RunError if the run that is continued leaves too little for an accepted answer.
+    """
+    kept = kept_length(plan, earlier)
+    if kept is None:
+        return answer_length(vlm, cases)
+    if plan.max_new_tokens is None and (needed := longest_answer(vlm, examples_of(cases))) > kept:
+        raise RunError(
+            f"the run has generations of at most {kept} tokens, and the longest accepted answer "
+            f"now has {needed}. Choose another --out, or keep that length with --set "
+            f"generation.max_new_tokens={kept}: longer answers are then cut off."
+        )
+    return kept
 
 
 def _learnt_hash(editor: Editor) -> str | None:

@@ -1,25 +1,39 @@
-"""Scores of free generations, and the settings of those that cost more than comparing strings."""
+"""Free generations: how long they may be, their scores, and the settings of both."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from mmedit.cases import Example
+from mmedit.cases import EditCase, Example
 from mmedit.images import image_key
 from mmedit.metrics import generation
 from mmedit.metrics.clip_score import ClipScore, load_clip_score, require_clip
 from mmedit.metrics.judge import Judge, JudgeConfig
 from mmedit.records.schema import Generation, JudgeTranscript
 from mmedit.settings import Settings
+from mmedit.vlm.interface import VLM
+
+MARGIN, MARGIN_SHARE = 10, 0.25
+"""Tokens that a generation may be longer than the longest accepted answer: at least so many, or
+this share of it. They leave room for a short sentence around the answer.
+"""
+AT_ONCE = 4096
+"""Answers in one call of the tokenizer."""
+IMAGES_AT_ONCE = 32
+"""Images in memory while the room behind the prompts is measured."""
 
 
 class GenerationSettings(Settings):
-    """Scores of generations that cost more than comparing strings; none by default."""
+    """Length of generations, and scores that cost more than comparing strings: none by default."""
 
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Largest length of a generation in tokens; by default the longest accepted answer of the run
+    and a margin.
+    """
     fluency_tokens: int = Field(default=0, ge=0)
     """Length in tokens of the continuation that fluency is measured on; 0 turns it off."""
     clip_score: Annotated[str, AfterValidator(require_clip)] | None = None
@@ -29,7 +43,7 @@ class GenerationSettings(Settings):
     @property
     def costly_scores(self) -> list[str]:
         """Names of the scores that are turned on."""
-        return list(self.model_dump(exclude_defaults=True))
+        return list(self.model_dump(exclude_defaults=True, exclude={"max_new_tokens"}))
 
     def scorer(self) -> GenerationScorer:
         """Load the CLIP, if there is one, and return the scorer. Raises ModelError."""
@@ -38,6 +52,56 @@ class GenerationSettings(Settings):
             clip=load_clip_score(self.clip_score) if self.clip_score else None,
             judge=Judge(self.judge) if self.judge else None,
         )
+
+
+def answer_length(vlm: VLM, cases: Iterable[EditCase]) -> int:
+    """Return how many tokens a generation of a run may have: the longest accepted answer of its
+    requests and probes, in tokens of this VLM, and a margin.
+
+    The margin is 10 tokens or a quarter of that answer, whichever is more; it ends where the VLM
+    has no room for more behind its longest prompt. Reads every image whose size the VLM must know.
+    """
+    return length_for(vlm, list(examples_of(cases)))
+
+
+def length_for(vlm: VLM, examples: Sequence[Example]) -> int:
+    """Return how many tokens a generation may have, as `answer_length` does for these examples."""
+    longest = longest_answer(vlm, examples)
+    length = longest + max(MARGIN, round(MARGIN_SHARE * longest))
+    parts = (examples[at : at + IMAGES_AT_ONCE] for at in range(0, len(examples), IMAGES_AT_ONCE))
+    room = min(_room(vlm, part) for part in parts)
+    return max(min(length, room), longest)
+
+
+def _room(vlm: VLM, examples: Sequence[Example]) -> int:
+    """Return how many new tokens fit behind the longest of these prompts."""
+    contexts = (len(text.context) for text in vlm.frozen.segments(examples))
+    left = vlm.frozen.room(examples, new_tokens=1)
+    return min(room + 1 - context for room, context in zip(left, contexts, strict=True))
+
+
+def longest_answer(vlm: VLM, examples: Iterable[Example]) -> int:
+    """Return the length of the longest accepted answer in tokens of this VLM."""
+    # The format around a text depends on whether there is an image, not on which one.
+    distinct = {
+        (example.image is None, answer): replace(example, target=answer, prompt="", context="")
+        for example in examples
+        for answer in example.accepted
+    }
+    asked = list(distinct.values())
+    return max(
+        len(segments.answer)
+        for at in range(0, len(asked), AT_ONCE)
+        for segments in vlm.frozen.segments(asked[at : at + AT_ONCE])
+    )
+
+
+def examples_of(cases: Iterable[EditCase]) -> Iterable[Example]:
+    """Yield the requests and probes of cases."""
+    for case in cases:
+        yield case.request
+        for examples in case.probes.values():
+            yield from examples
 
 
 @dataclass(frozen=True)

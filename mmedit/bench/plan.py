@@ -42,7 +42,10 @@ class Plan:
     seed: int
     editors: Mapping[str, Editor]
     batch_size: int
-    max_new_tokens: int
+    max_new_tokens: int | None
+    """Largest length of a generation in tokens: 0 without generations, None if it follows from the
+    accepted answers once the VLM is loaded (`answer_length`).
+    """
     command: str
     overrides: tuple[str, ...] = ()
     """Every `--set` of the command, also those of the VLM and the dataset."""
@@ -60,10 +63,11 @@ class Plan:
     """Editors that another run has fitted on the same training cases, by label."""
 
     def __post_init__(self) -> None:
-        if self.generation.costly_scores and not self.max_new_tokens:
+        changed = list(self.generation.model_dump(exclude_defaults=True))
+        if changed and self.max_new_tokens == 0:
             raise ConfigError(
-                f"generation.{self.generation.costly_scores[0]} scores free generations, which "
-                "--no-generate turns off; leave out one of the two"
+                f"generation.{changed[0]} is a setting of free generations, which --no-generate "
+                "turns off; leave out one of the two"
             )
 
     @property
@@ -103,7 +107,9 @@ class Plan:
             run=RunSettings(
                 batch_size=self.batch_size,
                 max_new_tokens=self.max_new_tokens,
-                generation=self.generation.model_dump(mode="json", exclude_defaults=True),
+                generation=self.generation.model_dump(
+                    mode="json", exclude_defaults=True, exclude={"max_new_tokens"}
+                ),
                 overrides=self.overrides,
                 mode=self.mode.model_dump(mode="json"),
                 left_out=dict(self.left_out),

@@ -63,7 +63,7 @@ def run(
                 name=label,
                 seed=plan.seed,
                 batch_size=plan.batch_size,
-                max_new_tokens=plan.max_new_tokens,
+                max_new_tokens=folder.manifest.run.max_new_tokens or 0,
                 scorer=scorer,
             )
             measure_editor(folder, plan.mode, meter, editor, cases, progress)

@@ -137,18 +137,20 @@ def _generations(
 ) -> list[dict[str, Any]]:
     """Return the fields of a record that hold the generations and their scores."""
     examples = [example for _, example in asked]
-    before = base.generate(examples, max_new_tokens=max_new_tokens)
+    before = base.answer(examples, max_new_tokens=max_new_tokens)
     unedited = edited is base.vlm
-    after = before if unedited else edited.generate(examples, max_new_tokens=max_new_tokens)
-    pre, post = (scorer(examples, texts) for texts in (before, after))
+    after = before if unedited else edited.answer(examples, max_new_tokens=max_new_tokens)
+    pre, post = (scorer(examples, [a.text for a in answers]) for answers in (before, after))
     more_pre, more_post = _fluencies(base, edited, asked, scorer.fluency_tokens)
     for row, (probe, _) in enumerate(asked):
         if probe.is_locality:
-            more_post[row] = {"unchanged": unchanged(before[row], after[row])}
+            more_post[row] = {"unchanged": unchanged(before[row].text, after[row].text)}
     return [
         {
-            "generated_pre": before[row],
-            "generated_post": after[row],
+            "generated_pre": before[row].text,
+            "generated_post": after[row].text,
+            "cut_off_pre": before[row].is_cut_off,
+            "cut_off_post": after[row].is_cut_off,
             "generation_pre": pre[row].scores.model_copy(update=more_pre[row]),
             "generation_post": post[row].scores.model_copy(update=more_post[row]),
             "judge_pre": pre[row].transcript,
@@ -169,11 +171,11 @@ def _fluencies(
     rows = [row for row, (probe, _) in enumerate(asked) if probe is Probe.RELIABILITY]
     if rows and tokens:
         requests = [asked[row][1] for row in rows]
-        old = base.generate(requests, max_new_tokens=tokens)
+        old = base.answer(requests, max_new_tokens=tokens)
         unedited = edited is base.vlm
-        new = old if unedited else edited.select(rows).generate(requests, max_new_tokens=tokens)
-        for row, text_before, text_after in zip(rows, old, new, strict=True):
-            before[row], after[row] = _fluency(text_before), _fluency(text_after)
+        new = old if unedited else edited.select(rows).answer(requests, max_new_tokens=tokens)
+        for row, said_before, said_after in zip(rows, old, new, strict=True):
+            before[row], after[row] = _fluency(said_before.text), _fluency(said_after.text)
     return before, after
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import RenderableType
@@ -26,6 +26,9 @@ from mmedit.cli.console import (
     say,
 )
 from mmedit.cli.fit import fit_editor, load_vlm, read_settings, training_cases
+
+if TYPE_CHECKING:  # imports torch
+    from mmedit.adapters.generation import Answer
 
 UNRELATED = (
     (0, Probe.TEXT_LOCALITY),
@@ -72,6 +75,7 @@ def edit(
     Also asks up to three unrelated questions of --dataset. Nothing is saved.
     """
     from mmedit.bench.base_outputs import are_finite, require_finite
+    from mmedit.bench.generation import length_for
     from mmedit.config import load_editors, load_vlm_file, read_cases, require_trainable
     from mmedit.images import open_image
 
@@ -94,9 +98,9 @@ def edit(
     begun = time.perf_counter()
     edited = method.apply(loaded, [request])
     seconds = time.perf_counter() - begun
-    room = vlm_file.max_new_tokens
-    before = loaded.generate(asked, max_new_tokens=room)
-    after = edited.generate(asked, max_new_tokens=room)
+    length = length_for(loaded, asked)
+    before = loaded.answer(asked, max_new_tokens=length)
+    after = edited.answer(asked, max_new_tokens=length)
     out.print(answers_view(method.label, asked, before, after))
     if broken := are_finite(edited, asked).count(False):
         say(
@@ -129,7 +133,7 @@ def _fit_first(editor: str, vlm: str, label: str) -> str:
 
 
 def answers_view(
-    label: str, asked: Sequence[Example], before: Sequence[str], after: Sequence[str]
+    label: str, asked: Sequence[Example], before: Sequence[Answer], after: Sequence[Answer]
 ) -> RenderableType:
     """Return a table of one edit: the answers to the request, then to unrelated questions."""
     table = Table(box=None, pad_edge=False)
@@ -137,10 +141,18 @@ def answers_view(
         table.add_column(heading)
     for number, (example, old, new) in enumerate(zip(asked, before, after, strict=True)):
         about = "" if example.image is None else " (image)" if number == 0 else " (another image)"
-        verdict = _edit_verdict(new, example.target) if number == 0 else _local_verdict(old, new)
+        verdict = (
+            _edit_verdict(new.text, example.target)
+            if number == 0
+            else _local_verdict(old.text, new.text)
+        )
         sort = "edit" if number == 0 else "unrelated"
-        table.add_row(sort, escape(example.prompt + about), escape(old), escape(new), verdict)
+        table.add_row(sort, escape(example.prompt + about), _shown(old), _shown(new), verdict)
     return table
+
+
+def _shown(answer: Answer) -> str:
+    return escape(answer.text) + (" …" if answer.is_cut_off else "")
 
 
 def _edit_verdict(answer: str, target: str) -> str:

@@ -96,6 +96,9 @@ class ProbeRecord(_Frozen):
     locality: Locality | None = None
     generated_pre: str | None = None
     generated_post: str | None = None
+    cut_off_pre: bool | None = None
+    """Whether the generation reached its largest length before an end; None in earlier versions."""
+    cut_off_post: bool | None = None
     generation_pre: Generation | None = None
     generation_post: Generation | None = None
     judge_pre: JudgeTranscript | None = None
@@ -178,7 +181,7 @@ class RunSettings(_Frozen):
     batch_size: int | None = None
     """Batch size of the last command; None in a manifest of a first version, which has none."""
     max_new_tokens: int | None = None
-    """Length of free generations in tokens; 0 if there are none."""
+    """Largest length of a free generation in tokens; 0 if there are none."""
     generation: dict[str, Any] = {}
     """Scores of generations that are turned on, with their settings."""
     overrides: tuple[str, ...] = ()

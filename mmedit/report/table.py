@@ -18,6 +18,7 @@ from mmedit.cases import Probe
 from mmedit.errors import DataError, UnknownNameError
 from mmedit.records.schema import Record
 from mmedit.report.columns import COLUMN_SETS, COSTS, Column, N
+from mmedit.report.cut_off import cut_off_notes
 from mmedit.report.intervals import Summary
 from mmedit.report.scores import (
     EditScores,
@@ -78,7 +79,8 @@ def method_table(
     frame = pandas.DataFrame(
         {column: pandas.Series(cells, index, dtype=object) for column, cells in table.items()}
     )
-    frame.attrs[NOTES] = (*notes, *_failure_notes(rows, scores))
+    cut_off = cut_off_notes(rows) if columns == "generation" else []
+    frame.attrs[NOTES] = (*notes, *_failure_notes(rows, scores), *cut_off)
     return frame
 
 

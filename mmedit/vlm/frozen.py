@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmedit.adapters.base import Adapter, Segments
+from mmedit.adapters.generation import Answer
 from mmedit.adapters.seen import SeenImage
 from mmedit.cache import TensorCache
 from mmedit.cases import Example
@@ -46,10 +47,7 @@ class Frozen:
     @property
     def ends(self) -> tuple[int, ...]:
         """The tokens that end a generation, the usual one first."""
-        generation = self._adapter.network.generation_config.eos_token_id
-        ends = generation if isinstance(generation, list) else [generation]
-        known = [int(end) for end in ends if end is not None]
-        return tuple(known) or (int(self._adapter.tokenizer.eos_token_id),)
+        return self._adapter.stops.ends
 
     @property
     def max_tokens(self) -> int:
@@ -85,6 +83,10 @@ class Frozen:
     def decode(self, ids: Int[Tensor, "batch new"]) -> list[str]:
         """Return generated tokens as text, as `VLM.generate` does."""
         return self._adapter.decode(ids)
+
+    def answers(self, ids: Int[Tensor, "batch new"], *, max_new_tokens: int) -> list[Answer]:
+        """Return generated tokens as answers, as `VLM.answer` does."""
+        return self._adapter.answers(ids, max_new_tokens=max_new_tokens)
 
     @torch.no_grad()
     def embed(self, ids: Int[Tensor, "*batch tokens"]) -> Float[Tensor, "*batch tokens hidden"]:

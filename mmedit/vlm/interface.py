@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmedit.adapters.base import Stage
+from mmedit.adapters.generation import Answer
 from mmedit.cases import Example
 from mmedit.deltas import Delta
 from mmedit.vlm.frozen import Frozen
@@ -119,11 +120,16 @@ class VLM(ABC):
         """
 
     @abstractmethod
-    def generate(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[str]:
-        """Return greedy continuations of the prompts, stripped. Targets are not read.
+    def answer(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[Answer]:
+        """Return greedy continuations of the prompts. Targets are not read.
 
-        Costs one forward per new token.
+        Costs one forward per new token, until every row has ended or has `max_new_tokens`: a larger
+        number costs only where the VLM does not stop by itself.
         """
+
+    def generate(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[str]:
+        """Return the texts of `answer`, stripped."""
+        return [answer.text for answer in self.answer(examples, max_new_tokens=max_new_tokens)]
 
     @abstractmethod
     def capture(self, examples: Sequence[Example], sites: Sequence[str]) -> Captured:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmedit.adapters.base import STAGES, Adapter, Stage
+from mmedit.adapters.generation import Answer
 from mmedit.adapters.inputs import Inputs, PaddingSide
 from mmedit.adapters.weights import weight_of
 from mmedit.cache import TensorCache
@@ -69,7 +70,7 @@ class NetworkVLM(VLM):
     def predict(self, examples: Sequence[Example]) -> Predictions:
         return aligned(*self._run(examples))
 
-    def generate(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[str]:
+    def answer(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[Answer]:
         one = self._pass(examples)
         inputs = self.adapter.inputs(examples, one.images, padding_side="left", with_target=False)
         with torch.no_grad():

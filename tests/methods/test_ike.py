@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmedit.adapters.generation import Answer
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.deltas import Dense
 from mmedit.editors.base import Fitting
@@ -62,8 +63,8 @@ class OnCircle(WrappedVLM):
     def predict(self, examples: Sequence[Example]) -> Predictions:
         return self.inner.predict(examples)
 
-    def generate(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[str]:
-        return self.inner.generate(examples, max_new_tokens=max_new_tokens)
+    def answer(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[Answer]:
+        return self.inner.answer(examples, max_new_tokens=max_new_tokens)
 
     def capture(self, examples: Sequence[Example], sites: Sequence[str]) -> Captured:
         return self.inner.capture(examples, sites)

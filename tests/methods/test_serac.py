@@ -234,8 +234,8 @@ def test_generation_is_routed_row_by_row(editor, vlm, requests_):
     said = edited.generate(asked, max_new_tokens=5)
     assert [said[0], said[2]] == vlm.generate([asked[0], asked[2]], max_new_tokens=5)
     answers = make_inputs(requests_[:1], asked[1:2], vlm.frozen)
-    made = network_of(editor, vlm).counterfactual.generate(answers, vlm.frozen, max_new_tokens=5)
-    assert said[1] == made[0]
+    made = network_of(editor, vlm).counterfactual.answer(answers, vlm.frozen, max_new_tokens=5)
+    assert said[1] == made[0].text
 
 
 def test_generated_tokens_are_the_likeliest_predicted_ones(editor, vlm, requests_):
@@ -248,10 +248,11 @@ def test_generated_tokens_are_the_likeliest_predicted_ones(editor, vlm, requests
             asked = row.asked._replace(answer=tuple(ids))
             logits = model([Briefing(row.edit, asked, row.image)], frozen)
             ids.append(int(logits[0, -1].argmax()))
-        said = model.generate([row], frozen, max_new_tokens=4)
-        assert said == frozen.decode(torch.tensor([ids]))
-    together = model.generate(rows, frozen, max_new_tokens=4)
-    assert together == [model.generate([row], frozen, max_new_tokens=4)[0] for row in rows]
+        (said,) = model.answer([row], frozen, max_new_tokens=4)
+        assert [said.text] == frozen.decode(torch.tensor([ids]))
+        assert said.is_cut_off == (end not in ids)
+    together = model.answer(rows, frozen, max_new_tokens=4)
+    assert together == [model.answer([row], frozen, max_new_tokens=4)[0] for row in rows]
 
 
 def test_logits_are_those_of_the_whole_sequence(vlm, requests_):

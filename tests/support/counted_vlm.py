@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from mmedit.adapters.generation import Answer
 from mmedit.cases import Example
 from mmedit.vlm.interface import VLM, Captured, Predictions, WrappedVLM
 
@@ -27,9 +28,9 @@ class CountedVLM(WrappedVLM):
         self.asked += len(examples)
         return self.inner.predict(examples)
 
-    def generate(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[str]:
+    def answer(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[Answer]:
         self.asked += len(examples)
-        return self.inner.generate(examples, max_new_tokens=max_new_tokens)
+        return self.inner.answer(examples, max_new_tokens=max_new_tokens)
 
     def capture(self, examples: Sequence[Example], sites: Sequence[str]) -> Captured:
         return self.inner.capture(examples, sites)

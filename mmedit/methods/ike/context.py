@@ -15,6 +15,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
+from mmedit.adapters.generation import Answer
 from mmedit.cases import Example
 from mmedit.errors import DataError, ModelError
 from mmedit.vlm.frozen import Frozen
@@ -145,9 +146,9 @@ class InContextVLM(WrappedVLM):
     def predict(self, examples: Sequence[Example]) -> Predictions:
         return self.inner.predict(self._in_context(examples))
 
-    def generate(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[str]:
+    def answer(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[Answer]:
         asked = self._in_context(examples, max_new_tokens)
-        return self.inner.generate(asked, max_new_tokens=max_new_tokens)
+        return self.inner.answer(asked, max_new_tokens=max_new_tokens)
 
     def capture(self, examples: Sequence[Example], sites: Sequence[str]) -> Captured:
         return self.inner.capture(self._in_context(examples), sites)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from mmedit.adapters.base import GREEDY, Segments
+from mmedit.adapters.base import Segments
+from mmedit.adapters.generation import Answer, Stops, set_greedy
 from mmedit.adapters.inputs import only_at
 from mmedit.cases import Example
 from mmedit.errors import ModelError
@@ -95,20 +96,19 @@ class Counterfactual(nn.Module):
         return logits[..., : self.vocabulary]
 
     @torch.no_grad()
-    def generate(
+    def answer(
         self, inputs: Sequence[Briefing], frozen: Frozen, *, max_new_tokens: int
-    ) -> list[str]:
+    ) -> list[Answer]:
         """Return greedy answers."""
         rows = self._rows(inputs, [list(row.asked.prompt) for row in inputs], frozen, side="left")
+        stops = Stops(ends=frozen.ends, padding=frozen.ends[0])
+        set_greedy(self.lm, stops)
         made = self.lm.generate(
             inputs_embeds=rows.embedded,
             attention_mask=rows.mask,
-            max_new_tokens=max_new_tokens,
-            pad_token_id=frozen.ends[0],
-            eos_token_id=list(frozen.ends),
-            **GREEDY,
+            generation_config=stops.greedy(max_new_tokens),
         )
-        return frozen.decode(made)
+        return frozen.answers(made, max_new_tokens=max_new_tokens)
 
     def _rows(
         self,

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mmedit.adapters.generation import Answer
 from mmedit.cases import Example
 from mmedit.errors import DataError
 from mmedit.methods.serac.counterfactual import Counterfactual, make_inputs
@@ -91,7 +92,7 @@ class SERACVLM(WrappedVLM):
     all others itself.
 
     `predict` costs a forward of the VLM, and one of the counterfactual model for the rows in scope;
-    `generate` likewise, unless all rows are in scope. The VLM gets the whole batch, so rows out of
+    `answer` likewise, unless all rows are in scope. The VLM gets the whole batch, so rows out of
     scope are answered as without edits, to the last digit. Captured gradients and representations
     are those of the VLM inside.
     """
@@ -134,21 +135,21 @@ class SERACVLM(WrappedVLM):
         logits[rows, :text] = over_vocabulary(answered, logits[rows, :text]).to(logits)
         return replace(base, logits=logits)
 
-    def generate(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[str]:
+    def answer(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[Answer]:
         score, nearest = self._scope(examples)
         edited, chosen = (score > self.threshold).tolist(), nearest.tolist()
         ours = [row for row, inside in enumerate(edited) if inside]
-        said = [""] * len(examples)
+        said: list[Answer] = []
         if len(ours) < len(examples):  # the whole batch, as the base model is asked
-            said = self.inner.generate(examples, max_new_tokens=max_new_tokens)
+            said = self.inner.answer(examples, max_new_tokens=max_new_tokens)
         if ours:
             edits = [self.memory.edits[chosen[row]] for row in ours]
             asked = make_inputs(edits, [examples[row] for row in ours], self.frozen)
-            made = self.network.counterfactual.generate(
+            made = self.network.counterfactual.answer(
                 asked, self.frozen, max_new_tokens=max_new_tokens
             )
-            for row, text in zip(ours, made, strict=True):
-                said[row] = text
+            replaced = dict(zip(ours, made, strict=True))
+            said = [replaced.get(row) or said[row] for row in range(len(examples))]
         return said
 
     def capture(self, examples: Sequence[Example], sites: Sequence[str]) -> Captured:
