@@ -25,7 +25,7 @@ from mmedit.storage import make_folder
 NOT_SET = "(not set)"
 BY_ANSWERS = "(by the accepted answers)"
 NOTED_ELSEWHERE = ("vlm.batch_size", "vlm.max_new_tokens")
-"""Settings of a VLM, now or in an earlier version, that the manifest holds among those of the run."""
+"""Settings of a VLM, now or earlier, that the manifest holds among those of the run."""
 
 
 def earlier_manifest(plan: Plan, directory: Path) -> RunManifest | None:

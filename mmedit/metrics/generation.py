@@ -1,15 +1,16 @@
 """Scores of generated text, as strings: no tensors, one number per text.
 
-    contains = [the text has an accepted answer as whole words]     exact = [they are equal]
+    contains = [the words of an accepted answer stand in the text, one after another]
+    exact    = [the text has the words of an accepted answer and no others]
     rouge_l  = 2PR / (P + R), P = LCS / words of the text, R = LCS / words of the answer
     fluency  = mean over n = 2, 3 of w_n H_n, w = (2/3, 4/3), H_n = -Σ_g p(g) log2 p(g) over
     n-grams g
 
-Answers are normalised as the VQA evaluation does (Antol et al. 2015, "VQA: Visual Question
-Answering", and its published evaluation code). ROUGE-L: Lin 2004. Fluency is "generation entropy"
-of ROME (Meng et al. 2022, "Locating and Editing Factual Associations in GPT"): it is low for a
-model that repeats itself after an edit. Generation is never mixed with teacher forcing: greedy text
-may differ from the first token on.
+Number words, articles and contractions are treated as the VQA evaluation does (Antol et al. 2015,
+"VQA: Visual Question Answering", and its published evaluation code); `mmedit.metrics.words` cuts
+the words. ROUGE-L: Lin 2004. Fluency is "generation entropy" of ROME (Meng et al. 2022, "Locating
+and Editing Factual Associations in GPT"): it is low for a model that repeats itself after an edit.
+Generation is never mixed with teacher forcing: greedy text may differ from the first token on.
 """
 
 from __future__ import annotations
@@ -22,91 +23,44 @@ from math import log2
 from typing import Any
 
 from mmedit.errors import DataError
+from mmedit.metrics.words import (
+    ARTICLES,
+    folded,
+    pieces_of,
+    without_articles,
+    without_outer_signs,
+    words_of,
+)
 
-PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-ARTICLES = frozenset(("a", "an", "the"))
-NUMBERS = {
-    word: str(value)
-    for value, word in enumerate(
-        ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-    )
-} | {"none": "0"}
-_N_T = (
-    "ain aren can couldn didn doesn don hadn hasn haven isn mightn mustn needn oughtn shan shouldn"
-)
-_VE = "could might must not should they we what where who would you"
-_D = "he how it someone something there they where who you"
-_LL = "how it somebody someone something they what who why you"
-_RE = "there they what why you"
-_S = "he how somebody someone that there what when where who why"
-_TWO_OR_MORE = (
-    "couldn't've hadn't've mightn't've shouldn't've wouldn't've he'd've it'd've she'd've "
-    "somebody'd've someone'd've something'd've there'd've they'd've we'd've who'd've you'd've "
-    "y'all'll y'all'd've 'ow's'at"
-)
-CONTRACTIONS = {
-    **{
-        word[:place] + word[place + 1 :]: word
-        for word in _TWO_OR_MORE.split()
-        for place, letter in enumerate(word)
-        if letter == "'"
-    },
-    **{f"{word}t": f"{word}'t" for word in f"{_N_T} wasn weren won wouldn".split()},
-    **{f"{word}ve": f"{word}'ve" for word in _VE.split()},
-    **{f"{word}d": f"{word}'d" for word in _D.split()},
-    **{f"{word}ll": f"{word}'ll" for word in _LL.split()},
-    **{f"{word}re": f"{word}'re" for word in _RE.split()},
-    **{f"{word}s": f"{word}'s" for word in _S.split()},
-    "maam": "ma'am",
-    "oclock": "o'clock",
-    "twas": "'twas",
-    "yall": "y'all",
-    "somebody'd": "somebodyd",  # the wrong way round, as published
-}
-"""Words without one of their apostrophes, from the published table, in lower case."""
-_COMMA_IN_NUMBER = re.compile(r"\d,\d")
-_PERIOD = re.compile(r"\.(?!\d)")
 _WORD = re.compile(r"\w+|[^\w\s]")
-_LETTERS = re.compile(r"[^\W_]+")
 ENTROPY_WEIGHTS = {2: 2 / 3, 3: 4 / 3}
 
 
 def normalise(text: str) -> str:
-    """Return an answer as the VQA evaluation compares it.
+    """Return the words that `contains` and `exact` compare, with a space between.
 
-    It is in lower case, without punctuation and articles, with number words as digits and
-    contractions with their apostrophe.
-
-    >>> normalise("The  two dogs, arent they?")
-    "2 dogs aren't they"
+    >>> normalise("The  two dogs, arent they?"), normalise("**black-white** (1,000)")
+    ("2 dogs aren't they", 'black white 1000')
     """
-    plain = text.replace("\n", " ").replace("\t", " ").strip()
-    everywhere = bool(_COMMA_IN_NUMBER.search(plain))
-    shown = plain
-    for mark in PUNCTUATION:
-        beside_space = f"{mark} " in plain or f" {mark}" in plain
-        shown = shown.replace(mark, "" if beside_space or everywhere else " ")
-    words = (NUMBERS.get(word, word) for word in _PERIOD.sub("", shown).lower().split())
-    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+    return " ".join(without_articles(words_of(text)))
 
 
 def contains(text: str, answers: Sequence[str]) -> float:
-    """Return 1 if the text contains an accepted answer as whole words, else 0; both normalised.
+    """Return 1 if the words of an accepted answer stand in the text one after another, else 0.
 
-    >>> contains("It is a red circle.", ["circle", "disc"]), contains("encircled", ["circle"])
+    >>> contains("It is a **red circle**.", ["red circle"]), contains("encircled", ["circle"])
     (1.0, 0.0)
     """
-    said = f" {_plain(text)} "
-    return float(any(f" {answer} " in said for answer in _accepted(answers)))
+    return float(any(_is_in(answer, text) for answer in _accepted(answers)))
 
 
 def exact(text: str, answers: Sequence[str]) -> float:
-    """Return 1 if the text is one of the accepted answers, else 0; both normalised.
+    """Return 1 if the text has the words of an accepted answer and no others, else 0.
 
-    >>> exact("Two.", ["2"]), exact("two dogs", ["2"])
+    >>> exact("**Two**.", ["2"]), exact("two dogs", ["2"])
     (1.0, 0.0)
     """
-    return float(_plain(text) in _accepted(answers))
+    return float(any(_is_all_of(answer, text) for answer in _accepted(answers)))
 
 
 def unchanged(base: str, edited: str) -> float:
@@ -120,8 +74,8 @@ def unchanged(base: str, edited: str) -> float:
 def rouge_l(text: str, answers: Sequence[str]) -> float:
     """Return ROUGE-L (F1, no stemming) against the nearest accepted answer, 0 to 1. For captions.
 
-    Words are runs of letters and digits of any script. rouge-score's own tokenizer drops all
-    letters but a to z, so equal texts of other scripts would score 0.
+    The words are `pieces_of` the text, in any script. rouge-score's own tokenizer drops all letters
+    but a to z, so equal texts of other scripts would score 0.
 
     >>> round(rouge_l("a red circle on white", ["a small red circle"]), 3)
     0.667
@@ -165,25 +119,48 @@ def _entropy(found: Iterable[tuple[str, ...]]) -> float:
     return -sum(n / total * log2(n / total) for n in counts.values()) + 0.0
 
 
-def _accepted(answers: Sequence[str]) -> set[str]:
+def _accepted(answers: Sequence[str]) -> Sequence[str]:
     if not answers:
         raise DataError("no accepted answer was given; generation is scored against at least one")
-    return {_plain(answer) for answer in answers}
+    return answers
 
 
-def _plain(text: str) -> str:
-    """Return the text normalised, or in lower case if that leaves it empty.
+def _is_in(answer: str, text: str) -> bool:
+    """Return whether the answer's words stand in the text; of an answer without words, its marks.
 
-    A text of articles and punctuation alone would be empty, and so part of every text.
+    An article that ends an answer is a letter ("vitamin A", option A): then articles count.
     """
-    return normalise(text) or text.strip().lower()
+    expected, found = words_of(answer), words_of(text)
+    if not expected:
+        return _marks(answer) in _marks(text)
+    if expected[-1] not in ARTICLES:
+        expected, found = without_articles(expected), without_articles(found)
+    return f" {' '.join(expected)} " in f" {' '.join(found)} "
+
+
+def _is_all_of(answer: str, text: str) -> bool:
+    """Return whether the answer's words are all of the text's; signs around the text do not count.
+
+    A text is all of an answer without words if it has none either.
+    """
+    expected, found = words_of(answer), words_of(text)
+    if not expected:
+        return not found and _marks(answer) in _marks(text)
+    if expected[-1] not in ARTICLES:
+        expected, found = without_articles(expected), without_articles(found)
+    return expected in (found, without_outer_signs(found))
+
+
+def _marks(text: str) -> str:
+    """Return the text without white space, as answers that are only marks are compared."""
+    return "".join(folded(text).split()) or text
 
 
 class _Words:
     """A tokenizer for rouge-score."""
 
     def tokenize(self, text: str) -> list[str]:
-        return _LETTERS.findall(text.lower())
+        return pieces_of(text) or list(_marks(text).strip())
 
 
 @cache

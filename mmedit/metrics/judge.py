@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import httpx2
 from pydantic import Field
@@ -26,8 +27,12 @@ INSTRUCTION = (
     "with that one word."
 )
 QUESTION = "Question: {prompt}\nAccepted answers:\n{accepted}\nAnswer: {text}"
-VERDICT = re.compile(r"""^\W*(yes|no)(?=[ \t]*([.,:;!*"')\]\n]|$))""", re.IGNORECASE)
+VERDICT = re.compile(r"""^[\W_]*(yes|no)(?=[ \t]*([.,:;!*_`"'’”)\]}<\r\n]|$))""", re.IGNORECASE)
 """The word alone, or before a mark or the end of a line. "No idea" does not match."""
+_THOUGHTS = "think|thinking|thought|thoughts|reasoning|reflection|scratchpad|analysis"
+OPENED = re.compile(rf"[<\[◁](\w+:)?({_THOUGHTS})[>\]▷]", re.IGNORECASE)
+CLOSED = re.compile(rf"[<\[◁]/(\w+:)?({_THOUGHTS})[>\]▷]", re.IGNORECASE)
+"""The tags around the thoughts of a reasoning model: <think>, [THINK], <seed:think>, ◁think▷."""
 TRIES = 3
 
 
@@ -61,10 +66,17 @@ def question(prompt: str, answers: Sequence[str], text: str) -> str:
 def verdict(reply: str) -> float | None:
     """Return 1 for YES, 0 for NO, None for anything else. Text after a mark is an explanation.
 
+    Thoughts do not count: the verdict is what follows their last closing tag, also if the opening
+    one was part of the prompt. Thoughts that never end give None.
+
     >>> verdict("Yes."), verdict("NO, not yes."), verdict("No idea"), verdict("Yes or no?")
     (1.0, 0.0, None, None)
+    >>> verdict("<think>No. Wait: the same.</think> **YES**"), verdict("<think>Yes, but")
+    (1.0, None)
     """
-    found = VERDICT.match(reply)
+    closed = list(CLOSED.finditer(reply))
+    said = reply[closed[-1].end() :] if closed else reply
+    found = None if OPENED.search(said) else VERDICT.match(said)
     return None if found is None else float(found[1].lower() == "yes")
 
 
@@ -126,4 +138,13 @@ class Judge:
             json={"model": self.config.model, "messages": messages, "temperature": 0},
         )
         response.raise_for_status()
-        return str(response.json()["choices"][0]["message"]["content"])
+        return _text(response.json()["choices"][0]["message"]["content"])
+
+
+def _text(content: Any) -> str:
+    """Return the text of a reply, which some endpoints give in parts beside their thoughts.
+
+    It is empty if there are only thoughts, which stand in another field then.
+    """
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
+    return "".join(str(part["text"]) for part in parts if part["type"] == "text")

@@ -154,8 +154,8 @@ _LOCALITY = (
         better="lower",
     ),
 )
-_CONTAINS = "share of answers that contain an accepted one"
-_EXACT = "share of answers that equal the target, both normalised"
+_CONTAINS = "share of answers that contain the words of an accepted one"
+_EXACT = "share of answers with the words of an accepted one and no others"
 _UNCHANGED = "share of answers that equal the base model's, character by character"
 _FREE = (
     _generated("fluency", "fluency", "n-gram entropy in bits", percent=False, better="neither"),

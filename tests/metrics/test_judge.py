@@ -97,6 +97,53 @@ def test_a_reply_that_is_not_clearly_yes_or_no_is_no_verdict(reply: str):
     assert verdict(reply) is None
 
 
+@pytest.mark.parametrize(
+    "thoughts",
+    [
+        "<think>\nNo. Wait: the same.\n</think>\n\n",
+        "<think></think>",
+        "<THINKING>no</THINKING> ",
+        "[THINK]no[/THINK]",
+        "◁think▷no◁/think▷",
+        "the opening tag was part of the prompt: no\n</think>\n\n",
+        "<think>no</think>no, once more:</think>",
+    ],
+)
+def test_the_verdict_is_what_follows_the_thoughts(thoughts: str):
+    for said in ("YES", "**Yes**", "`yes`.", "_Yes_, it does", "yes</s>"):
+        assert verdict(thoughts + said) == 1
+    assert verdict(f"{thoughts}NO") == 0
+
+
+@pytest.mark.parametrize("reply", ["<think>Yes, it could be, but", "<think>a</think><think>YES"])
+def test_thoughts_that_never_end_give_no_verdict(reply: str):
+    assert verdict(reply) is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [{"type": "thinking", "thinking": "no"}, {"type": "text", "text": "YES"}],
+        "<think>no</think>YES",
+    ],
+)
+def test_a_judge_that_thinks_gives_its_verdict(content: Any):
+    reply = {"choices": [{"message": {"content": content, "reasoning_content": "no"}}]}
+    with endpoint([(200, reply)]) as (url, requests):
+        (found,) = judge(url)(*ONE)
+    assert found.verdict == 1
+    assert len(requests) == 1
+
+
+def test_a_judge_that_only_thinks_gives_no_verdict():
+    reply = {"choices": [{"message": {"content": None, "reasoning_content": "YES"}}]}
+    with (
+        endpoint([(200, reply)]) as (url, _),
+        pytest.raises(JudgeError, match="neither YES nor NO: ''"),
+    ):
+        judge(url)(*ONE)
+
+
 def test_a_busy_or_babbling_judge_is_asked_again():
     replies = [(503, {"error": "busy"}), (200, "Well, it depends."), (200, "yes")]
     with endpoint(replies) as (url, requests):
