@@ -82,7 +82,7 @@ def test_bench_runs_on_a_folder_of_another_family(mmedit_, tmp_path: Path):
         (("bench", "--editor", "ft", "--limit", "1", "--out", PICTURE), "cannot make the folder"),
         (
             ("bench", "--no-generate", "--set", "generation.fluency_tokens=9", "--out", "x"),
-            "generation.fluency_tokens scores free generations, which --no-generate turns off",
+            "generation.fluency_tokens is a setting of free generations, which --no-generate turns",
         ),
         (("fit", "--limit", "1", "--out", PICTURE), "cannot make the folder"),
         (("table", "nowhere"), "cannot read nowhere"),
