@@ -61,9 +61,9 @@ def test_the_longest_accepted_answer_of_any_probe_decides(tiny_vlm: NetworkVLM):
 def test_a_long_answer_gets_a_quarter_more(tiny_vlm: NetworkVLM):
     long = "z" * 44
     assert tokens(tiny_vlm, long) == 45
-    roomy = tiny_vlm.frozen.max_tokens - max(tiny_vlm.frozen.prompt_lengths([SHORT]))
-    assert roomy < 45 + 11
-    assert answer_length(tiny_vlm, [case(long, prompt="")]) == max(roomy, 45)
+    room = tiny_vlm.frozen.room([SHORT], new_tokens=1)[0] + 1
+    assert room < 45 + 11
+    assert answer_length(tiny_vlm, [case(long, prompt="")]) == max(room, 45)
 
 
 def test_the_margin_ends_where_the_vlm_has_no_room(tiny_vlm: NetworkVLM):
@@ -71,17 +71,9 @@ def test_the_margin_ends_where_the_vlm_has_no_room(tiny_vlm: NetworkVLM):
     example = Example(prompt=long, target="no", image=tiny.IMAGES[0])
     cases = [EditCase(id="0", request=example, probes={})]
     length = answer_length(tiny_vlm, cases)
-    (prompt,) = tiny_vlm.frozen.prompt_lengths([example])
-    assert 1 < length == tiny.MAX_TOKENS - prompt < 1 + MARGIN
+    assert 1 < length == tiny_vlm.frozen.room([example], new_tokens=1)[0] + 1 < 1 + MARGIN
     (answer,) = tiny_vlm.answer([example], max_new_tokens=length)
     assert answer.is_cut_off
-
-
-def test_lengths_of_prompts_are_those_of_the_inputs(tiny_vlm: NetworkVLM):
-    inputs = tiny_vlm.adapter.inputs(
-        tiny.MIXED, tiny_vlm.frozen.see(tiny.MIXED), padding_side="left", with_target=False
-    )
-    assert tiny_vlm.frozen.prompt_lengths(tiny.MIXED) == inputs.attention_mask.sum(1).tolist()
 
 
 def test_a_run_that_continues_keeps_its_length(tiny_vlm: NetworkVLM):

@@ -24,7 +24,6 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmedit.adapters.generation import Answer
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.editors.base import Editor, EditorConfig, Fitting
 from mmedit.editors.saved import Origin, origin_of
