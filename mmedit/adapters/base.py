@@ -26,7 +26,7 @@ from mmedit.adapters.generation import Answer, read_answers, read_stops, set_gre
 from mmedit.adapters.inputs import Inputs, PaddingSide, Row, padded
 from mmedit.adapters.prompts import PromptFormat, Segmenter
 from mmedit.adapters.seen import Layout, Pixels, SeenImage
-from mmedit.adapters.weights import config_hash, weights_hash
+from mmedit.adapters.weights import config_hash, devices_of, weights_hash
 from mmedit.cases import Example
 from mmedit.errors import ModelError
 from mmedit.images import image_key, open_image
@@ -101,6 +101,11 @@ class Adapter(ABC):
         hook = getattr(embeddings, "_hf_hook", None)  # Accelerate's, for offloaded weights
         device = getattr(hook, "execution_device", None)
         return embeddings.weight.device if device is None else torch.device(device)
+
+    @cached_property
+    def devices(self) -> tuple[torch.device, ...]:
+        """All devices that the network runs on."""
+        return devices_of(self.network)
 
     @property
     @abstractmethod

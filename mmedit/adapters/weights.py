@@ -23,6 +23,22 @@ def all_weights(network: nn.Module) -> dict[str, Tensor]:
     return {**get_state_dict_offloaded_model(network), **here}  # the first lacks the root's own
 
 
+def devices_of(network: nn.Module) -> tuple[torch.device, ...]:
+    """Return the devices that the modules of a network run on.
+
+    An offloaded module runs on the device that Accelerate brings its weights to.
+    """
+    held = (tensor.device for tensor in (*network.parameters(), *network.buffers()))
+    hooks = (getattr(module, "_hf_hook", None) for module in network.modules())
+    brought = (getattr(hook, "execution_device", None) for hook in hooks)
+    run = [*held, *(_device(device) for device in brought if device is not None)]
+    return tuple(dict.fromkeys(device for device in run if device.type != "meta"))
+
+
+def _device(named: torch.device | str | int) -> torch.device:
+    return torch.device("cuda", named) if isinstance(named, int) else torch.device(named)
+
+
 def weights_hash(network: nn.Module) -> str:
     """Return 32 hexadecimal digits that change when any weight does. Reads every weight."""
     digest = hashlib.blake2b(digest_size=16)

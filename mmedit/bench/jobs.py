@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mmedit.bench.batches import chunks
-from mmedit.bench.protocol import EditState, Meter, forget_peak_memory, timed
+from mmedit.bench.costs import forget_peak_memory, timed
+from mmedit.bench.protocol import EditState, Meter
 from mmedit.bench.snapshots import Snapshot
 from mmedit.cases import EditCase
 from mmedit.editors.base import Editor
@@ -50,9 +51,9 @@ def joint_jobs(meter: Meter, editor: Editor, cases: Sequence[EditCase], k: int) 
 def _joint_edits(meter: Meter, editor: Editor, cases: Sequence[EditCase]) -> list[Record]:
     """Return the records of edits that were made at once and tested on the VLM that holds all."""
     vlm, edits = meter.vlm, len(cases)
-    forget_peak_memory(vlm.device)
+    forget_peak_memory(vlm.devices)
     requests = [case.request for case in cases]
-    edited, seconds = timed(lambda: editor.apply(vlm, requests), vlm.device)
+    edited, seconds = timed(lambda: editor.apply(vlm, requests), vlm.devices)
     records: list[Record] = []
     for places in chunks(range(1, edits + 1), meter.batch_size):
         state = EditState(

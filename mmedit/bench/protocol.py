@@ -6,17 +6,13 @@ folder, and `mmedit.bench.modes` lists the orders in which edits are made.
 
 from __future__ import annotations
 
-import resource
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
-import torch
-
 from mmedit.bench.base_outputs import BaseOutputs, require_finite
 from mmedit.bench.batches import ProbedCase, chunks, question_batches
+from mmedit.bench.costs import forget_peak_memory, peak_memory_bytes, timed
 from mmedit.bench.generation import GenerationScorer
 from mmedit.bench.scoring import measure
 from mmedit.cases import EditCase, Example, Probe, require_distinct_ids
@@ -126,9 +122,9 @@ class Meter:
 
     def separate_edits(self, editor: Editor, cases: Sequence[EditCase]) -> list[Record]:
         """Return the records of separate edits of the base model, made and tested together."""
-        forget_peak_memory(self.vlm.device)
+        forget_peak_memory(self.vlm.devices)
         requests = [case.request for case in cases]
-        edited, seconds = timed(lambda: editor.apply_each(self.vlm, requests), self.vlm.device)
+        edited, seconds = timed(lambda: editor.apply_each(self.vlm, requests), self.vlm.devices)
         number = len(cases)
         state = EditState(
             vlm=edited,
@@ -142,7 +138,7 @@ class Meter:
     def records(self, state: EditState, cases: Sequence[ProbedCase]) -> list[Record]:
         """Return the record of every case, tested on the edited model."""
         probed = self._probed(state, cases)
-        memory = peak_memory_bytes(self.vlm.device)
+        memory = peak_memory_bytes(self.vlm.devices)
         added = state.vlm.extra_parameters - self.vlm.extra_parameters
         return [
             Record(
@@ -185,28 +181,3 @@ class Meter:
 def _require_positive(batch_size: int) -> None:
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}; choose 1 or more")
-
-
-def forget_peak_memory(device: torch.device) -> None:
-    """Start a new measurement of the peak memory of a GPU."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Return the peak memory in bytes: of torch since the last start on a GPU, of the whole process
-    on a CPU.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def timed(make: Callable[[], VLM], device: torch.device) -> tuple[VLM, float]:
-    """Return what `make` gives, and the wall time that it took, in seconds."""
-    begun = time.perf_counter()
-    made = make()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return made, time.perf_counter() - begun

@@ -9,9 +9,10 @@ from functools import cached_property, partial
 import numpy as np
 
 from mmedit.bench.batches import ProbedCase, chunks
+from mmedit.bench.costs import forget_peak_memory, timed
 from mmedit.bench.jobs import Job, Past
 from mmedit.bench.modes import Sequential
-from mmedit.bench.protocol import EditState, Meter, NoEdit, forget_peak_memory, timed
+from mmedit.bench.protocol import EditState, Meter, NoEdit
 from mmedit.bench.snapshots import Snapshot
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.editors.base import Editor
@@ -157,9 +158,9 @@ class SequenceOfEdits:
 
     def _edit(self, editor: Editor, vlm: VLM, edits: int) -> tuple[VLM, float]:
         """Make the edit of this number; return the edited VLM and the seconds that it took."""
-        forget_peak_memory(vlm.device)
+        forget_peak_memory(vlm.devices)
         request = self.schedule.cases[edits - 1].request
-        return timed(lambda: editor.apply(vlm, [request]), vlm.device)
+        return timed(lambda: editor.apply(vlm, [request]), vlm.devices)
 
     def _first_missing(self, known: Mapping[Key, Record]) -> int | None:
         """Return the first number of edits after which a record is missing."""

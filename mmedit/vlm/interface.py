@@ -179,6 +179,11 @@ class VLM(ABC):
         """The device of inputs and of new parameters."""
 
     @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """All devices that the network is on, that of inputs first."""
+        return (self.device,)
+
+    @property
     @abstractmethod
     def frozen(self) -> Frozen:
         """The parts that no edit changes: tokens, embeddings, image features of the base model."""
@@ -237,6 +242,10 @@ class WrappedVLM(VLM):
     @property
     def device(self) -> torch.device:
         return self.inner.device
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        return self.inner.devices
 
     @property
     def frozen(self) -> Frozen:

@@ -143,6 +143,10 @@ class NetworkVLM(VLM):
         return self.adapter.device
 
     @property
+    def devices(self) -> tuple[torch.device, ...]:
+        return tuple(dict.fromkeys((self.device, *self.adapter.devices)))
+
+    @property
     def features(self) -> TensorCache:
         """The cache of image features."""
         return self._frozen.features
