@@ -164,7 +164,7 @@ def _local_outputs(predictions: Predictions, rows: Sequence[int]) -> list[LocalO
                 ranks=ranks,
                 is_text=is_text.bool(),
                 is_finite=is_finite.bool(),
-                answer_logits=answer.clone(),  # a view would keep the whole batch alive
+                answer_logits=answer,
             )
         )
     return outputs

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -52,7 +53,7 @@ class Context:
         """Return the context with more edits, with at most `k` demonstrations for all of them."""
         return Context((*self.facts, *facts), k)
 
-    @property
+    @cached_property
     def text(self) -> str:
         """The whole text."""
         return self.without(0)
@@ -85,17 +86,19 @@ class Context:
                 most = middle
         return self.without(most)
 
-    @property
+    @cached_property
     def _shown(self) -> dict[Demonstration, tuple[int, int]]:
         """The demonstrations in their order: the nearest of each edit, then the second of each, and
         so on. Each with the place of the edit that it is shown for, and its rank there, negative.
         """
-        by_rank = zip_longest(*(fact.nearest for fact in self.facts))
+        by_rank = enumerate(zip_longest(*(fact.nearest for fact in self.facts)))
+        each = ((s, (place, -rank)) for rank, row in by_rank for place, s in enumerate(row))
         found: dict[Demonstration, tuple[int, int]] = {}
-        for rank, row in enumerate(by_rank):
-            for place, shown in enumerate(row):
-                if shown is not None and len(found) < self.k:
-                    found.setdefault(shown, (place, -rank))
+        for shown, where in each:
+            if len(found) == self.k:
+                break
+            if shown is not None:
+                found.setdefault(shown, where)
         return found
 
     def without(self, number: int) -> str:
