@@ -439,6 +439,16 @@ def test_demonstrations_of_the_oldest_edits_leave_a_full_context_first(
         edited.predict([SHORT])
 
 
+def test_new_tokens_need_room_in_place_of_the_answer(tiny_vlm: NetworkVLM):
+    examples = [SHORT, replace(SHORT, image=Image.new("RGB", (8, 8)))]
+    [plain, seen], answer = tiny_vlm.frozen.room(examples), tokens_of(tiny_vlm, " blue")
+    assert tiny_vlm.frozen.room(examples, 7) == [plain + answer - 7, seen + answer - 7]
+    full = [replace(SHORT, context="a" * plain), replace(SHORT, context="a" * (plain + 1))]
+    tiny_vlm.predict(full[:1])
+    with pytest.raises(ModelError, match="makes a sequence of"):
+        tiny_vlm.predict(full[1:])
+
+
 def test_a_row_with_less_room_alone_has_fewer_demonstrations(
     circle: OnCircle, tiny_vlm: NetworkVLM, monkeypatch
 ):
