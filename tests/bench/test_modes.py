@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from mmedit.editors.base import Editor, EditorConfig
 from mmedit.errors import ConfigError, RunError
 from mmedit.methods.ft import FT, FTConfig
 from mmedit.progress import silent
-from mmedit.records.schema import Record
+from mmedit.records.schema import ProbeRecord, Record
 from mmedit.records.store import read_records
 from mmedit.report.scores import by_editor
 from mmedit.report.table import method_table
@@ -72,6 +73,10 @@ def comparable(records: Sequence[Record]) -> list[dict]:
 
 def of(records: Sequence[Record], test: str) -> list[Record]:
     return [record for record in records if record.editor == "FT" and record.test == test]
+
+
+def is_number(asked: ProbeRecord) -> bool:
+    return asked.is_finite or not math.isnan(asked.post.exact_match)
 
 
 def reliability(record: Record) -> float:
@@ -285,10 +290,11 @@ def test_nan_is_counted_and_loses_nothing(vlm, cases, tmp_path):
     assert len(found) == 6
     assert not_finite(found) == 4
     assert abilities(of(records, "ability"))[0].collapsed == 3
-    last = [r for r in of(records, "checkpoint") if r.edits == 6 and r.editor == "FT"]
-    assert len(last) == 6
-    assert not any(one.is_finite for r in last for asked in r.probes.values() for one in asked)
-    assert sequence_notes(records)[0] == "FT: NaN on 4 of 6 edits, collapsed from edit 3 on."
+    last = [r for r in of(records, "checkpoint") if r.edits == 6]
+    assert [any(map(is_number, r.probes[Probe.RELIABILITY])) for r in last] == [False] * 6
+    assert math.isnan(float(method_table(records).loc["FT", ("Rel", "EM")]))
+    note = "FT: NaN or infinite output right after 4 of 6 edits, collapsed from edit 3 on."
+    assert sequence_notes(records)[0] == note
 
 
 @pytest.mark.parametrize(
