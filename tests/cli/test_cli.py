@@ -200,7 +200,7 @@ def test_a_run_folder_with_brackets_is_named_as_it_is(mmedit_, tmp_path):
 def test_an_edit_that_breaks_the_vlm_says_so(mmedit_):
     shown = mmedit_(*edit("--editor", "ft"), "--set", "editor.lr=1e30", "--set", "editor.steps=3")
     assert shown.code == 0
-    assert "FT broke the VLM: NaN or infinite outputs on 4 of 4 questions" in shown.err
+    assert "FT-M broke the VLM: NaN or infinite outputs on 4 of 4 questions" in shown.err
 
 
 @pytest.mark.parametrize("command", ["bench", "fit", "edit", "demo", "report", "push"])
