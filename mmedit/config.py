@@ -165,7 +165,7 @@ def read_cases(
     """Return the edit cases of a dataset as `load_cases` does, with the settings as a mapping."""
     from mmedit.datasets import DATASETS
 
-    if limit is not None and limit < 1:
+    if isinstance(limit, int) and limit < 1:
         raise ConfigError(f"limit is {limit}; expected a number of cases from 1, or None for all")
     require_known("dataset", name)
     file = validate(DatasetFile, read_named("dataset", name), f"configs/dataset/{name}.yaml")

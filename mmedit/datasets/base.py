@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from pathlib import Path
@@ -10,10 +12,13 @@ from typing import Annotated, Any, get_args
 from pydantic import BeforeValidator
 
 from mmedit.cases import Cases, Split
-from mmedit.errors import ConfigError, UnknownNameError
+from mmedit.errors import ConfigError, DataError, UnknownNameError
 from mmedit.progress import Progress, silent
 from mmedit.settings import Settings
+from mmedit.storage import shortened
 
+MAX_BYTES = 1 << 30
+"""Maximum size of a text file, in bytes."""
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 
@@ -36,13 +41,58 @@ class DatasetSettings(Settings, ABC):
         if split not in SPLITS:
             raise UnknownNameError("split", str(split), SPLITS)
         for name, value in (("limit", limit), ("seed", seed)):
-            if value is not None and (not isinstance(value, int) or value < 0):
+            count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+            if not count and (name, value) != ("limit", None):
                 raise ConfigError(f"{name} is {value!r}; expected a whole number from 0")
         return self.read(split, limit=limit, seed=seed, progress=progress)
 
     @abstractmethod
     def read(self, split: Split, *, limit: int | None, seed: int, progress: Progress) -> Cases:
         """Read the cases. `load` has checked the split, the limit and the seed."""
+
+
+def read_text(file: Path, advice: str = "") -> str:
+    """Return the text of a dataset's file, UTF-8 with or without a byte order mark.
+
+    `advice` says what to do if the file is missing. Raises DataError: the file is missing, no
+    regular file, larger than `MAX_BYTES`, may not be read, or is not UTF-8.
+    """
+    try:
+        found = file.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise DataError(
+                f"{_brief(file)} is not a regular file; name a text file. {advice}".strip()
+            )
+        if found.st_size > MAX_BYTES:
+            raise DataError(
+                f"{_brief(file)} has {found.st_size:,} bytes; at most {MAX_BYTES:,} are read"
+            )
+        return file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"the file {_brief(file)} does not exist. {advice}".strip()) from None
+    except OSError as error:
+        reason = f"{_brief(file)} cannot be read: {error.strerror}. {advice}"
+        raise DataError(reason.strip()) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{_brief(file)} is not UTF-8 text: {error}. Save it as UTF-8.") from error
+    except ValueError as error:  # a NUL in the path
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{_brief(file)} cannot be a path: {error}. {advice}".strip()) from error
+
+
+def existing_folder(root: Path, name: str, advice: str) -> Path:
+    """Return the folder of a dataset, with "~" expanded. Raises DataError if it is not there."""
+    folder = Path(os.path.expanduser(root))
+    if not os.path.isdir(folder):
+        raise DataError(f"{name}: the folder {_brief(folder)} does not exist. {advice}")
+    return folder
+
+
+def _brief(path: Path) -> str:
+    """Return a path as it is, or shortened if it is no path that people write."""
+    text = str(path)
+    return text if len(text) <= 300 and text.isprintable() else shortened(text)
 
 
 def one_of(kind: str, known: Collection[str]) -> BeforeValidator:

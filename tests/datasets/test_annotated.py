@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -18,7 +19,8 @@ from mmedit.bench.protocol import evaluate
 from mmedit.cases import Cases, Probe
 from mmedit.cli.console import app
 from mmedit.config import load_cases, load_editor
-from mmedit.datasets.annotated import annotations, audit, releases
+from mmedit.datasets import base
+from mmedit.datasets.annotated import audit, releases
 from mmedit.errors import ConfigError, DataError, UnknownNameError
 from mmedit.progress import silent
 from mmedit.settings import Overrides
@@ -288,6 +290,62 @@ def test_a_file_of_ones_own_that_is_not_there_is_named_as_such(tmp_path: Path):
     assert "dataset.images" not in str(e.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("folder", "folder is not a regular file; name a text file"),
+        ("pipe", "pipe is not a regular file; name a text file"),
+        ("a" * 5000, r"'/.*a\.\.\.a.*' cannot be read: File name too long"),
+        ("a\0b", r"cannot be a path: embedded null byte"),
+    ],
+)
+def test_a_path_that_is_no_readable_file_is_one_line(tmp_path: Path, name: str, message: str):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match=message) as raised:
+        load_cases("json", "test", test=tmp_path / name)
+    assert len(str(raised.value)) < 400
+
+
+def test_a_pipe_in_place_of_an_image_is_named_and_not_opened(tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    os.mkfifo(tmp_path / "mine" / "pipe.png")
+    with pytest.raises(DataError, match=r"pipe\.png \(which is not a regular file; .* row 0\)"):
+        own(tmp_path, "", of("pipe.png"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "key"),
+    [
+        ({"answers": ["fox", ""]}, r"answers\.1"),
+        ({"port_new": [{"port_q": " ", "port_a": "mice"}]}, r"port_new\.0\.port_q"),
+        ({"port_new": [{"Q&A": {"Question": "q", "Answer": ""}}]}, r"port_new\.0\.Q&A\.Answer"),
+    ],
+)
+def test_an_empty_text_inside_a_list_leaves_the_record_out_too(tmp_path: Path, changed, key):
+    save_images(tmp_path / "mine", "a.jpg")
+    with pytest.raises(DataError, match=f"row 0: {key}"):
+        own(tmp_path, "", of("a.jpg") | changed)
+    cases = own(tmp_path, "", of("a.jpg"), of("a.jpg") | changed)
+    assert (len(cases), cases.left_out) == (1, {"an empty field": 1})
+
+
+@pytest.mark.parametrize(
+    "changed", [{"limit": "5"}, {"limit": True}, {"seed": True}, {"limit": -1}]
+)
+def test_a_limit_or_seed_that_is_no_count_is_refused(root: Path, changed):
+    with pytest.raises(ConfigError, match="expected a (whole )?number"):
+        load_cases("evqa", "test", root=root, **changed)
+
+
+def test_the_training_file_alone_is_enough_for_training(tmp_path: Path):
+    save_images(tmp_path, "a.jpg")
+    file = write(tmp_path / "train.json", [of("a.jpg")])
+    assert len(load_cases("json", "train", train=file)) == 1
+    with pytest.raises(DataError, match=r"the test file is not named: --set dataset\.test="):
+        load_cases("json", "test", train=file)
+
+
 def test_a_split_is_train_or_test(root: Path):
     with pytest.raises(UnknownNameError, match=r"no split named 'tset'\. Did you mean 'test'\?"):
         load_cases("evqa", "tset", root=root)  # pyright: ignore
@@ -306,7 +364,7 @@ def test_a_file_that_is_no_json_or_too_large_is_refused(root: Path, monkeypatch)
     (root / "vqa" / "vqa_eval.json").write_text("[{", encoding="utf-8")
     with pytest.raises(DataError, match=r"vqa_eval\.json is not valid JSON"):
         evqa(root)
-    monkeypatch.setattr(annotations, "MAX_BYTES", 1)
+    monkeypatch.setattr(base, "MAX_BYTES", 1)
     with pytest.raises(DataError, match="has 2 bytes; at most 1 are read"):
         evqa(root)
 
@@ -390,6 +448,30 @@ def test_audit_counts_what_may_spoil_a_number(root: Path):
     assert "2.jpg is not an image" in found.corrupt[0]
 
 
+def test_audit_counts_rephrases_and_questions_that_make_a_score_easy(root: Path):
+    records = [
+        RECORD | {"rephrase": "Here it is:\n\nIs it bright?"},
+        RECORD | {"rephrase": " is it Sunny? ", "image_rephrase": RECORD["image"]},
+        RECORD | {"rephrase": "Yes or no: is it sunny?", "m_loc": RECORD["image"]},
+        RECORD | {"alt": "no", "src": "Is it sunny?", "loc_ans": "William\nShakespeare"},
+        RECORD | {"alt": "+", "rephrase": "Is it?", "port_new": [{"port_q": "?", "port_a": "x"}]},
+    ]
+    write(root / "vqa" / "vqa_eval.json", records)
+    found = audited("evqa", root)[1]
+    assert {title: rows for title, rows in found.doubtful.items() if rows} == {
+        "rephrases of several lines": (0,),
+        "rephrases that repeat the question": (1,),
+        "rephrases that hold the new answer": (2,),
+        "other texts of several lines": (3,),
+        "rephrased image is the request's": (1,),
+        "image locality is about the request's image": (2,),
+    }
+    assert found.contradicting == 2
+    shown = audit.markdown([found], "mmedit data check evqa")
+    assert "| rephrases of several lines | 1 |" in shown
+    assert "vqa_eval.json: rephrases that repeat the question, for instance row 1\n" in shown
+
+
 def test_audit_is_printed_as_markdown(root: Path):
     done = CliRunner().invoke(app, ["data", "check", "evqa", "--root", str(root)])
     assert done.exit_code == 0, done.output
@@ -461,6 +543,15 @@ def test_the_real_files_are_read_whole(name: str):
     assert tuple(one.unchanged for one in found) == unchanged
     assert tuple(one.request_images for one in found) == images
     assert not any(one.empty for one in found)
+
+
+def test_the_audit_counts_the_odd_rephrases_of_e_vqa():
+    train, test = audited("evqa", shared_data("editing-data"))
+    for title, counts in {
+        "rephrases of several lines": (15, 13),
+        "rephrases that repeat the question": (118, 45),
+    }.items():
+        assert (len(train.doubtful[title]), len(test.doubtful[title])) == counts
 
 
 def test_real_records_become_cases_where_their_images_are(tmp_path: Path):

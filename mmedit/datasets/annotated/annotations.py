@@ -14,11 +14,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mmedit.datasets.base import read_text
 from mmedit.errors import DataError
 from mmedit.storage import shortened
 
-MAX_BYTES = 1 << 30
-"""Maximum size of an annotation file, in bytes."""
 TOGETHER = (("loc", "loc_ans"), ("m_loc", "m_loc_q", "m_loc_a"))
 """Groups of keys: a record has all keys of a group, or none."""
 
@@ -81,8 +80,13 @@ class Annotation(_Record):
 
     @property
     def empty(self) -> list[str]:
-        """The keys whose text is empty."""
-        return [key for key, value in self if isinstance(value, str) and not value.strip()]
+        """The keys whose text is empty; "port_new.0.port_a" of a nested one."""
+        written = self.model_dump(by_alias=True)
+        return [
+            key
+            for key, value in texts(written)
+            if not value.strip() and not key.endswith(".port_type")
+        ]
 
 
 Form = TypeVar("Form", bound=Annotation)
@@ -128,20 +132,10 @@ def texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _read_list(file: Path, advice: str) -> list[Any]:
+    written = read_text(file, advice)
     try:
-        size = file.stat().st_size
-        if size > MAX_BYTES:
-            raise DataError(f"{file} has {size:,} bytes; at most {MAX_BYTES:,} are read")
-        records = json.loads(file.read_text(encoding="utf-8-sig"))  # with or without a BOM
-    except FileNotFoundError:
-        raise DataError(f"the file {file} does not exist. {advice}".strip()) from None
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text: {error}. Save it as UTF-8.") from error
+        records = json.loads(written)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(records, list) or not records:
         raise DataError(

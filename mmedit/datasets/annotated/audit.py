@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,40 @@ SHOWN = 3
 """Number of examples of each fault."""
 
 
+def _has_lines(text: str | None) -> bool:
+    return text is not None and len(text.strip().splitlines()) > 1
+
+
+def _repeats(text: str | None, question: str) -> bool:
+    return text is not None and text.strip().lower() == question.strip().lower()
+
+
+def _holds(text: str | None, answer: str) -> bool:
+    """Tell whether the words of an answer stand in a text one after another."""
+    words = _words(answer)
+    return bool(words) and f" {words} " in f" {_words(text or '')} "
+
+
+DOUBTS: dict[str, Callable[[Annotation], bool]] = {
+    "rephrases of several lines": lambda r: _has_lines(r.rephrase),
+    "rephrases that repeat the question": lambda r: _repeats(r.rephrase, r.src),
+    "rephrases that hold the new answer": lambda r: _holds(r.rephrase, r.alt),
+    "questions that hold the new answer": lambda r: _holds(r.src, r.alt),
+    "other texts of several lines": lambda r: any(
+        key != "rephrase" and _has_lines(text) for key, text in texts(r.model_dump())
+    ),
+    "rephrased image is the request's": lambda r: r.image_rephrase == r.image,
+    "image locality is about the request's image": lambda r: r.m_loc == r.image,
+    "portability repeats the question": lambda r: any(
+        _repeats((hop.question_and_answer or ("",))[0], r.src) for hop in r.port_new
+    ),
+}
+"""What may spoil a number beside missing and empty things, by its row in the table. A rephrase that
+repeats the question makes text generality repeat reliability; a text that holds the new answer can
+be answered by copying.
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Audit:
     """The counts and faults of one annotation file and its images."""
@@ -37,6 +72,10 @@ class Audit:
     """Records whose question, answer and image another record has as well."""
     unchanged: int
     """Records whose new answer is the old one, so that nothing is edited."""
+    contradicting: int
+    """Records that set another answer for the question and image of an earlier record."""
+    doubtful: Mapping[str, tuple[int, ...]]
+    """Rows by the name of the doubt (`DOUBTS`)."""
     empty: Mapping[str, tuple[int, ...]]
     """Rows with an empty field, by key."""
     long: tuple[str, ...]
@@ -77,6 +116,11 @@ def audit(
         published=published,
         duplicates=sum(number - 1 for number in duplicates.values()),
         unchanged=sum(r.pred is not None and _plain(r.pred) == _plain(r.alt) for r in records),
+        contradicting=_contradicting(records),
+        doubtful={
+            title: tuple(row for row, record in enumerate(records) if doubts(record))
+            for title, doubts in DOUBTS.items()
+        },
         empty=_rows_by_key((row, key) for row, r in enumerate(records) for key in r.empty),
         long=_long_texts(records),
         words=Counter(len(record.alt.split()) for record in records),
@@ -129,6 +173,8 @@ def _rows(audits: Sequence[Audit]) -> list[tuple[str, Callable[[Audit], str]]]:
         ("published", lambda a: "–" if a.published is None else f"{a.published:,}"),
         ("duplicates (question, answer, image)", lambda a: f"{a.duplicates:,}"),
         ("new answer is the old one", lambda a: f"{a.unchanged:,}"),
+        ("other answer to an earlier question and image", lambda a: f"{a.contradicting:,}"),
+        *((title, lambda a, t=title: f"{len(a.doubtful[t]):,}") for title in DOUBTS),
         ("records with an empty field", lambda a: _counts(a.empty)),
         (f"texts of {LONG_TEXT:,} characters or more", lambda a: f"{len(a.long):,}"),
         ("portability questions", lambda a: f"{a.hops:,}"),
@@ -152,12 +198,17 @@ def _faults(found: Audit) -> list[str]:
         ("missing", found.missing[:SHOWN]),
         ("corrupt", (found.corrupt or ())[:SHOWN]),
     )
+    rows = [
+        f"- {found.file.name}: {title}, for instance row {', '.join(map(str, rows[:SHOWN]))}"
+        for title, rows in found.doubtful.items()
+        if rows
+    ]
     lines = [
         f"- {found.file.name}: {kind}, for instance {', '.join(shown)}"
         for kind, shown in kinds
         if shown
     ]
-    return [*lines, *(f"- {error}" for error in found.outside[:SHOWN])]
+    return [*rows, *lines, *(f"- {error}" for error in found.outside[:SHOWN])]
 
 
 def _images(source: Source, records: Sequence[Annotation]) -> tuple[list[Path], tuple[str, ...]]:
@@ -189,6 +240,17 @@ def _long_texts(records: Sequence[Annotation]) -> tuple[str, ...]:
         for key, text in texts(record.model_dump())
         if len(text) >= LONG_TEXT
     )
+
+
+def _contradicting(records: Sequence[Annotation]) -> int:
+    answers: dict[tuple[str, str], str] = {}
+    return sum(
+        answers.setdefault((r.src, r.image), r.alt.strip()) != r.alt.strip() for r in records
+    )
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def _plain(answer: str) -> str:

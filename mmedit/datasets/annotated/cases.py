@@ -6,6 +6,7 @@ with an empty field is left out, as in the reference code. Prompts are verbatim 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,10 +90,11 @@ def load(
     missing = [(path, row.number) for row in rows for path in row.missing]
     if missing and on_missing_image == "error":
         path, number = missing[0]
+        found = "which is not a regular file; " if os.path.exists(path) else ""
         raise DataError(
             f"{source.name}: {len(dict(missing)):,} images are missing, for instance {path} "
-            f"({source.file}, row {number}). {source.without_image} To leave out the records that "
-            "lack an image: --set dataset.on_missing_image=skip."
+            f"({found}{source.file}, row {number}). {source.without_image} To leave out the "
+            "records that lack an image: --set dataset.on_missing_image=skip."
         )
     cases = tuple(row.case for row in rows if row.case is not None)
     if rows and not cases:

@@ -18,7 +18,7 @@ from mmedit.cases import Cases, Split
 from mmedit.datasets.annotated.annotations import Annotation
 from mmedit.datasets.annotated.cases import CaseMaker, OnMissing, Source, load
 from mmedit.datasets.annotated.mmke import KNOWLEDGE, MMKERecord, mmke_case
-from mmedit.datasets.base import DatasetSettings, Folders, one_of
+from mmedit.datasets.base import DatasetSettings, Folders, existing_folder, one_of
 from mmedit.datasets.fetch.origins import how_to_get
 from mmedit.errors import DataError
 from mmedit.progress import Progress
@@ -177,12 +177,7 @@ class ReleaseSettings(AnnotatedSettings, ABC):
                 f"{self.release} needs its folder: --set dataset.root=ROOT. "
                 f"{how_to_get(self.release)}"
             )
-        folder = self.root.expanduser()
-        if not folder.is_dir():
-            raise DataError(
-                f"{self.release}: the folder {folder} does not exist. {how_to_get(self.release)}"
-            )
-        return folder
+        return existing_folder(self.root, self.release, how_to_get(self.release))
 
 
 class EVQA(ReleaseSettings):
@@ -240,7 +235,7 @@ class OwnFiles(AnnotatedSettings):
             raise DataError(
                 f"the {split} file is not named: --set dataset.{split}=FILE.json (docs/datasets.md)"
             )
-        file = file.expanduser()
+        file = Path(os.path.expanduser(file))
         images = self.images or (file.parent,)
         return Source(
             name=f"{file.stem}-{split}",

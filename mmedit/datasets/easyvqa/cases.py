@@ -54,7 +54,7 @@ class EasyVQA(DatasetSettings):
     def read(self, split: Split, *, limit: int | None, seed: int, progress: Progress) -> Cases:
         """Make all cases of a split, or the first `limit`.
 
-        There are 2,582 for train and 639 for test; with two questions per picture 5,163 and 1,278.
+        There are 2,582 for train and 639 for test; with two questions per picture 5,164 and 1,278.
         The order is seeded. The order and every case depend on the seed alone, so a smaller limit
         is a prefix of a larger one, and one question per picture a prefix of two. Raises
         ConfigError for two captions of a picture.

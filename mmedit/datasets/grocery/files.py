@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmedit.cases import Split
+from mmedit.datasets.base import existing_folder, read_text
 from mmedit.datasets.fetch.origins import how_to_get
 from mmedit.errors import DataError
 from mmedit.storage import inside, shortened
@@ -44,9 +46,7 @@ def folder_of(root: Path | None) -> Path:
     """Return the dataset's folder. Raises DataError if it is not named or not there."""
     if root is None:
         raise DataError(f"grocery needs its folder: --set dataset.root=DIR. {FETCH}")
-    if not (folder := root.expanduser()).is_dir():
-        raise DataError(f"grocery: the folder {folder} does not exist. {FETCH}")
-    return folder
+    return existing_folder(root, "grocery", FETCH)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +63,9 @@ def read_classes(folder: Path) -> list[ProductClass]:
     """Return the rows of classes.csv, by number. Raises DataError."""
     file = folder / "classes.csv"
     try:
-        with file.open(encoding="utf-8", newline="") as opened:
-            rows = list(csv.DictReader(opened))
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}. {FETCH}") from error
+        rows = list(csv.DictReader(io.StringIO(read_text(file, FETCH), newline="")))
+    except csv.Error as error:
+        raise DataError(f"{file} is not a CSV file: {error}. {FETCH}") from error
     classes = []
     for row, values in enumerate(rows):
         lacking = [c for c in COLUMNS if values.get(c) is None or not (values[c] or c in FURTHER)]
@@ -110,12 +109,9 @@ def read_list(file: Path, folder: Path, classes: int) -> list[tuple[Path, int]]:
 
     Raises DataError.
     """
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}. {FETCH}") from error
     found = []
-    for row, line in enumerate(line for line in lines if line.strip()):
+    lines = [line for line in read_text(file, FETCH).splitlines() if line.strip()]
+    for row, line in enumerate(lines):
         parts = [part.strip() for part in line.split(",")]
         if len(parts) != 3 or not parts[1].isdecimal() or int(parts[1]) >= classes:
             raise DataError(
@@ -156,9 +152,9 @@ def _inside(folder: Path, name: str, file: Path, row: int) -> Path:
 def first_sentence(file: Path, listed: Path, row: int) -> str:
     """Return the first sentence of a description. Raises DataError if there is none."""
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{listed}, row {row}: {file} cannot be read: {error}") from error
+        text = read_text(file)
+    except DataError as error:
+        raise DataError(f"{listed}, row {row}: {error}") from error
     first, dot, _ = text.strip().partition(". ")
     sentence = " ".join((first + dot.strip()).split())
     if not sentence:
