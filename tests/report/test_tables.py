@@ -179,11 +179,17 @@ def loc_records(images, questions, scores, editor="ft"):
     ]
 
 
+def clusters(records, probe, measure):
+    found = edit_scores(records, probe, measure)
+    assert found is not None
+    return found.clusters
+
+
 def test_each_column_is_clustered_by_the_images_and_by_what_it_asks():
     """Edits 0 and 1 share an image, 1 and 2 a question, 3 and 4 a question, 5 nothing."""
     records = loc_records("aabcde", "pqqrrs", [0.5, 1, 1, 0, 0, 1])
-    assert edit_scores(records, LOC, TOP1_ANSWER).clusters == (0, 0, 0, 1, 1, 2)
-    assert edit_scores(records, REL, TOKEN_ACCURACY).clusters == (0, 0, 1, 2, 3, 4)
+    assert clusters(records, LOC, TOP1_ANSWER) == (0, 0, 0, 1, 1, 2)
+    assert clusters(records, REL, TOKEN_ACCURACY) == (0, 0, 1, 2, 3, 4)
     cell = method_table(records).loc["ft", ("I-Loc", "tok")]
     interval = clustered_bootstrap_interval([0.5, 1, 1, 0, 0, 1], "xxxyyz")
     assert (cell.low, cell.high) == pytest.approx([100 * end for end in interval])
@@ -218,8 +224,7 @@ def test_a_paired_test_counts_identical_questions_once():
 
 def test_requests_without_an_image_are_clustered_by_what_they_ask():
     records = loc_records([None] * 3, "pqr", [1, 0, 1])
-    same_request = edit_scores(records, LOC, TOP1_ANSWER)
-    assert same_request.clusters == (0, 0, 0)
+    assert clusters(records, LOC, TOP1_ANSWER) == (0, 0, 0)
 
 
 def failing(editor, scores, *, old):
