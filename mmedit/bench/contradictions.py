@@ -2,8 +2,9 @@
 
 A probe asks something, with an image or without, and expects an answer. If the request of another
 case asks exactly this and sets another answer, no VLM can hold both edits and give both answers: a
-perfect editor would lose points. Two requests that ask the same and set different answers exclude
-each other too. Runs in which edits are held together refuse such cases, or leave them out.
+perfect editor would lose points. Locality expects the base model's own answer, so a request that
+asks the same contradicts it whatever it sets. Two requests that ask the same and set different
+answers exclude each other too. Runs in which edits are held together refuse such cases, or leave them out.
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ def find_contradictions(cases: Sequence[EditCase]) -> Contradictions:
     """Return the cases without contradicted probes.
 
     An image counts by its content. Only images whose wording is also a request's, with another
-    target, are read: their files, or their pixels where some of them are made in memory. Raises
-    ImageError if one cannot be read.
+    target or in locality, are read: their files, or their pixels where some of them are made in
+    memory. Raises ImageError if one cannot be read.
     """
     asked = _Asked.of(cases)
     requests: dict[_Question, EditCase] = {}
@@ -105,7 +106,8 @@ def find_contradictions(cases: Sequence[EditCase]) -> Contradictions:
         for probe, example in _probed(case):
             question = asked.question(example)
             other = requests.get(question) if question else None
-            sound = other is None or _target(other.request) == _target(example)
+            agrees = other is not None and _target(other.request) == _target(example)
+            sound = other is None or (agrees and not probe.is_locality)
             probes[probe] = (*probes.get(probe, ()), *([example] if sound else []))
             if other is not None and not sound:
                 counts[probe.value] += 1
@@ -121,21 +123,25 @@ class _Asked:
     """What the cases ask in wordings that could contradict each other."""
 
     contested: frozenset[_Wording]
-    """Wordings of requests that occur with several targets."""
+    """Wordings of requests that occur with several targets, or in locality."""
     drawn: frozenset[_Wording]
     """Wordings that are asked about an image in memory: images count by their pixels there."""
 
     @classmethod
     def of(cls, cases: Sequence[EditCase]) -> _Asked:
         targets: dict[_Wording, set[str]] = defaultdict(set)
-        drawn = set[_Wording]()
+        drawn, local = set[_Wording](), set[_Wording]()
         for case in cases:
-            for example in (case.request, *(example for _, example in _probed(case))):
-                targets[_wording(example)].add(_target(example))
+            for probe, example in ((Probe.RELIABILITY, case.request), *_probed(case)):
+                wording = _wording(example)
+                targets[wording].add(_target(example))
+                if probe.is_locality:
+                    local.add(wording)
                 if isinstance(example.image, Image.Image):
-                    drawn.add(_wording(example))
+                    drawn.add(wording)
         requested = {_wording(case.request) for case in cases}
-        return cls(frozenset(w for w in requested if len(targets[w]) > 1), frozenset(drawn))
+        contested = {w for w in requested if len(targets[w]) > 1 or w in local}
+        return cls(frozenset(contested), frozenset(drawn))
 
     def question(self, example: Example) -> _Question | None:
         """Return what an example asks; None if nothing can contradict it."""

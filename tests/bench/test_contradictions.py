@@ -63,6 +63,14 @@ def test_a_probe_that_another_request_answers_differently_is_counted(pictures):
     assert "the request of 'a' sets 'pear'" in found.example
 
 
+def test_locality_is_contradicted_whatever_the_other_request_sets(pictures):
+    cases = [
+        case("a", "pear", pictures[0]),
+        case("b", "fig", pictures[1], image_locality=asked("pear", pictures[0])),
+    ]
+    assert find_contradictions(cases).counts == {"image_locality": 1}
+
+
 def test_leaving_out_takes_the_probe_and_nothing_else(pictures):
     first, second = contradicted(pictures)
     settled = settle([first, second], Sequential(), "skip")
@@ -126,7 +134,7 @@ def test_images_are_compared_by_content_not_by_name(pictures, tmp_path, drawn: b
 def test_only_images_whose_prompt_is_contested_are_read(pictures):
     gone = Path("gone.png")
     cases = [
-        case("a", "pear", pictures[0], image_locality=asked("pear", gone)),
+        case("a", "pear", pictures[0], image_generality=asked("pear", gone)),
         case("b", "fig", prompt="what?", image=gone),
     ]
     assert find_contradictions(cases).counts == {}
