@@ -4,7 +4,8 @@ A probe asks something, with an image or without, and expects an answer. If the 
 case asks exactly this and sets another answer, no VLM can hold both edits and give both answers: a
 perfect editor would lose points. Locality expects the base model's own answer, so a request that
 asks the same contradicts it whatever it sets. Two requests that ask the same and set different
-answers exclude each other too. Runs in which edits are held together refuse such cases, or leave them out.
+answers exclude each other too. Runs in which edits are held together refuse such cases, or leave
+them out.
 """
 
 from __future__ import annotations
