@@ -107,7 +107,7 @@ def pieces_of(text: str) -> list[str]:
     >>> pieces_of("It isn't 1,000.5"), pieces_of("C++")
     (['it', 'isn', 't', '1', '000', '5'], ['c'])
     """
-    separate = _MARK.sub(lambda found: _kept_letter(found[0]), folded(text))
+    separate = _MARK.sub(lambda found: " " if found[1] else _kept_letter(found[0]), folded(text))
     return _by_character(separate).split()
 
 
