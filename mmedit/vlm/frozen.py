@@ -20,6 +20,9 @@ from mmedit.adapters.seen import SeenImage
 from mmedit.cache import TensorCache
 from mmedit.cases import Example
 
+GROUP = 4
+"""Images in one forward of the frozen vision tower: a small tower takes as long for one of them."""
+
 
 @final
 class Frozen:
@@ -121,19 +124,23 @@ class Frozen:
     def stage(self, last: Literal["vision", "bridge"], images: Sequence[SeenImage]) -> list[Tensor]:
         """Return the output of a stage of the base model for every image.
 
-        It is computed once for each distinct image, and then looked up. Each image goes through
-        alone: beside others its last digits would depend on those that were not looked up, and
-        so on whether a run was continued. One forward of a small tower takes longer that way, but
-        each image is decoded alone as well, which takes as long.
+        It is computed once for each distinct image, and then looked up. Images go through in groups
+        of one shape and of `GROUP` images, the last group filled up: so the last digits of an
+        image's features do not depend on how many others were looked up, and so not on whether a
+        run was continued.
         """
         run = self._adapter.vision if last == "vision" else self._adapter.encode
         names = [
             image.key if last == "vision" else self._adapter.feature_key(image) for image in images
         ]
 
-        @torch.no_grad()
         def compute(positions: Sequence[int]) -> Sequence[Tensor]:
-            return [tensor for place in positions for tensor in run([images[place]])]
+            made: dict[int, Tensor] = {}
+            for group in _groups(images, names, positions):
+                filled = [*group, *[group[-1]] * (GROUP - len(group))]
+                with torch.no_grad():
+                    made |= zip(group, run([images[place] for place in filled]), strict=False)
+            return [made[place] for place in positions]
 
         keys = [f"{last}-{self._namespace}-{name}" for name in names]
         found = self.features.lookup(keys, compute)
@@ -143,3 +150,17 @@ class Frozen:
     def _namespace(self) -> str:
         """A name for this network in cache keys: networks may share a cache, and files stay."""
         return self._adapter.features_of if self.features.on_disk else self._adapter.token
+
+
+def _groups(
+    images: Sequence[SeenImage], names: Sequence[str], positions: Sequence[int]
+) -> list[list[int]]:
+    """Return the positions in groups of at most `GROUP` images of one shape. Where features depend
+    on the question too, it is one question.
+    """
+    alike: dict[object, list[int]] = {}
+    for place in positions:
+        image = images[place]
+        asked = None if names[place] == image.key else image.example.prompt
+        alike.setdefault((image.shapes, asked), []).append(place)
+    return [part[at : at + GROUP] for part in alike.values() for at in range(0, len(part), GROUP)]

@@ -34,6 +34,7 @@ from mmedit.cases import Example
 from mmedit.deltas import LowRank, linear_at
 from mmedit.errors import SiteError
 from mmedit.metrics.multiclass_log_probs import answer_nll
+from mmedit.vlm.frozen import GROUP
 from mmedit.vlm.interface import VLM, Captured, Predictions
 from mmedit.vlm.loading import load_vlm
 from mmedit.vlm.network import NetworkVLM
@@ -232,10 +233,11 @@ def test_every_distinct_image_is_seen_once_over_all_calls(tiny_vlm: NetworkVLM):
             vlm.generate(MIXED, max_new_tokens=2)
             vlm.capture(SEEN, vlm.sites("language"))
             vlm.represent(SEEN)
-    assert sum(seen) == len({id(example.image) for example in SEEN}) == 2
+    assert len({id(example.image) for example in SEEN}) == tiny_vlm.features.misses == 2
+    assert seen == [GROUP]
     with counting(tiny_vlm.adapter.network.vision_model) as seen:
         tiny_vlm.predict([Example(prompt="what?", target="no", image=IMAGES[2])])
-    assert seen == [1]
+    assert seen == [GROUP]
 
 
 def test_under_an_edit_of_the_bridge_only_the_bridge_runs_again(tiny_vlm: NetworkVLM):
@@ -245,7 +247,7 @@ def test_under_an_edit_of_the_bridge_only_the_bridge_runs_again(tiny_vlm: Networ
         edited.predict(SEEN)
         edited.generate(MIXED, max_new_tokens=2)
         tiny_vlm.capture(SEEN, tiny_vlm.sites("bridge"))
-    assert sum(seen) == 2
+    assert seen == [GROUP]
     assert len(bridged) == 3
 
 
@@ -295,14 +297,28 @@ def test_a_shared_cache_never_gives_one_models_features_to_another(tmp_path: Pat
             assert torch.equal(load_vlm(other, features=shared).predict(SEEN).logits, wanted)
 
 
-def test_each_new_image_goes_through_vision_alone(tiny_vlm: NetworkVLM):
-    """Features then do not depend on the images that the cache lacked at the same time."""
+def test_new_images_go_through_vision_in_groups_of_one_size(tiny_vlm: NetworkVLM):
+    """The last group is filled up, so features do not depend on how many images are new."""
     many = [replace(SEEN[0], image=random_image(seed)) for seed in range(5)]
     with counting(tiny_vlm.adapter.network.vision_model) as seen:
         together = tiny_vlm.predict(many)
-    assert seen == [1] * 5
+    assert seen == [GROUP, GROUP]
     for row, example in enumerate(many):
         assert_same(together[[row]], tiny_vlm.predict([example]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_features_do_not_depend_on_the_images_beside_them(tiny_folder: Path, dtype: str):
+    many = [replace(SEEN[0], image=random_image(seed)) for seed in range(6)]
+    orders = ([0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [3], [2, 3, 5])
+    features = []
+    for order in orders:
+        frozen = load_vlm(tiny_folder, dtype=dtype).frozen
+        found = frozen.image_features([many[place] for place in order])
+        features.append(dict(zip(order, found, strict=True)))
+    for each in features[1:]:
+        for place, found in each.items():
+            assert torch.equal(found, features[0][place])
 
 
 def test_image_in_memory_and_in_a_file_give_the_same_answer(tiny_vlm: NetworkVLM, tmp_path):
