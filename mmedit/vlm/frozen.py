@@ -7,7 +7,7 @@ conditioner) build on these parts, so they need not know the model family.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, final
 
 import torch
@@ -134,12 +134,12 @@ class Frozen:
             image.key if last == "vision" else self._adapter.feature_key(image) for image in images
         ]
 
+        @torch.no_grad()
         def compute(positions: Sequence[int]) -> Sequence[Tensor]:
             made: dict[int, Tensor] = {}
-            for group in _groups(images, names, positions):
-                filled = [*group, *[group[-1]] * (GROUP - len(group))]
-                with torch.no_grad():
-                    made |= zip(group, run([images[place] for place in filled]), strict=False)
+            for alike in _alike(images, names, positions):
+                found = in_groups(alike, lambda places: run([images[place] for place in places]))
+                made |= zip(alike, found, strict=True)
             return [made[place] for place in positions]
 
         keys = [f"{last}-{self._namespace}-{name}" for name in names]
@@ -152,15 +152,28 @@ class Frozen:
         return self._adapter.features_of if self.features.on_disk else self._adapter.token
 
 
-def _groups(
+def in_groups(
+    positions: Sequence[int], run: Callable[[Sequence[int]], Sequence[Tensor]]
+) -> list[Tensor]:
+    """Return what `run` gives for every position. It gets `GROUP` of them at a time; the last group
+    is filled up with its last one.
+    """
+    found: list[Tensor] = []
+    for at in range(0, len(positions), GROUP):
+        part = positions[at : at + GROUP]
+        found += run([*part, *[part[-1]] * (GROUP - len(part))])[: len(part)]
+    return found
+
+
+def _alike(
     images: Sequence[SeenImage], names: Sequence[str], positions: Sequence[int]
 ) -> list[list[int]]:
-    """Return the positions in groups of at most `GROUP` images of one shape. Where features depend
-    on the question too, it is one question.
+    """Return the positions by shape of the image. Where features depend on the question too, also
+    by question.
     """
     alike: dict[object, list[int]] = {}
     for place in positions:
         image = images[place]
         asked = None if names[place] == image.key else image.example.prompt
         alike.setdefault((image.shapes, asked), []).append(place)
-    return [part[at : at + GROUP] for part in alike.values() for at in range(0, len(part), GROUP)]
+    return list(alike.values())

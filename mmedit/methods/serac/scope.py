@@ -27,7 +27,7 @@ from mmedit.errors import ModelError
 from mmedit.images import image_key, open_image
 from mmedit.methods.serac.counterfactual import depend_on
 from mmedit.metrics.clip_score import load_clip
-from mmedit.vlm.frozen import Frozen
+from mmedit.vlm.frozen import Frozen, in_groups
 
 
 class Scope(nn.Module, ABC):
@@ -162,10 +162,15 @@ class ClipTowers:
     def images(self, examples: Sequence[Example], frozen: Frozen) -> Tensor:
         model, transform, _ = self._clip(frozen)
 
-        def compute(positions: Sequence[int]) -> list[Tensor]:
-            opened = [open_image(_image(examples[position])) for position in positions]
-            pixels = torch.stack([transform(image) for image in opened]).to(frozen.device)
+        def embed(positions: Sequence[int]) -> list[Tensor]:
+            seen = {
+                place: transform(open_image(_image(examples[place]))) for place in set(positions)
+            }
+            pixels = torch.stack([seen[place] for place in positions]).to(frozen.device)
             return list(model.encode_image(pixels, normalize=True).float())
+
+        def compute(positions: Sequence[int]) -> list[Tensor]:
+            return in_groups(positions, embed)
 
         keys = [f"clip-{_digest(self._name)}-{image_key(_image(e))}" for e in examples]
         found = frozen.features.lookup(keys, compute)
