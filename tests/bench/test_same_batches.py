@@ -10,6 +10,7 @@ import tiny
 import torch
 from counted_vlm import CountedVLM
 
+from mmedit.adapters.generation import Answer
 from mmedit.bench.base_outputs import BaseOutputs
 from mmedit.bench.jobs import Job, Past
 from mmedit.bench.modes import Batch, Independent, Mode, Sequential
@@ -74,9 +75,9 @@ class Noted(CountedVLM):
         self.batches.append(tuple(examples))
         return super().predict(examples)
 
-    def generate(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[str]:
+    def answer(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[Answer]:
         self.batches.append(tuple(examples))
-        return super().generate(examples, max_new_tokens=max_new_tokens)
+        return super().answer(examples, max_new_tokens=max_new_tokens)
 
 
 def measured(
