@@ -29,7 +29,7 @@ from mmedit.vlm.interface import VLM, Predictions
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LocalOutput:
-    """What locality needs of the base model's output on one example."""
+    """The part of the base model's output on one example that locality needs."""
 
     ranks: Tensor
     """Best tokens of every text position, int32 [text, 1 + 10]: the argmax, then the ten best in

@@ -400,8 +400,7 @@ def test_probabilities_over_the_larger_vocabulary_sum_to_one():
 
 def test_a_counterfactual_model_without_an_end_token_is_refused(vlm, cases, tmp_path, monkeypatch):
     tiny_opt(tmp_path, vlm, vlm.frozen.vocabulary - 8)
-    end = [vlm.frozen.vocabulary - 1]
-    monkeypatch.setattr(vlm.adapter.network.generation_config, "eos_token_id", end)
+    monkeypatch.setattr(type(vlm.frozen), "ends", (vlm.frozen.vocabulary - 1,))
     with pytest.raises(ModelError, match="none of them ends an answer of the VLM"):
         SERAC(config(counterfactual=str(tmp_path))).fit(vlm, Fitting(cases))
 
