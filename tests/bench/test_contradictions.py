@@ -120,10 +120,9 @@ def test_the_same_answer_another_image_another_prompt_or_context_is_no_contradic
 
 @pytest.mark.parametrize("drawn", [False, True])
 def test_images_are_compared_by_content_not_by_name(pictures, tmp_path, drawn: bool):
-    copy: Path | Image.Image = tmp_path / "copy.png"
-    copy.write_bytes(pictures[0].read_bytes())
-    if drawn:
-        copy = Image.open(pictures[0])
+    file = tmp_path / "copy.png"
+    file.write_bytes(pictures[0].read_bytes())
+    copy = Image.open(file) if drawn else file
     cases = [
         case("a", "pear", pictures[0]),
         case("b", "fig", pictures[1], image_locality=asked("apple", copy)),

@@ -106,9 +106,9 @@ def test_every_photograph_becomes_a_case_whose_probes_are_what_they_say(root: Pa
 
 
 def assert_no_edit_touches_a_probe(cases: Cases) -> None:
-    edited = {case.request.image for case in cases}
+    edited = {str(case.request.image) for case in cases}
     probed = {
-        example.image
+        str(example.image)
         for case in cases
         for probe in (Probe.IMAGE_GENERALITY, Probe.IMAGE_LOCALITY)
         for example in case.probes[probe]

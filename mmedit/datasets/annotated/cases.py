@@ -76,7 +76,7 @@ class _Row:
     empty: Sequence[str] = ()
     """The keys of its empty fields."""
     missing: Sequence[Path] = ()
-    """Its images that are not there."""
+    """Its images that are not there, are not files, or may not be read."""
 
 
 def load(
@@ -90,7 +90,9 @@ def load(
     missing = [(path, row.number) for row in rows for path in row.missing]
     if missing and on_missing_image == "error":
         path, number = missing[0]
-        found = "which is not a regular file; " if os.path.exists(path) else ""
+        found = ""
+        if os.path.exists(path):
+            found = f"which {'may not be read' if path.is_file() else 'is not a regular file'}; "
         raise DataError(
             f"{source.name}: {len(dict(missing)):,} images are missing, for instance {path} "
             f"({found}{source.file}, row {number}). {source.without_image} To leave out the "
@@ -106,7 +108,7 @@ def _row(source: Source, number: int, record: Annotation) -> _Row:
     if record.empty:
         return _Row(number, None, empty=record.empty)
     case = (source.case or usual_case)(source, number, record)
-    missing = [path for path in _images(case) if not path.is_file()]
+    missing = [p for p in _images(case) if not (p.is_file() and os.access(p, os.R_OK))]
     return _Row(number, None if missing else case, missing=missing)
 
 
