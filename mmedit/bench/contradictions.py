@@ -21,7 +21,7 @@ from PIL import Image
 
 from mmedit.bench.modes import Independent, Mode
 from mmedit.cases import EditCase, Example, Probe
-from mmedit.errors import DataError
+from mmedit.errors import DataError, UnknownNameError
 from mmedit.images import image_key, open_image
 from mmedit.storage import shortened
 
@@ -65,8 +65,11 @@ def settle(
     """Return the cases as a run in this mode measures them, and count the contradictions.
 
     "skip" leaves out the contradicted probes and the later ones of contradicting requests. "error"
-    keeps them, and raises DataError if the mode holds several edits at once.
+    keeps them, and raises DataError if the mode holds several edits at once. UnknownNameError for
+    any other word.
     """
+    if on_contradiction not in ON_CONTRADICTION:
+        raise UnknownNameError("way with contradictions", str(on_contradiction), ON_CONTRADICTION)
     found = find_contradictions(cases)
     if on_contradiction == "skip":
         return found

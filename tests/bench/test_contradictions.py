@@ -15,7 +15,7 @@ from mmedit.bench.modes import Batch, Independent, Mode, Sequential
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.config_files import Block
 from mmedit.datasets.annotated.releases import PUBLISHED
-from mmedit.errors import DataError
+from mmedit.errors import DataError, UnknownNameError
 from mmedit.records.schema import notes_of
 from mmedit.records.store import read_manifest, read_records
 from mmedit.suite import RunOptions, prepare
@@ -189,6 +189,11 @@ def test_skip_stands_in_the_block_or_in_the_options(own_file, tmp_path):
     by_options = prepare("x", block(own_file, "sequential"), tmp_path / "x", options)
     assert by_block.plan.manifest({}) == by_options.plan.manifest({})
     assert by_block.plan.contradictions == {"image_locality": 1}
+
+
+def test_another_word_than_error_and_skip_is_refused(pictures):
+    with pytest.raises(UnknownNameError, match=r"named 'skipp'\. Did you mean 'skip'"):
+        settle(contradicted(pictures), Sequential(), "skipp")  # pyright: ignore
 
 
 def test_skipped_probes_are_counted_under_the_table_and_in_the_manifest(
