@@ -13,9 +13,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from mmedit.errors import ConfigError, UnknownNameError
+from mmedit.settings import read_yaml_text
 from mmedit.storage import config_folder, is_hub_id
 
 Kind = Literal["vlm", "editor", "dataset", "table", "published"]
@@ -28,6 +27,8 @@ LISTS: Mapping[str, Kind] = {
     "published": "published",
 }
 """The lists of `mmedit ls`."""
+MAX_BYTES = 1_000_000
+"""Maximum size of a file of settings, in bytes."""
 MODES = ("independent", "batch", "sequential")
 FORMATS = ("md", "latex", "csv", "html", "json")
 COLUMN_SETS = ("default", "generation", "locality")
@@ -83,11 +84,16 @@ def describe(kind: Kind) -> list[tuple[str, str]]:
 def read_yaml(file: Path) -> dict[str, Any]:
     """Read a YAML file that holds keys and values. Raises ConfigError."""
     try:
-        written = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{file} is not valid YAML in UTF-8: {error}") from error
+        with file.open("rb") as opened:
+            content = opened.read(MAX_BYTES + 1)
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not valid YAML in UTF-8: {error}") from None
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}") from error
+    if len(content) > MAX_BYTES:
+        raise ConfigError(f"{file} is larger than {MAX_BYTES:,} bytes; expected a file of settings")
+    written = read_yaml_text(text, str(file))
     if not isinstance(written, dict):
         raise ConfigError(f"{file} must hold keys and values")
     return written

@@ -7,6 +7,8 @@ found at once.
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,17 +16,28 @@ from typing import TYPE_CHECKING, Any
 from mmedit.bench.modes import MODES, Mode
 from mmedit.cases import Cases, Split
 from mmedit.catalog import names, read_yaml, require_known
+from mmedit.config_checks import (
+    PARTS,
+    named_as,
+    plain_name,
+    require_loadable,
+    require_no_convert,
+    require_number,
+    vlm_name,
+)
 from mmedit.config_files import (
     DatasetFile,
     EditorFile,
     TableFile,
     VLMFile,
+    merged_sites,
     read_named,
 )
-from mmedit.errors import ConfigError, UnknownNameError
+from mmedit.errors import ConfigError, UnknownNameError, shortened
+from mmedit.hub import require_on_hub
 from mmedit.progress import Progress, silent
-from mmedit.settings import Overrides, Values, merged, validate
-from mmedit.storage import config_folder
+from mmedit.settings import MAX_SEED, Overrides, Values, merged, validate, validate_set
+from mmedit.storage import config_folder, is_hub_id
 
 if TYPE_CHECKING:
     import torch
@@ -37,13 +50,17 @@ if TYPE_CHECKING:
     from mmedit.vlm.loading import DeviceMap
     from mmedit.vlm.network import NetworkVLM
 
-PARTS = ("vlm", "editor", "dataset", "generation", *MODES)
-"""Parts that `--set PART.KEY=VALUE` may change, beside single editors by name (`mend.lr=1e-5`)."""
+logger = logging.getLogger(__name__)
+
 LOADED = (
     "dtype", "device_map", "adapter", "quantization", "max_memory", "offload_folder",
     "trust_remote_code",
 )  # fmt: skip
 """Fields of `VLMFile` that loading takes as they are."""
+
+
+PLACES = ("where", "sites")
+"""Settings of an editor that choose weights."""
 
 
 def load_table(name: str) -> tuple[str, TableFile]:
@@ -64,11 +81,14 @@ def named_vlms() -> dict[str, VLMFile]:
 def load_vlm_file(name: str, settings: Mapping[str, Any] | None = None) -> VLMFile:
     """Return the settings of a VLM by name, model folder or hub id; `settings` change them.
 
-    The model is not loaded. Raises ConfigError, UnknownNameError, ModelError.
+    A folder or hub id that a file of `configs/vlm` names has the settings of that file. The model
+    is not loaded. Raises ConfigError, UnknownNameError, ModelError.
     """
     require_known("vlm", name)
-    written = read_named("vlm", name) if name in names("vlm") else {"name_or_path": name}
+    known = named_as(name)
+    written = read_named("vlm", known) if known else {"name_or_path": name}
     file = validate(VLMFile, merged(written, settings or {}), f"vlm {name}")
+    require_no_convert(settings or {})
     if file.convert and not Path(file.name_or_path).is_dir():
         raise ConfigError(
             f"vlm {name}: the folder {file.name_or_path} does not exist. Make it from the original "
@@ -78,7 +98,9 @@ def load_vlm_file(name: str, settings: Mapping[str, Any] | None = None) -> VLMFi
     if file.name_or_path not in names("vlm"):
         from mmedit.vlm.loading import resolve_vlm
 
-        resolve_vlm(file.name_or_path)
+        source = resolve_vlm(file.name_or_path)
+        if not os.path.isdir(source) and is_hub_id(source):
+            require_on_hub(source, "config.json", "model")
     return file
 
 
@@ -99,14 +121,20 @@ def load_vlm(
 
     >>> load_vlm("embedded", dtype="bfloat16")  # doctest: +SKIP
     """
-    name = str(name_or_path)
+    name = plain_name(name_or_path, "VLM", "a name, a model folder or a hub id")
+    require_loadable(dtype, adapter)
     given = {"dtype": dtype, "device_map": device_map, "adapter": adapter, "features": features}
-    return _loaded(name, load_vlm_file(name, settings), **given)
+    return load_vlm_of(name, load_vlm_file(name, settings), **given)
 
 
-def load_vlm_of(name: str, file: VLMFile) -> NetworkVLM:
-    """Load the VLM that a file of settings describes."""
-    return _loaded(name, file)
+def load_vlm_of(name: str, file: VLMFile, **given: Any) -> NetworkVLM:
+    """Load the VLM that a file of settings describes; what is `given` and not None comes first."""
+    from mmedit.vlm import loading
+
+    options: dict[str, Any] = file.model_dump(include={*LOADED})
+    options |= {key: value for key, value in given.items() if value is not None}
+    sites = file.expanded_sites()
+    return loading.load_vlm(file.name_or_path, name=name, sites=sites, **options)
 
 
 def load_editor(name: str | Path, vlm: VLM | str, **settings: Any) -> Editor:
@@ -117,7 +145,8 @@ def load_editor(name: str | Path, vlm: VLM | str, **settings: Any) -> Editor:
     the family's default sites of that part are edited. Raises UnknownNameError, ConfigError,
     EditorError.
     """
-    return _editor(str(name), _vlm_name(vlm), settings)
+    name = plain_name(name, "editor", "a name, the folder of a fitted editor, or its hub id")
+    return _editor(name, vlm_name(vlm), settings)
 
 
 def load_editors(
@@ -125,8 +154,8 @@ def load_editors(
 ) -> dict[str, Editor]:
     """Return several editors by label. Raises ConfigError if two of them would share a row."""
     overrides, editors = overrides or Overrides(), {}
-    for name in wanted:
-        editor = _editor(name, _vlm_name(vlm), overrides.of("editor", name))
+    for name in [wanted] if isinstance(wanted, str) else wanted:
+        editor = _editor(name, vlm_name(vlm), overrides.of("editor", name))
         if editor.label in editors:
             raise ConfigError(
                 f"two editors are called {editor.label!r}; name each once, and give fitted ones "
@@ -165,8 +194,9 @@ def read_cases(
     """Return the edit cases of a dataset as `load_cases` does, with the settings as a mapping."""
     from mmedit.datasets import DATASETS
 
-    if isinstance(limit, int) and limit < 1:
-        raise ConfigError(f"limit is {limit}; expected a number of cases from 1, or None for all")
+    require_number("limit", limit, least=1)
+    require_number("seed", seed, least=0, most=MAX_SEED)
+    name = plain_name(name, "dataset", "a name of `mmedit ls datasets`")
     require_known("dataset", name)
     file = validate(DatasetFile, read_named("dataset", name), f"configs/dataset/{name}.yaml")
     if file.loader not in DATASETS:
@@ -180,14 +210,14 @@ def load_generation(overrides: Overrides) -> GenerationSettings:
     """Return which scores of generations are measured beyond string comparisons."""
     from mmedit.bench.generation import GenerationSettings
 
-    return validate(GenerationSettings, overrides.of("generation"), "generation")
+    return validate_set(GenerationSettings, {}, overrides.of("generation"), "generation")
 
 
 def load_mode(kind: str, overrides: Overrides | None = None) -> Mode:
     """Return the order in which edits are made, by a name of `MODES`, with its settings."""
     if kind not in MODES:
         raise UnknownNameError("mode", kind, MODES)
-    return validate(MODES[kind], (overrides or Overrides()).of(kind), f"mode {kind}")
+    return validate_set(MODES[kind], {}, (overrides or Overrides()).of(kind), f"mode {kind}")
 
 
 def read_overrides(written: Iterable[str]) -> Overrides:
@@ -202,24 +232,11 @@ def read_overrides(written: Iterable[str]) -> Overrides:
     return overrides
 
 
-def require_used(overrides: Overrides, editors: Iterable[str], modes: Iterable[str] = ()) -> None:
-    """Raise ConfigError if a setting is for a mode or an editor that is not in the run."""
-    editors, modes = list(dict.fromkeys(editors)), sorted(set(modes))
-    for part in overrides.parts:
-        if part in MODES and part not in modes:
-            here = (
-                f"here the mode is {', '.join(modes)}" if modes else "and this command has no mode"
-            )
-            raise ConfigError(f"--set {part}.* is for --mode {part}; {here}")
-        if part not in PARTS and part not in editors:
-            raise ConfigError(
-                f"--set {part}.* is for --editor {part}; here the editors are "
-                f"{', '.join(editors)} (the settings of a fitted editor are fixed)"
-            )
-
-
-def require_trainable(editor: Editor, dataset: str, overrides: Overrides) -> None:
-    """Raise an error if an editor must be fitted and its training cases or trackers are missing.
+def require_trainable(
+    editor: Editor, dataset: str, overrides: Overrides, *, validation: int = 0
+) -> None:
+    """Raise an error if an editor must be fitted and its training cases or trackers are missing, or
+    if its settings need `validation` cases and there are none.
 
     Costs the reading of one training case.
     """
@@ -230,30 +247,12 @@ def require_trainable(editor: Editor, dataset: str, overrides: Overrides) -> Non
 
     if isinstance(editor.config, LearnedConfig):
         require_trackers(editor.config.training)
+        if editor.config.training.patience is not None and not validation:
+            raise ConfigError(
+                "training.patience stops a training by its validation cases, and here are none; "
+                "leave it out, or fit the editor with: mmedit fit --validation N"
+            )
     read_cases(dataset, "train", overrides.of("dataset"), limit=1)
-
-
-def _vlm_name(vlm: VLM | str) -> str:
-    from mmedit.vlm.interface import VLM
-
-    if isinstance(vlm, VLM):
-        return vlm.name
-    if not isinstance(vlm, str | Path):
-        raise ConfigError(
-            f"the editor's vlm is {vlm!r}; expected a VLM (load_vlm(...)), or the name of one"
-        )
-    require_known("vlm", str(vlm))
-    return str(vlm)
-
-
-def _loaded(name: str, file: VLMFile, **given: Any) -> NetworkVLM:
-    """Load a VLM; what is `given` and not None comes before what the file says."""
-    from mmedit.vlm import loading
-
-    options: dict[str, Any] = file.model_dump(include={*LOADED})
-    options |= {key: value for key, value in given.items() if value is not None}
-    sites = file.expanded_sites()
-    return loading.load_vlm(file.name_or_path, name=name, sites=sites, **options)
 
 
 def _editor(name: str, vlm: str, settings: Values) -> Editor:
@@ -265,11 +264,17 @@ def _editor(name: str, vlm: str, settings: Values) -> Editor:
     file = validate(EditorFile, read_named("editor", name), f"configs/editor/{name}.yaml")
     if file.method not in EDITORS:
         raise UnknownNameError("editing method", file.method, EDITORS)
-    written = merged(file.settings, file.per_vlm.get(vlm, {}))
-    if "where" in settings and "sites" not in settings:
-        written.pop("sites", None)  # they lie in another part of the VLM
+    known = named_as(vlm)
+    if known is None and file.per_vlm:
+        logger.warning(
+            "No settings of %s are known for %s: its general ones are used. See them with: "
+            "mmedit show editor %s --vlm %s",
+            name, shortened(vlm), name, vlm,
+        )  # fmt: skip
+    written = merged_sites(file.settings, file.per_vlm.get(known or vlm, {}))
+    written = merged_sites(written, {key: settings[key] for key in settings if key in PLACES})
     method = EDITORS[file.method]
-    config = validate(method.config_class, merged(written, settings), f"editor {name}")
+    config = validate_set(method.config_class, written, settings, f"editor {name}")
     return method(config, label=file.label)
 
 
@@ -282,6 +287,8 @@ def _saved_editor(name: str, settings: Values) -> Editor:
             f"{name} is a fitted editor: its settings are fixed, so {', '.join(settings)} cannot "
             "be set (--set editor.*)"
         )
+    if not os.path.isdir(os.path.expanduser(name)) and is_hub_id(name):
+        require_on_hub(name, "editor.json", "fitted editor")
     folder = pull(name)
     method = read_description(folder).method
     if method not in EDITORS:

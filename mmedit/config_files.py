@@ -6,17 +6,33 @@ import re
 from itertools import product
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from mmedit.bench.contradictions import OnContradiction
 from mmedit.bench.modes import MODES
-from mmedit.catalog import Kind, names, read_yaml, require_known
-from mmedit.errors import ConfigError, UnknownNameError
+from mmedit.catalog import FAMILIES, Kind, names, read_yaml, require_known
+from mmedit.errors import ConfigError, UnknownNameError, shortened
 from mmedit.settings import Settings, Values, merged, validate
 from mmedit.storage import config_folder
 
+MAX_BATCH = 100_000
+"""Largest number of separate edits per pass."""
 Where = Literal["language", "bridge", "vision"]
 """`mmedit.adapters.base.Stage`, written out because that module imports torch."""
+
+
+def _known_adapter(name: str) -> str:
+    if name not in FAMILIES:
+        raise UnknownNameError("adapter", name, FAMILIES)
+    return name
+
+
+def _listed(value: object) -> object:
+    """Take a text where a list of texts is expected: it is the only one."""
+    return (value,) if isinstance(value, str) else value
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 
 
 class VLMFile(Settings):
@@ -28,7 +44,7 @@ class VLMFile(Settings):
     """The command that makes the folder from original checkpoint files."""
     sites: dict[Where, tuple[str, ...]] = Field(default_factory=dict)
     """Edit sites by stage; `layers.{1,2}.{fc1,fc2}` stands for four sites."""
-    adapter: str | None = None
+    adapter: Annotated[str, AfterValidator(_known_adapter)] | None = None
     """Name of the model family's adapter; by default it follows from the model type."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     device_map: str | None = None
@@ -40,7 +56,7 @@ class VLMFile(Settings):
     quantization: Literal["8bit", "4bit"] | None = None
     trust_remote_code: bool = False
     """Run code of the checkpoint."""
-    batch_size: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=1, ge=1, le=MAX_BATCH)
     """Separate edits per pass. FT keeps a whole weight per edit: a large model needs few."""
 
     def expanded_sites(self) -> dict[Where, tuple[str, ...]]:
@@ -72,11 +88,11 @@ class Block(Settings):
 
     vlm: str = "embedded"
     dataset: str = "easyvqa"
-    editors: Annotated[tuple[str, ...], Field(min_length=1)] = ()
+    editors: Annotated[Texts, Field(min_length=1)] = ()
     mode: str = "independent"
     limit: int | None = Field(default=None, ge=1)
     """Use at most this many test cases."""
-    settings: tuple[str, ...] = ()
+    settings: Texts = ()
     """Settings in the form that `--set` takes. Those of the command line come after them."""
     on_contradiction: OnContradiction = "error"
     """"skip": leave out probes that another edit of the run contradicts; "error": refuse them, if
@@ -92,7 +108,7 @@ class Block(Settings):
 class TableFile(Settings):
     """A file of `configs/table`: several runs."""
 
-    editors: tuple[str, ...] = ()
+    editors: Texts = ()
     """Editors of the blocks that name none."""
     published: str | None = None
     """Published table of the blocks that name none."""
@@ -102,10 +118,10 @@ class TableFile(Settings):
         """Return the blocks by name, which is the name of their folder. Raises ConfigError."""
         named = {}
         for name, written in self.blocks.items():
-            if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
+            if not re.fullmatch(r"[\w.-]{1,100}", name) or name.startswith("."):
                 raise ConfigError(
-                    f"the block name {name!r} cannot be the name of a folder; use letters, digits, "
-                    "'-', '_' and '.'"
+                    f"the block name {shortened(name)} cannot be the name of a folder; use up to "
+                    "100 letters, digits, '-', '_' and '.'"
                 )
             values = {"editors": self.editors, "published": self.published, **written}
             named[name] = validate(Block, values, f"block {name}")
@@ -118,7 +134,38 @@ def read_named(kind: Kind, name: str) -> Values:
         raise UnknownNameError(kind, name, names(kind))
     written = read_yaml(config_folder() / kind / f"{name}.yaml")
     parent = written.pop("extends", None)
-    return merged(read_named(kind, parent), written) if parent else written
+    return _extended(read_named(kind, parent), written) if parent else written
+
+
+def merged_sites(first: Values, second: Values) -> Values:
+    """Return the settings of an editor with the second ones over the first, as `merged` does.
+
+    Sites lie in one part of a VLM, so a later `where` without `sites` takes the earlier sites away.
+    """
+    kept = {key: first[key] for key in first if key != "sites"} if _moves(second) else first
+    return merged(kept, second)
+
+
+def _moves(settings: Values) -> bool:
+    return "where" in settings and "sites" not in settings
+
+
+def _extended(parent: Values, child: Values) -> Values:
+    """Return a file over the one that it extends. Its general settings keep their place below the
+    parent's for a VLM, except `where`, which those of the parent must not contradict.
+    """
+    over = merged(parent, child)
+    settings = child.get("settings") or {}
+    if _moves(settings):
+        over["settings"] = merged_sites(parent.get("settings") or {}, settings)
+        over["per_vlm"] = {
+            vlm: merged(
+                {key: value for key, value in values.items() if key not in ("where", "sites")},
+                (child.get("per_vlm") or {}).get(vlm) or {},
+            )
+            for vlm, values in (over.get("per_vlm") or {}).items()
+        }
+    return over
 
 
 def require_names(block: Block) -> None:

@@ -20,6 +20,19 @@ def did_you_mean(found: str, known: Iterable[str], *, cutoff: float = 0.6) -> st
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
+def shortened(value: object, length: int = 60) -> str:
+    """Return the repr of a value, with its middle left out if it is longer than `length`.
+
+    >>> shortened("abcdefgh", 9)
+    "'ab...gh'"
+    """
+    text = repr(value)
+    if len(text) <= length:
+        return text
+    half = (length - 3) // 2
+    return f"{text[:half]}...{text[-half:]}"
+
+
 class MmeditError(Exception):
     """Base of all errors raised on purpose; the command line prints it and exits with code 2."""
 
@@ -36,7 +49,7 @@ class UnknownNameError(MmeditError, KeyError):
     def __init__(self, kind: str, found: str, known: Iterable[str]) -> None:
         known = sorted(known)
         hint = did_you_mean(found, known)
-        self.message = f"no {kind} named {found!r}.{hint} There are: {', '.join(known)}."
+        self.message = f"no {kind} named {shortened(found)}.{hint} There are: {', '.join(known)}."
         super().__init__(self.message)
 
     def __str__(self) -> str:  # KeyError would print the repr

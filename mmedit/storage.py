@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -11,7 +12,7 @@ from importlib import resources
 from io import FileIO
 from pathlib import Path
 
-from mmedit.errors import DataError, RunError
+from mmedit.errors import DataError, RunError, shortened
 
 
 def sha256(file: Path) -> str:
@@ -35,14 +36,40 @@ def is_hub_id(name: str) -> bool:
     return bool(HUB_ID.fullmatch(name))
 
 
+def require_path(path: str | Path) -> None:
+    """Raise RunError if a text cannot be the name of a file or folder: it is empty or too long,
+    or holds a NUL or half of a surrogate pair. The path need not exist.
+    """
+    text = str(path)
+    if not text.strip():
+        raise RunError("the name of a folder is empty")
+    try:
+        text.encode()
+        os.lstat(text)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:
+            return  # another fault is that of reading or writing there
+        raise RunError(f"{shortened(text)} cannot be the name of a folder: {reason}") from None
+
+
 def make_folder(directory: Path) -> None:
-    """Make a folder for results; RunError, before anything is computed, where that cannot be."""
+    """Make a folder for results; RunError, before anything is computed, if that cannot be, or if
+    it may not be written into.
+    """
+    require_path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(
             f"cannot make the folder {directory}: {error.strerror}; choose another --out"
         ) from error
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise RunError(
+            f"the folder {directory} may not be written into (no permission); choose another --out"
+        )
 
 
 @contextmanager
@@ -110,19 +137,6 @@ def inside(roots: Sequence[Path], name: str, where: str, advice: str = "") -> Pa
         f"{where}: {shortened(name)} lies outside of the folder {folders}: it is "
         f"{shortened(str(found))}. {advice}".strip()
     )
-
-
-def shortened(value: object, length: int = 60) -> str:
-    """Return the repr of a value, with its middle left out if it is longer than `length`.
-
-    >>> shortened("abcdefgh", 9)
-    "'ab...gh'"
-    """
-    text = repr(value)
-    if len(text) <= length:
-        return text
-    half = (length - 3) // 2
-    return f"{text[:half]}...{text[-half:]}"
 
 
 def flush(path: Path) -> None:

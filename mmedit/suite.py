@@ -30,10 +30,15 @@ from mmedit.config import (
     read_cases,
     read_overrides,
     require_trainable,
+)
+from mmedit.config_checks import (
+    named_blocks,
+    require_consistent,
+    require_number,
+    require_published,
     require_used,
 )
-from mmedit.config_files import Block, VLMFile, require_names
-from mmedit.errors import UnknownNameError
+from mmedit.config_files import MAX_BATCH, Block, VLMFile, require_names
 from mmedit.pages import write_page
 from mmedit.processes import is_main_process
 from mmedit.progress import Progress, silent
@@ -44,8 +49,8 @@ from mmedit.report.render import render
 from mmedit.report.runs import Origin
 from mmedit.report.sequences import sequence_notes
 from mmedit.report.table import method_table
-from mmedit.settings import Overrides
-from mmedit.storage import write_atomically
+from mmedit.settings import MAX_SEED, Overrides
+from mmedit.storage import require_path, write_atomically
 from mmedit.vlm.interface import VLM
 
 if TYPE_CHECKING:
@@ -69,6 +74,13 @@ class RunOptions:
     """What happens to probes that another edit of the run contradicts; None: what a block says."""
     command: str = "mmedit.run_suite"
     """The command that started the runs, for their manifests."""
+
+    def __post_init__(self) -> None:
+        require_number("limit", self.limit, least=1)
+        require_number("batch_size", self.batch_size, least=1, most=MAX_BATCH)
+        require_number("seed", self.seed, least=0, most=MAX_SEED)
+        if not isinstance(self.overrides, Overrides):  # texts, as --set takes them
+            object.__setattr__(self, "overrides", read_overrides(self.overrides))
 
 
 @dataclass(frozen=True)
@@ -141,7 +153,8 @@ def run_suite(
     All blocks are checked before the first one starts. Consecutive blocks share a VLM, and blocks
     with the same VLM, dataset and settings share fitted editors. Raises MmeditError.
     """
-    plans = prepare_all(blocks, Path(folder), options or RunOptions())
+    require_path(folder)
+    plans = prepare_all(named_blocks(blocks), Path(folder), options or RunOptions())
     results, reusable = [], Reusable()
     for plan in plans:
         result, reusable = run_block(plan, reusable, progress=progress)
@@ -169,8 +182,9 @@ def prepare(name: str, block: Block, folder: Path, options: RunOptions) -> Block
     require_names(block)
     own = read_overrides(block.settings)
     require_used(own, block.editors, [block.mode])
-    _require_published(block)
+    require_published(block)
     overrides = own | options.overrides
+    require_consistent(overrides, options.batch_size, generate=options.generate)
     vlm_file = load_vlm_file(block.vlm, overrides.of("vlm"))
     limits = [limit for limit in (block.limit, options.limit) if limit is not None]
     limit = min(limits) if limits else None
@@ -285,17 +299,3 @@ def _comparison(block: Block, table: pandas.DataFrame) -> Comparison | None:
         model=block.published_model,
         dataset=block.published_dataset,
     )
-
-
-def _require_published(block: Block) -> None:
-    """Raise UnknownNameError if the published table, its model or its dataset does not exist."""
-    if block.published is None:
-        return
-    paper = load_published(block.published)
-    for kind, named, chosen in (
-        ("model", paper.models, block.published_model),
-        ("dataset", paper.datasets, block.published_dataset),
-    ):
-        known = {name.casefold() for first, others in named.items() for name in (first, *others)}
-        if chosen is not None and chosen.casefold() not in known:
-            raise UnknownNameError(f"published {kind}", chosen, named)

@@ -12,8 +12,8 @@ from mmedit.config import (
     load_vlm_file,
     named_vlms,
     read_overrides,
-    require_used,
 )
+from mmedit.config_checks import require_used
 from mmedit.config_files import Block, require_names
 from mmedit.errors import ConfigError, DataError, MmeditError, UnknownNameError
 from mmedit.methods.ft import FTConfig
@@ -96,9 +96,9 @@ def test_the_part_that_a_user_edits_comes_before_the_sites_of_the_yaml(vlm):
     chosen = load_editor("ft", vlm, where="vision")
     assert isinstance(chosen.config, FTConfig)
     assert chosen.config.sites_of(vlm) == vlm.sites("vision")
-    both = load_editor("ft", vlm, where="language", sites=written.config.sites[:1])
-    assert isinstance(both.config, FTConfig)
-    assert both.config.sites == written.config.sites[:1]
+    named = load_editor("ft", vlm, sites=written.config.sites[:1])
+    assert isinstance(named.config, FTConfig)
+    assert named.config.sites == written.config.sites[:1]
 
 
 def test_an_override_comes_last_and_reaches_nested_keys():

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from mmedit.bench.modes import READ_MODE, Independent
-from mmedit.bench.plan import Plan
+from mmedit.bench.plan import EDITORS, Plan
 from mmedit.cases import HASH_VERSION, EditCase, dataset_hash
 from mmedit.editors.base import Editor
 from mmedit.errors import RunError
@@ -44,6 +44,8 @@ def earlier_manifest(plan: Plan, directory: Path) -> RunManifest | None:
             f"xz -d {directory / PACKED}"
         )
     earlier = read_manifest(directory)
+    if _is_unused(directory):
+        return None  # it was refused or stopped before anything was kept: any run may begin here
     now = replace(plan, max_new_tokens=kept_length(plan, earlier)).manifest({})
     shared = {label: plan.editors[label] for label in plan.editors if label in earlier.config}
     difference = _difference(_fixed_settings(earlier, shared), _fixed_settings(now, shared))
@@ -61,10 +63,26 @@ def kept_length(plan: Plan, earlier: RunManifest | None) -> int | None:
     return plan.max_new_tokens if plan.max_new_tokens is not None else noted or None
 
 
+def _is_unused(directory: Path) -> bool:
+    """Return whether a run folder holds nothing that took time: no record, and no training."""
+    records = directory / RECORDS
+    has_records = records.is_file() and records.stat().st_size > 0
+    return not has_records and not any((directory / EDITORS).glob("*/*"))
+
+
 def require_same_content(
     directory: Path, earlier: RunManifest, now: RunManifest, cases: Sequence[EditCase]
 ) -> None:
-    """Raise RunError if the VLM's weights or the cases of the earlier run are others."""
+    """Raise RunError if the VLM's weights, the edited sites or the cases of the earlier run are
+    others.
+    """
+    shared = [label for label in now.sites if label in earlier.sites]
+    difference = _difference(
+        {"sites": {label: list(earlier.sites[label]) for label in shared}},
+        {"sites": {label: list(now.sites[label]) for label in shared}},
+    )
+    if difference:
+        raise _refusal(directory, difference, "Use the same value, or choose another --out.")
     for name in ("vlm", "dataset"):
         there, here = earlier.hashes.get(name), now.hashes[name]
         if name == "dataset" and there is not None:
@@ -104,6 +122,7 @@ def continued(earlier: RunManifest | None, now: RunManifest, records: int) -> Ru
         update={
             "editors": (*now.editors, *(e for e in earlier.editors if e not in now.editors)),
             "config": {**earlier.config, **now.config},
+            "sites": {**earlier.sites, **now.sites},
             "training_seconds": earlier.training_seconds,
             "hashes": {**earlier.hashes, **now.hashes},
             "parts": parts,

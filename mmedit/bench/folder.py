@@ -63,7 +63,11 @@ class RunFolder:
         length = generation_length(plan, earlier, vlm, cases)
         plan = replace(plan, max_new_tokens=length)
         hashes = {"vlm": vlm.identity.weights, "dataset": dataset_hash(cases)}
-        now = plan.manifest({}).model_copy(update={"cases": len(cases), "hashes": hashes})
+        sites = {label: editor.edited_sites(vlm) for label, editor in plan.editors.items()}
+        found = {label: names for label, names in sites.items() if names}
+        now = plan.manifest({}).model_copy(
+            update={"cases": len(cases), "hashes": hashes, "sites": found}
+        )
         if earlier is not None:
             require_same_content(directory, earlier, now, cases)
         with ExitStack() as opened:

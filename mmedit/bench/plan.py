@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from mmedit.bench.contradictions import OnContradiction
 from mmedit.bench.generation import GenerationSettings
-from mmedit.bench.modes import Independent, Mode
+from mmedit.bench.modes import Independent, Mode, left_out_tests
 from mmedit.cases import EditCase
 from mmedit.editors.base import Editor
 from mmedit.errors import ConfigError
@@ -21,6 +21,8 @@ from mmedit.progress import Progress
 from mmedit.records.schema import RunManifest, RunSettings
 from mmedit.storage import config_folder
 
+EDITORS = "editors"
+"""Folder of the editors that a run has fitted, inside its own."""
 TrainingCases = Callable[[Progress], Sequence[EditCase]]
 """Reads the training cases; called at most once, if an editor learns."""
 
@@ -70,15 +72,13 @@ class Plan:
                 "turns off; leave out one of the two"
             )
 
-    @property
-    def remarks(self) -> list[str]:
-        """Sentences for the person who starts the run, which no table needs."""
-        if self.limit is None or self.read >= self.limit:
-            return []
-        return [
-            f"--limit {self.limit:,} is more than the {self.read:,} test cases that {self.dataset} "
-            "has: all of them are used"
-        ]
+    def remarks(self, edits: int) -> list[str]:
+        """Return sentences for the person who starts the run of so many edits, which no table needs:
+        what was asked for and cannot be had.
+        """
+        less = f"--limit {self.limit:,} is more than the {self.read:,} test cases" if self.limit else ""
+        few = [f"{less} that {self.dataset} has: all of them are used"]
+        return few * (self.read < (self.limit or 0)) + left_out_tests(self.mode, edits)
 
     def fitted_in(
         self, directory: Path, training_seconds: Mapping[str, float]
@@ -123,7 +123,7 @@ class Plan:
 
 def editor_folder(directory: Path, label: str) -> Path:
     """Return the folder of an editor that is fitted for a run."""
-    return directory / "editors" / label.lower()
+    return directory / EDITORS / label.lower()
 
 
 @cache

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.markup import escape
 
 from mmedit.cli import bench, data, demo, edit, fit, models, show, tables
 from mmedit.cli.console import app, err, out, say
-from mmedit.errors import MmeditError
+from mmedit.errors import ConfigError, MmeditError, shortened
 
 # Waiting threads of torch spin only shortly: when another process is busy, spinning ones keep the
 # core from the thread that they wait for (benchmarks/threads.md). OpenMP reads this as torch loads.
@@ -44,9 +44,17 @@ def main() -> None:
     sys.exit(code)
 
 
+def _require_text(arguments: Sequence[str]) -> None:
+    """Raise ConfigError for an argument that is not text: it could be neither kept nor shown."""
+    for argument in arguments:
+        if any("\ud800" <= letter <= "\udfff" or letter == "\0" for letter in argument):
+            raise ConfigError(f"the argument {shortened(argument)} is not text in UTF-8")
+
+
 def _run() -> int:
     """Run the command and return its exit code."""
     try:
+        _require_text(sys.argv[1:])
         app(prog_name="mmedit")
     except MmeditError as error:
         err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)

@@ -117,6 +117,7 @@ BatchSizeOption = Annotated[
     int | None,
     typer.Option(
         min=1,
+        max=100_000,
         metavar="N",
         help="Separate edits per pass. No result depends on it.",
         show_default="the VLM's own, in configs/vlm",
@@ -209,7 +210,7 @@ def measure(plans: Sequence[BlockPlan]) -> Iterator[BlockResult]:
     from mmedit.suite import Reusable, run_block
 
     for plan in plans:
-        for note in (*plan.notes, *plan.plan.remarks):
+        for note in (*plan.notes, *plan.plan.remarks(len(plan.cases))):
             say(note, to=err)
     silence_transformers()
     reusable = Reusable()

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 from mmedit.catalog import COLUMN_SETS, Kind, names, require_known
 from mmedit.errors import UnknownNameError
+from mmedit.settings import MAX_SEED
+from mmedit.storage import require_path
 
 Name = TypeVar("Name", bound="str | Sequence[str] | None")
+LONGEST_ERROR = 300
+"""Most characters of an error of use, which repeats what was typed."""
 
 
 def examples(*commands: str) -> str:
@@ -21,7 +28,32 @@ def examples(*commands: str) -> str:
     return "\n".join(["\b", "Examples:", *(f"  {command}" for command in commands)])
 
 
+class Group(TyperGroup):
+    """Commands whose errors of use are never long, whatever was typed."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> typer.Context:
+        with _shortening():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        with _shortening():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _shortening() -> Iterator[None]:
+    try:
+        yield
+    except TyperException as error:
+        message = getattr(error, "message", "")  # Exit and Abort have none
+        if len(message) > LONGEST_ERROR:
+            half = LONGEST_ERROR // 2
+            error.message = f"{message[:half]}...{message[-half:]}"  # pyright: ignore[reportAttributeAccessIssue]
+        raise
+
+
 app = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # "rich" would drop every [word] of the help texts
@@ -74,10 +106,11 @@ def one_of(what: str, choices: Sequence[str]) -> Callable[[str | None], str | No
 def folder(text: str | Path) -> Path:
     """Parse the name of a folder, or take a default as it is.
 
-    An empty name is refused: it would mean the current folder.
+    An empty name is refused: it would mean the current folder. So is one that no folder can have.
     """
     if not str(text).strip():
         raise typer.BadParameter("the name of a folder is empty")
+    require_path(text)
     return Path(text)
 
 
@@ -151,7 +184,8 @@ SetOption = Annotated[
     ),
 ]
 SeedOption = Annotated[
-    int, typer.Option("--seed", min=0, metavar="N", help="Seed of cases and training.")
+    int,
+    typer.Option("--seed", min=0, max=MAX_SEED, metavar="N", help="Seed of cases and training."),
 ]
 RunsArgument = Annotated[
     list[Path], typer.Argument(parser=folder, metavar="RUN", help="One or more run folders.")

@@ -36,6 +36,13 @@ UNRELATED = (
     (1, Probe.IMAGE_LOCALITY),
 )
 """The unrelated questions that an edit is shown with: the number of the case, and its probe."""
+UNUSED = (
+    "vlm.batch_size",
+    "generation.fluency_tokens",
+    "generation.clip_score",
+    "generation.judge",
+)
+"""Settings that have no effect on one edit."""
 
 
 def _not_empty(value: str) -> str:
@@ -79,7 +86,7 @@ def edit(
     from mmedit.config import load_editors, load_vlm_file, read_cases, require_trainable
     from mmedit.images import open_image
 
-    overrides = read_settings(vlm, editor, settings)
+    overrides = read_settings(vlm, editor, settings, without=UNUSED)
     request = Example(
         prompt=prompt, target=target, image=open_image(image) if image is not None else None
     )

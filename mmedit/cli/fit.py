@@ -76,17 +76,19 @@ def fit(
     from mmedit.storage import make_folder
     from mmedit.training.resume import seconds_spent
 
-    overrides = read_settings(vlm, editor, settings)
+    overrides = read_settings(vlm, editor, settings, without=("generation", "vlm.batch_size"))
     vlm_file = load_vlm_file(vlm, overrides.of("vlm"))
     [method] = load_editors([editor], vlm, overrides).values()
     _require_unfitted(method, editor)
     _require_cases_left(validation, limit)
-    done = _steps_to_continue(out_folder, resume=resume)
-    require_trainable(method, dataset, overrides)
-    make_folder(out_folder)
-    loaded = load_vlm(vlm, vlm_file)
-    earlier = seconds_spent(out_folder)
+    require_trainable(method, dataset, overrides, validation=validation)
     cases = training_cases(dataset, overrides, limit=limit, seed=seed)
+    _require_cases_left(validation, len(cases))
+    make_folder(out_folder)
+    done = _steps_to_continue(out_folder, resume=resume)
+    loaded = load_vlm(vlm, vlm_file)
+    method.require_fits(loaded)
+    earlier = seconds_spent(out_folder)
     method, seconds = fit_editor(
         method, loaded, cases, validation=validation, seed=seed, directory=out_folder
     )
@@ -133,14 +135,19 @@ def load_vlm(name: str, file: VLMFile) -> VLM:
         return load_vlm_of(name, file)
 
 
-def read_settings(vlm: str, editor: str, settings: Sequence[str] | None) -> Overrides:
-    """Read `--set`, after a check of the names that takes milliseconds."""
-    from mmedit.config import read_overrides, require_used
+def read_settings(
+    vlm: str, editor: str, settings: Sequence[str] | None, *, without: Sequence[str]
+) -> Overrides:
+    """Read `--set`, after a check of the names that takes milliseconds. Raises ConfigError for the
+    settings that the command is `without` (`require_used`).
+    """
+    from mmedit.config import read_overrides
+    from mmedit.config_checks import require_used
 
     require_known("vlm", vlm)
     require_known("editor", editor)
     overrides = read_overrides(settings or ())
-    require_used(overrides, [editor])
+    require_used(overrides, [editor], without=without)
     return overrides
 
 

@@ -38,6 +38,9 @@ class SitesConfig(EditorConfig):
     sites: tuple[str, ...] = ()
     """Names of the Linear weights to edit; empty: the model family's default sites in `where`."""
 
+    def idle(self) -> dict[str, str]:
+        return {"where": "beside sites, which lie where they lie"} if self.sites else {}
+
     def sites_of(self, vlm: VLM) -> tuple[str, ...]:
         """Return the sites on this VLM. Raises SiteError for a site that it does not have."""
         for site in self.sites:
@@ -133,6 +136,12 @@ class Editor(ABC, Generic[Config]):
             saved.require_same_vlm(vlm, self.origin, self.method)
         elif isinstance(self.config, SitesConfig):
             self.config.sites_of(vlm)
+
+    def edited_sites(self, vlm: VLM) -> tuple[str, ...]:
+        """Return the weights of this VLM that its edits change; empty if it edits no weight."""
+        if self.origin is not None:
+            return self.origin.sites
+        return self.config.sites_of(vlm) if isinstance(self.config, SitesConfig) else ()
 
     def require_fitted_on(self, vlm: VLM) -> None:
         """Raise EditorError if the editor is not fitted, or was fitted on another VLM."""

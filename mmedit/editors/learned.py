@@ -63,10 +63,6 @@ class LearnedEditor(Editor[Learned]):
     def initialise(self, vlm: VLM, network: Any) -> None:
         """Load pretrained parameters into a new network, if the method starts from some."""
 
-    def edited_sites(self, vlm: VLM) -> tuple[str, ...]:
-        """Return the weights that its edits change; they are noted in saved editors."""
-        return self.config.sites_of(vlm) if isinstance(self.config, SitesConfig) else ()
-
     def fit(self, vlm: VLM, fitting: Fitting) -> Self:
         facts = self.facts(vlm)
         with torch.random.fork_rng(devices=[]):
@@ -75,7 +71,7 @@ class LearnedEditor(Editor[Learned]):
             self.initialise(vlm, network)
         network = network.to(vlm.device)
         learner = self.learner(vlm, network, [*fitting.cases, *fitting.validation])
-        sites = self.edited_sites(vlm)
+        sites = self.config.sites_of(vlm) if isinstance(self.config, SitesConfig) else ()
         origin = origin_of(vlm, sites, fitting.cases, fitting.seed)  # reads all weights
         train(learner, self.config.training, fitting, identity=self._identity(origin, fitting))
         return self.with_learnt(_frozen(facts, network), origin)

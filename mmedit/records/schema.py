@@ -233,6 +233,10 @@ class RunManifest(_Frozen):
     editors: tuple[str, ...]
     config: dict[str, object]
     """Settings of every editor by its label, as JSON."""
+    sites: dict[str, tuple[str, ...]] = {}
+    """Weights that each editor edits, by its label, as they were found on the VLM; without those
+    that edit no weight. Empty in a manifest of an earlier version.
+    """
     run: RunSettings = RunSettings()
     training_seconds: dict[str, float]
     commit: str | None = None

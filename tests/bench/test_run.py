@@ -325,3 +325,29 @@ def test_packed_records_are_not_continued_by_accident(vlm, cases, tmp_path):
     (tmp_path / RECORDS).unlink()
     with pytest.raises(RunError, match="unpack them: xz -d"):
         run(plan(), tmp_path, vlm, cases[:1], training, progress=silent)
+
+
+def test_the_manifest_says_which_weights_are_edited(vlm, cases, tmp_path):
+    bridge = FT(FTConfig(where="bridge", steps=1))
+    editors = {"FT": plan().editors["FT"], "bridge": bridge, "IKE": IKE(IKEConfig(k=0))}
+    now = replace(plan(), editors=editors)
+    run(now, tmp_path, vlm, cases[:1], training, progress=silent)
+    assert read_manifest(tmp_path).sites == {"FT": (SITE,), "bridge": vlm.sites("bridge")}
+    other = read_manifest(tmp_path).model_copy(update={"sites": {"bridge": (SITE,)}})
+    write_manifest(tmp_path, other)
+    with pytest.raises(RunError, match=r"sites\.bridge=.*Use the same value"):
+        run(now, tmp_path, vlm, cases[:1], training, progress=silent)
+
+
+def test_a_run_that_was_refused_before_its_first_record_does_not_refuse_another(
+    vlm, cases, tmp_path
+):
+    def no_training(progress: Progress) -> list[EditCase]:
+        raise EditorError("no cases")
+
+    with pytest.raises(EditorError, match="no cases"):
+        run(plan(), tmp_path, vlm, cases[:1], no_training, progress=silent)
+    assert (tmp_path / MANIFEST).exists()
+    another = replace(plan(), editors={"FT": FT(FTConfig(sites=(SITE,), steps=1))}, seed=1)
+    run(another, tmp_path, vlm, cases[:1], training, progress=silent)
+    assert read_manifest(tmp_path).editors == ("FT",)

@@ -53,6 +53,9 @@ class IKEConfig(EditorConfig):
     retrieval: Literal["text", "image", "both"] = "both"
     """Parts of a case that retrieval compares: the prompts, the images, or both."""
 
+    def idle(self) -> dict[str, str]:
+        return {} if self.k else {"retrieval": "with k=0"}
+
 
 @dataclass(frozen=True, eq=False)
 class Index:

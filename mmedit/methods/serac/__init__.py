@@ -99,6 +99,19 @@ class SERACConfig(ObjectiveConfig):
     training: TrainingConfig = TrainingConfig(steps=50_000)
     """Settings of the training loop."""
 
+    def idle(self) -> dict[str, str]:
+        encoder = ("scope_encoder", "scope_layers")
+        other = ("clip",) if self.scope == "text" else encoder
+        idle = dict.fromkeys(other, f"with scope={self.scope}")
+        if self.scope == "text" and self.scope_encoder:
+            idle |= dict.fromkeys(("scope_width", "scope_layers"), "with a scope_encoder")
+        if self.scope == "multimodal" and self.clip:
+            idle["scope_width"] = "with a clip"
+        if self.counterfactual:
+            new = ("counterfactual_width", "counterfactual_layers")
+            idle |= dict.fromkeys(new, "with a pretrained counterfactual model")
+        return idle
+
     @field_validator("clip")
     @classmethod
     def _clip_has_weights(cls, clip: str | None) -> str | None:
