@@ -186,8 +186,7 @@ def prepare(name: str, block: Block, folder: Path, options: RunOptions) -> Block
     overrides = own | options.overrides
     require_consistent(overrides, options.batch_size, generate=options.generate)
     vlm_file = load_vlm_file(block.vlm, overrides.of("vlm"))
-    limits = [limit for limit in (block.limit, options.limit) if limit is not None]
-    limit = min(limits) if limits else None
+    limit = min((n for n in (block.limit, options.limit) if n is not None), default=None)
     settings = overrides.of("dataset")
     editors = load_editors(block.editors, block.vlm, overrides)
     mode = load_mode(block.mode, overrides)

@@ -36,7 +36,6 @@ from mmedit.suite import RunOptions, run_suite
             {"counterfactual": "a", "counterfactual_width": 8},
             "no effect with a pretrained counterfactual model",
         ),
-        ("ke", {"constraint": "l2", "c_loc": 2.0}, "c_loc has no effect with constraint=l2"),
         ("mend", {"sites": ("a",), "where": "vision"}, "where has no effect beside sites"),
     ],
 )

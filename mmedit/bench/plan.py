@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from mmedit.bench.contradictions import OnContradiction
 from mmedit.bench.generation import GenerationSettings
-from mmedit.bench.modes import Independent, Mode, left_out_tests
+from mmedit.bench.modes import Independent, Mode
 from mmedit.cases import EditCase
 from mmedit.editors.base import Editor
 from mmedit.errors import ConfigError
@@ -72,13 +72,15 @@ class Plan:
                 "turns off; leave out one of the two"
             )
 
-    def remarks(self, edits: int) -> list[str]:
-        """Return sentences for the person who starts the run of so many edits, which no table needs:
-        what was asked for and cannot be had.
-        """
-        less = f"--limit {self.limit:,} is more than the {self.read:,} test cases" if self.limit else ""
-        few = [f"{less} that {self.dataset} has: all of them are used"]
-        return few * (self.read < (self.limit or 0)) + left_out_tests(self.mode, edits)
+    @property
+    def remarks(self) -> list[str]:
+        """Sentences for the person who starts the run, which no table needs."""
+        if self.limit is None or self.read >= self.limit:
+            return []
+        return [
+            f"--limit {self.limit:,} is more than the {self.read:,} test cases that {self.dataset} "
+            "has: all of them are used"
+        ]
 
     def fitted_in(
         self, directory: Path, training_seconds: Mapping[str, float]

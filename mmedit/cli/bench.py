@@ -206,11 +206,13 @@ def bench(
 
 def measure(plans: Sequence[BlockPlan]) -> Iterator[BlockResult]:
     """Run the plans one after another with progress bars."""
+    from mmedit.bench.modes import left_out_tests
     from mmedit.cli.fit import silence_transformers
     from mmedit.suite import Reusable, run_block
 
     for plan in plans:
-        for note in (*plan.notes, *plan.plan.remarks(len(plan.cases))):
+        beyond = left_out_tests(plan.plan.mode, len(plan.cases))
+        for note in (*plan.notes, *plan.plan.remarks, *beyond):
             say(note, to=err)
     silence_transformers()
     reusable = Reusable()

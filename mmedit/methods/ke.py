@@ -90,10 +90,6 @@ class KEConfig(SitesConfig, ObjectiveConfig):
     training: TrainingConfig = TrainingConfig(warmup_steps=1000)
     """Settings of the training loop."""
 
-    def idle(self) -> dict[str, str]:
-        without_kl = dict.fromkeys(("c_loc", "i_loc"), "with constraint=l2")
-        return super().idle() | (without_kl if self.constraint == "l2" else {})
-
 
 class Conditioner(nn.Module):
     """The network from tokens to a condition: the two final states of a BiLSTM, a Linear, tanh."""
