@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmedit.bench.modes import MODES
 from mmedit.catalog import FAMILIES, names, require_known
@@ -72,7 +72,7 @@ def require_no_convert(settings: Mapping[str, object]) -> None:
         )
 
 
-def require_number(name: str, value: object, *, least: int, most: int | None = None) -> None:
+def require_number(name: str, value: Any, *, least: int, most: int | None = None) -> None:
     """Raise ConfigError unless a value is None or a whole number from `least` to `most`."""
     if value is None:
         return

@@ -1,17 +1,20 @@
 """What is set is what runs: a setting without effect, or of no sane size, is an error."""
 
+from typing import Any
+
 import pytest
 
+import mmedit.config
+import mmedit.config_files
 import mmedit.hub
+import mmedit.suite
 from mmedit.bench.modes import READ_MODE, Sequential, left_out_tests
 from mmedit.catalog import MAX_BYTES, read_yaml
 from mmedit.config import (
-    load_cases,
     load_editor,
     load_editors,
     load_generation,
     load_mode,
-    load_vlm,
     load_vlm_file,
     read_overrides,
     require_trainable,
@@ -76,10 +79,14 @@ def test_a_part_that_a_command_does_not_use_is_refused():
         ({}, ["vlm.adapter=lava"], "no adapter named 'lava'. Did you mean 'llava'"),
     ],
 )
-def test_a_setting_without_effect_on_a_run_is_refused(tmp_path, options, written, message):
+def test_a_setting_without_effect_on_a_run_is_refused(
+    tmp_path, options: dict[str, Any], written, message
+):
     block = Block(editors=("mend",), limit=2)
     with pytest.raises(MmeditError, match=message):
-        run_suite({"a": block}, tmp_path, options=RunOptions(overrides=written, **options))
+        run_suite(
+            {"a": block}, tmp_path, options=RunOptions(overrides=read_overrides(written), **options)
+        )
 
 
 def test_patience_is_used_if_there_are_validation_cases():
@@ -252,45 +259,73 @@ def test_the_hub_is_asked_once(monkeypatch, status, message):
     assert mmedit.hub.SECONDS_TO_ANSWER <= 10
 
 
-# From Python
+# From Python, whose callers need not check types
+
+untyped: Any = mmedit.config
+suite: Any = mmedit.suite
+UntypedBlock: Any = mmedit.config_files.Block
 
 
 def test_a_text_is_taken_where_a_list_of_one_is_meant():
-    assert read_overrides("editor.steps=2").of("editor") == {"steps": 2}
-    assert Block(editors="ft", settings="ft.steps=1") == Block(
+    assert untyped.read_overrides("editor.steps=2").of("editor") == {"steps": 2}
+    assert UntypedBlock(editors="ft", settings="ft.steps=1") == UntypedBlock(
         editors=("ft",), settings=("ft.steps=1",)
     )
-    assert list(load_editors("ft", "embedded")) == ["FT-M"]
-    assert RunOptions(overrides="ft.steps=2").overrides.of("ft") == {"steps": 2}
+    assert list(untyped.load_editors("ft", "embedded")) == ["FT-M"]
+    assert suite.RunOptions(overrides="ft.steps=2").overrides.of("ft") == {"steps": 2}
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: load_vlm("embedded", dtype="bf16"), "'bf16'. Did you mean 'bfloat16'"),
-        (lambda: load_vlm("embedded", dtype=dict), "the dtype is <class 'dict'>"),
-        (lambda: load_vlm("embedded", adapter=dict), "the adapter is <class 'dict'>; expected a"),
-        (lambda: load_vlm("embedded", adapter="lava"), "Did you mean 'llava'"),
-        (lambda: load_vlm(None), "the VLM is None; expected a name"),
-        (lambda: load_editor(None, "embedded"), "the editor is None; expected a name"),
-        (lambda: load_editor("ft", {}), "the editor's vlm is {}; expected a VLM"),
-        (lambda: load_cases(None, "test"), "the dataset is None; expected a name"),
-        (lambda: load_cases("easyvqa", "test", limit="3"), "limit is '3'; expected a whole number"),
-        (lambda: load_cases("easyvqa", "test", limit=True), "limit is True; expected"),
-        (lambda: load_cases("easyvqa", "test", limit=1, seed=2**63), "seed is 9223372036854775808"),
-        (lambda: load_cases("easyvqa", "test", limit=1, seed="a"), "seed is 'a'; expected"),
-        (lambda: load_mode("sequentiel"), "Did you mean 'sequential'"),
-        (lambda: Block(vlm=5), "Block: vlm: Input should be a valid string"),
+        (lambda: untyped.load_vlm("embedded", dtype="bf16"), "'bf16'. Did you mean 'bfloat16'"),
+        (lambda: untyped.load_vlm("embedded", dtype=dict), "the dtype is <class 'dict'>"),
+        (
+            lambda: untyped.load_vlm("embedded", adapter=dict),
+            "the adapter is <class 'dict'>; expected a",
+        ),
+        (lambda: untyped.load_vlm("embedded", adapter="lava"), "Did you mean 'llava'"),
+        (lambda: untyped.load_vlm(None), "the VLM is None; expected a name"),
+        (lambda: untyped.load_editor(None, "embedded"), "the editor is None; expected a name"),
+        (lambda: untyped.load_editor("ft", {}), "the editor's vlm is {}; expected a VLM"),
+        (lambda: untyped.load_cases(None, "test"), "the dataset is None; expected a name"),
+        (
+            lambda: untyped.load_cases("easyvqa", "test", limit="3"),
+            "limit is '3'; expected a whole number",
+        ),
+        (lambda: untyped.load_cases("easyvqa", "test", limit=True), "limit is True; expected"),
+        (
+            lambda: untyped.load_cases("easyvqa", "test", limit=1, seed=2**63),
+            "seed is 9223372036854775808",
+        ),
+        (lambda: untyped.load_cases("easyvqa", "test", limit=1, seed="a"), "seed is 'a'; expected"),
+        (lambda: untyped.load_mode("sequentiel"), "Did you mean 'sequential'"),
+        (lambda: UntypedBlock(vlm=5), "Block: vlm: Input should be a valid string"),
         (lambda: FTConfig(steps=0), "FTConfig: steps: Input should be greater than or equal to 1"),
-        (lambda: run_suite(Block(editors="ft"), "x"), "expected at least one by its name"),
-        (lambda: run_suite({}, "x"), "expected at least one by its name"),
-        (lambda: run_suite({"a/b": Block(editors="ft")}, "x"), "the block name 'a/b' cannot be"),
-        (lambda: run_suite({"a": {"editor": "ft"}}, "x"), "Did you mean 'editors'"),
-        (lambda: run_suite({"a": Block(editors="ft")}, "x\0y"), "cannot be the name of a folder"),
-        (lambda: run_suite({"a": Block(editors="ft")}, ""), "the name of a folder is empty"),
-        (lambda: run_suite({"a": Block(editors="ft")}, "x" * 300), "File name too long"),
+        (
+            lambda: suite.run_suite(UntypedBlock(editors="ft"), "x"),
+            "expected at least one by its name",
+        ),
+        (lambda: suite.run_suite({}, "x"), "expected at least one by its name"),
+        (
+            lambda: suite.run_suite({"a/b": UntypedBlock(editors="ft")}, "x"),
+            "the block name 'a/b' cannot be",
+        ),
+        (lambda: suite.run_suite({"a": {"editor": "ft"}}, "x"), "Did you mean 'editors'"),
+        (
+            lambda: suite.run_suite({"a": UntypedBlock(editors="ft")}, "x\0y"),
+            "cannot be the name of a folder",
+        ),
+        (
+            lambda: suite.run_suite({"a": UntypedBlock(editors="ft")}, ""),
+            "the name of a folder is empty",
+        ),
+        (
+            lambda: suite.run_suite({"a": UntypedBlock(editors="ft")}, "x" * 300),
+            "File name too long",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_argument_is_one_error_of_mmedit(tmp_path, monkeypatch, call, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(MmeditError) as raised:
@@ -306,5 +341,5 @@ def test_generation_settings_are_checked():
 
 def test_an_unknown_name_is_told_in_short():
     with pytest.raises(UnknownNameError) as raised:
-        load_editor("m" * 5000, "embedded")
+        untyped.load_editor("m" * 5000, "embedded")
     assert len(str(raised.value)) < 300

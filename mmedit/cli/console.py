@@ -31,11 +31,11 @@ def examples(*commands: str) -> str:
 class Group(TyperGroup):
     """Commands whose errors of use are never long, whatever was typed."""
 
-    def make_context(self, *args: Any, **kwargs: Any) -> typer.Context:
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
         with _shortening():
             return super().make_context(*args, **kwargs)
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         with _shortening():
             return super().invoke(ctx)
 
@@ -48,7 +48,7 @@ def _shortening() -> Iterator[None]:
         message = getattr(error, "message", "")  # Exit and Abort have none
         if len(message) > LONGEST_ERROR:
             half = LONGEST_ERROR // 2
-            error.message = f"{message[:half]}...{message[-half:]}"  # pyright: ignore[reportAttributeAccessIssue]
+            error.message = f"{message[:half]}...{message[-half:]}"
         raise
 
 
