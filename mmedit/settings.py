@@ -196,7 +196,7 @@ def _faults(model: type[BaseModel], error: ValidationError) -> list[str]:
         if fault["type"] == "extra_forbidden":
             known = _keys(model)
             hint = did_you_mean(key, known)
-            faults.append(f"unknown key {shortened(key)}.{hint} There are: {', '.join(known)}")
+            faults.append(f"unknown key {key!r}.{hint} There are: {', '.join(known)}")
         elif fault["type"] == "value_error" and isinstance(fault.get("input"), Mapping | BaseModel):
             faults.append(f"{key}: {message}" if key else message)  # of several settings together
         else:
@@ -208,7 +208,7 @@ def _faults(model: type[BaseModel], error: ValidationError) -> list[str]:
 
 def _plain(part: object) -> str:
     """Return a part of a key as it is, unless it is long."""
-    return str(part) if len(str(part)) <= 60 else shortened(str(part))
+    return str(part) if len(str(part)) <= 60 else shortened(str(part))[1:-1]
 
 
 def _kinds(annotation: Any) -> set[Any]:
