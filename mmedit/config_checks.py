@@ -145,8 +145,8 @@ def require_consistent(overrides: Overrides, batch_size: int | None, *, generate
         raise ConfigError("--batch-size and --set vlm.batch_size are the same; leave out one")
     if not generate and (keys := list(overrides.of("generation"))):
         raise ConfigError(
-            f"generation.{keys[0]} is a setting of free generations, which --no-generate turns off; leave "
-            "out one of the two"
+            f"generation.{keys[0]} is a setting of free generations, which --no-generate turns "
+            "off; leave out one of the two"
         )
 
 
