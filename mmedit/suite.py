@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmedit.bench.continuation import earlier_manifest
 from mmedit.bench.contradictions import OnContradiction, settle
+from mmedit.bench.latency import require_enough
 from mmedit.bench.modes import MODES, require_sound
 from mmedit.bench.plan import Fitted, Plan
 from mmedit.bench.run import run
@@ -72,6 +73,8 @@ class RunOptions:
     seed: int = 0
     on_contradiction: OnContradiction | None = None
     """What happens to probes that another edit of the run contradicts; None: what a block says."""
+    latency: int = 0
+    """Number of edits of each editor that are timed one at a time besides."""
     command: str = "mmedit.run_suite"
     """The command that started the runs, for their manifests."""
 
@@ -193,6 +196,7 @@ def prepare(name: str, block: Block, folder: Path, options: RunOptions) -> Block
     cases = read_cases(block.dataset, "test", settings, limit=limit, seed=options.seed)
     settled = settle(cases, mode, options.on_contradiction or block.on_contradiction)
     require_sound(mode, len(settled.cases))
+    require_enough(options.latency, len(settled.cases))
     for editor in editors.values():
         require_trainable(editor, block.dataset, overrides)
     generation = load_generation(overrides)
@@ -212,6 +216,7 @@ def prepare(name: str, block: Block, folder: Path, options: RunOptions) -> Block
         contradictions=settled.counts,
         on_contradiction=settled.on_contradiction,
         mode=mode,
+        latency=options.latency,
     )
     earlier_manifest(plan, folder)
     return BlockPlan(name, block, folder, plan, vlm_file, settled.cases, overrides)
@@ -271,9 +276,11 @@ def write_suite_table(folder: Path, results: Sequence[BlockResult]) -> None:
 def _result(
     plan: BlockPlan, records: Sequence[Record], training_seconds: Mapping[str, float]
 ) -> BlockResult:
+    manifest = read_manifest(plan.folder)
     table = method_table(
         records,
         training_seconds=training_seconds or None,
+        latencies=manifest.latencies,
         notes=[*plan.notes, *sequence_notes(records)],
     )
     return BlockResult(
@@ -281,7 +288,7 @@ def _result(
         title=plan.title,
         folder=plan.folder,
         records=records,
-        manifest=read_manifest(plan.folder),
+        manifest=manifest,
         table=table,
         comparison=_comparison(plan.block, table),
     )

@@ -124,6 +124,7 @@ def continued(earlier: RunManifest | None, now: RunManifest, records: int) -> Ru
             "config": {**earlier.config, **now.config},
             "sites": {**earlier.sites, **now.sites},
             "training_seconds": earlier.training_seconds,
+            "latencies": earlier.latencies,
             "hashes": {**earlier.hashes, **now.hashes},
             "parts": parts,
         }

@@ -100,6 +100,12 @@ class RunFolder:
         noted = {**self.manifest.training_seconds, label: seconds}
         self._write_manifest(self.manifest.model_copy(update={"training_seconds": noted}))
 
+    def note_latency(self, label: str, seconds: float) -> None:
+        """Note in the manifest how long one more edit took that was made by itself."""
+        earlier = self.manifest.latencies
+        noted = {**earlier, label: (*earlier.get(label, ()), seconds)}
+        self._write_manifest(self.manifest.model_copy(update={"latencies": noted}))
+
     def note_learnt(self, label: str, editor: Editor) -> None:
         """Note a hash of all that an editor has learnt. Raises RunError if another one is noted."""
         learnt = _learnt_hash(editor)

@@ -61,6 +61,8 @@ class Plan:
     on_contradiction: OnContradiction = "error"
     """"skip" if they were left out."""
     mode: Mode = field(default_factory=Independent)
+    latency: int = 0
+    """Number of edits of each editor that are timed one at a time besides."""
     fitted: Mapping[str, Fitted] = field(default_factory=dict)
     """Editors that another run has fitted on the same training cases, by label."""
 

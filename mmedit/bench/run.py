@@ -14,6 +14,7 @@ from pathlib import Path
 from mmedit.bench.base_outputs import BaseOutputs, require_finite
 from mmedit.bench.folder import RunFolder
 from mmedit.bench.jobs import Job, Past, joint_jobs, separate_jobs
+from mmedit.bench.latency import measure_latency, require_enough
 from mmedit.bench.modes import Batch, Mode, Sequential, require_sound
 from mmedit.bench.plan import Plan, TrainingCases, editor_folder
 from mmedit.bench.protocol import Meter, NoEdit
@@ -48,6 +49,7 @@ def run(
     the VLM's outputs are not finite.
     """
     require_sound(plan.mode, len(cases))
+    require_enough(plan.latency, len(cases))
     require_distinct_ids(cases)
     for editor in plan.editors.values():
         editor.require_fits(vlm)
@@ -67,6 +69,8 @@ def run(
                 scorer=scorer,
             )
             measure_editor(folder, plan.mode, meter, editor, cases, progress)
+            if label != BASE:
+                measure_latency(folder, label, editor, vlm, cases[: plan.latency], progress)
         return folder.records(list(editors)), dict(folder.manifest.training_seconds)
 
 

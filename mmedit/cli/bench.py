@@ -123,6 +123,15 @@ BatchSizeOption = Annotated[
         show_default="the VLM's own, in configs/vlm",
     ),
 ]
+LatencyOption = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="Also time N edits of each editor one at a time, without probes. The table shows the "
+        "median and the 95th percentile.",
+    ),
+]
 ContradictionOption = Annotated[
     str | None,
     typer.Option(
@@ -158,6 +167,7 @@ def bench(
     batch_size: BatchSizeOption = None,
     generate: GenerateOption = True,
     on_contradiction: ContradictionOption = None,
+    latency: LatencyOption = 0,
     settings: SetOption = None,
     seed: SeedOption = 0,
 ) -> None:
@@ -185,6 +195,7 @@ def bench(
         generate=generate,
         overrides=overrides,
         seed=seed,
+        latency=latency,
         on_contradiction=cast("OnContradiction | None", on_contradiction),
         command=command_line(),
     )

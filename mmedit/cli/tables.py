@@ -95,6 +95,7 @@ def table(
         read.records,
         columns=columns,
         training_seconds=read.training_seconds or None,
+        latencies=read.latencies,
         notes=[*read.notes, *sequence_notes(read.records)],
     )
     beside = paper and compare_with_published(

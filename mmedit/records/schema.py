@@ -247,6 +247,8 @@ class RunManifest(_Frozen):
     """
     cases: int | None = None
     """Number of cases; None in a manifest of a first version."""
+    latencies: dict[str, tuple[float, ...]] = {}
+    """Seconds of edits that were made one at a time, by editor; in the order of the cases."""
     parts: tuple[RunPart, ...] = ()
     """The commands that the records come from, in order."""
 

@@ -45,18 +45,27 @@ class Measure:
     """True if all records of a method may lack it. Its cell is then empty."""
 
 
+@dataclass(frozen=True)
+class NotedCosts:
+    """The costs of one row that the manifest of its run notes."""
+
+    training_seconds: float | None = None
+    alone: Sequence[float] = ()
+    """Seconds of edits that were made one at a time."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CostColumn:
     """One cost column; less is better.
 
-    `of` takes the records of a row, at least one, and its seconds of training, and gives the value,
-    None if it is not known. The table leaves the column out if no row has a value. `text` writes
+    `of` takes the records of a row, at least one, and what its run noted, and gives the value, None
+    if it is not known. The table leaves the column out if no row has a value. `text` writes
     the value.
     """
 
     name: str
     definition: str
-    of: Callable[[Sequence[Record], float | None], float | None]
+    of: Callable[[Sequence[Record], NotedCosts], float | None]
     text: Callable[[float], str]
 
     @property
@@ -213,6 +222,18 @@ COSTS: tuple[CostColumn, ...] = (
         text=_seconds,
     ),
     CostColumn(
+        name="s alone",
+        definition="median wall time of an edit that is made by itself, its image encoded before",
+        of=lambda _, noted: median(noted.alone) if noted.alone else None,
+        text=_seconds,
+    ),
+    CostColumn(
+        name="p95 alone",
+        definition="95th percentile of edits made by themselves",
+        of=lambda _, noted: float(np.quantile(noted.alone, 0.95)) if noted.alone else None,
+        text=_seconds,
+    ),
+    CostColumn(
         name="peak GB",
         definition="peak memory until then (on a GPU: of tensors; on a CPU: of the process)",
         of=lambda records, _: max(record.peak_memory_bytes for record in records) / 1e9,
@@ -227,7 +248,7 @@ COSTS: tuple[CostColumn, ...] = (
     CostColumn(
         name="train s",
         definition="seconds of training before the first edit",
-        of=lambda _, training_seconds: training_seconds,
+        of=lambda _, noted: noted.training_seconds,
         text=_seconds,
     ),
 )

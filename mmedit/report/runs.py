@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mmedit.errors import DataError, UnknownNameError
@@ -37,6 +37,8 @@ class Measured:
     training_seconds: dict[str, float]
     origins: dict[str, Origin]
     notes: tuple[str, ...] = ()
+    latencies: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Seconds of edits that were made one at a time, by label."""
 
     @property
     def title(self) -> str:
@@ -100,6 +102,12 @@ def read_runs(paths: Iterable[Path], *, edits: int | None = None) -> Measured:
         training_seconds,
         {labels[run.path, editor]: run.origin for run in runs for editor in run.rows},
         tuple(_notes(runs, labels, edits)),
+        {
+            labels[run.path, editor]: seconds
+            for run in runs
+            for editor, seconds in run.manifest.latencies.items()
+            if editor in run.rows
+        },
     )
 
 

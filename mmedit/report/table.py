@@ -17,7 +17,7 @@ import pandas
 from mmedit.cases import Probe
 from mmedit.errors import DataError, UnknownNameError
 from mmedit.records.schema import Record
-from mmedit.report.columns import COLUMN_SETS, COSTS, Column, N
+from mmedit.report.columns import COLUMN_SETS, COSTS, Column, N, NotedCosts
 from mmedit.report.cut_off import cut_off_notes
 from mmedit.report.intervals import Summary
 from mmedit.report.scores import (
@@ -55,6 +55,7 @@ def method_table(
     *,
     columns: str = "default",
     training_seconds: Mapping[str, float] | None = None,
+    latencies: Mapping[str, Sequence[float]] | None = None,
     notes: Sequence[str] = (),
 ) -> pandas.DataFrame:
     """Aggregate records to one row per editor, in the order in which the editors first appear.
@@ -63,8 +64,9 @@ def method_table(
     default token accuracy "tok" and exact match "EM"; ("cost", name) for the costs that are known;
     ("", "n") for the number of records. A probe that one method lacks is None there.
     `table.map(float, na_action="ignore")` gives the bare means. `notes` are for the footnote
-    (`attrs[NOTES]`), which counts the edits with NaN or infinite output too. Raises DataError for
-    no records, and for a missing score in one of them.
+    (`attrs[NOTES]`), which counts the edits with NaN or infinite output too; `latencies` are the
+    seconds of edits made one at a time, by editor. Raises DataError for no records, and for a
+    missing score in one of them.
     """
     if not records:
         raise DataError("no records to make a table of; give the records of at least one edit")
@@ -72,7 +74,7 @@ def method_table(
     scores = _scores(rows, columns)
     table: dict[Column, Sequence[object]] = {
         **{column: _cells(by_editor) for column, by_editor in scores.items()},
-        **_cost_columns(rows, training_seconds or {}),
+        **_cost_columns(rows, training_seconds or {}, latencies or {}),
         N: [len(found) for found in rows.values()],
     }
     index = pandas.Index(list(rows), name="editor")
@@ -121,12 +123,13 @@ def _failure_notes(
 
 
 def _cost_columns(
-    rows: Mapping[str, Sequence[Record]], training_seconds: Mapping[str, float]
+    rows: Mapping[str, Sequence[Record]],
+    training_seconds: Mapping[str, float],
+    latencies: Mapping[str, Sequence[float]],
 ) -> dict[Column, Sequence[object]]:
+    noted = {e: NotedCosts(training_seconds.get(e), latencies.get(e, ())) for e in rows}
     costs = {
-        cost.column: [
-            cost.of(records, training_seconds.get(editor)) for editor, records in rows.items()
-        ]
+        cost.column: [cost.of(records, noted[editor]) for editor, records in rows.items()]
         for cost in COSTS
     }
     return {

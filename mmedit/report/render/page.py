@@ -141,6 +141,7 @@ def _table(records: Sequence[Record], manifest: RunManifest | None) -> pandas.Da
     return method_table(
         records,
         training_seconds=manifest.training_seconds if manifest else {},
+        latencies=manifest.latencies if manifest else {},
         notes=[*(notes_of(manifest) if manifest else []), *sequence_notes(records)],
     )
 
