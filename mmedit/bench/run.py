@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -58,17 +59,16 @@ def run(
     with RunFolder.open(directory, plan, vlm, cases) as folder:
         editors: dict[str, Editor] = {BASE: NoEdit()}
         editors |= _fit_all(plan, folder, vlm, training_cases, progress)
-        base = BaseOutputs(vlm)
+        meter = Meter(
+            BaseOutputs(vlm),
+            name=BASE,
+            seed=plan.seed,
+            batch_size=plan.batch_size,
+            max_new_tokens=folder.manifest.run.max_new_tokens or 0,
+            scorer=scorer,
+        )
         for label, editor in editors.items():
-            meter = Meter(
-                base,
-                name=label,
-                seed=plan.seed,
-                batch_size=plan.batch_size,
-                max_new_tokens=folder.manifest.run.max_new_tokens or 0,
-                scorer=scorer,
-            )
-            measure_editor(folder, plan.mode, meter, editor, cases, progress)
+            measure_editor(folder, plan.mode, replace(meter, name=label), editor, cases, progress)
             if label != BASE:
                 measure_latency(folder, label, editor, vlm, cases[: plan.latency], progress)
         return folder.records(list(editors)), dict(folder.manifest.training_seconds)
