@@ -57,8 +57,8 @@ def run(
     require_finite(vlm, cases[0].request)
     scorer = plan.generation.scorer()
     with RunFolder.open(directory, plan, vlm, cases) as folder:
-        editors: dict[str, Editor] = {BASE: NoEdit()}
-        editors |= _fit_all(plan, folder, vlm, training_cases, progress)
+        fitted = _fit_all(plan, folder, vlm, training_cases, progress)
+        editors: dict[str, Editor] = {BASE: NoEdit(), **fitted}
         meter = Meter(
             BaseOutputs(vlm),
             name=BASE,

@@ -163,7 +163,11 @@ def _shown(answer: Answer) -> str:
 
 
 def _edit_verdict(answer: str, target: str) -> str:
-    return "[green]as expected" if answer == target else f"[red]expected: {escape(target)}"
+    """Compare as the score `exact` does: neither case nor marks around the answer count."""
+    from mmedit.metrics.generation import exact
+
+    is_right = bool(exact(answer, [target]))
+    return "[green]as expected" if is_right else f"[red]expected: {escape(target)}"
 
 
 def _local_verdict(before: str, after: str) -> str:

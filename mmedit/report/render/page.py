@@ -228,10 +228,16 @@ def _question(probe: Probe, number: int, methods: Mapping[str, Record]) -> Quest
 
 
 def _answer(editor: str, probe: Probe, asked: ProbeRecord) -> Answer:
-    before, after = asked.generated_pre, asked.generated_post
+    before = _text(asked.generated_pre, asked.cut_off_pre)
+    after = _text(asked.generated_post, asked.cut_off_post)
     if not asked.is_finite:
         return Answer(editor, before, "NaN or infinite output", False, _exact_match(asked))
     return Answer(editor, before, after, _is_right(probe, asked), _exact_match(asked))
+
+
+def _text(generated: str | None, is_cut_off: bool | None) -> str | None:
+    """Return a generation as it is shown: with an ellipsis if it was cut off."""
+    return f"{generated} …" if generated is not None and is_cut_off else generated
 
 
 def _is_right(probe: Probe, asked: ProbeRecord) -> bool | None:
@@ -240,6 +246,8 @@ def _is_right(probe: Probe, asked: ProbeRecord) -> bool | None:
         return None
     if probe.is_locality:
         return after == before
+    if asked.generation_post is not None:
+        return asked.generation_post.exact == 1
     return after.strip().casefold() == asked.target.strip().casefold()
 
 
