@@ -108,8 +108,8 @@ def _any_in(stops: Sequence[str], text: str) -> bool:
 
 
 def _ids(given: int | Sequence[int] | None) -> tuple[int, ...]:
-    listed = given if isinstance(given, list | tuple) else [given]
-    return tuple(int(end) for end in listed if end is not None)
+    listed = [given] if isinstance(given, int) else given or ()
+    return tuple(int(end) for end in listed)
 
 
 def _strings(given: str | Sequence[str] | None) -> tuple[str, ...]:

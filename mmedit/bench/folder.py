@@ -23,7 +23,13 @@ from mmedit.bench.continuation import (
     require_same_content,
     require_same_hash,
 )
-from mmedit.bench.generation import answer_length, examples_of, longest_answer
+from mmedit.bench.generation import (
+    answer_length,
+    examples_of,
+    longest_answer,
+    require_room,
+    room_behind,
+)
 from mmedit.bench.plan import Plan, editor_folder
 from mmedit.bench.snapshots import STATE, Snapshots
 from mmedit.cases import EditCase, dataset_hash
@@ -131,12 +137,19 @@ def generation_length(
     """Return the largest length of a generation: that of the plan, else that of the run that is
     continued, else what the accepted answers need.
 
-    Raises RunError if the run that is continued leaves too little for an accepted answer.
+    Raises ConfigError if a length that is set does not fit, RunError if the run that is continued
+    leaves too little for an accepted answer.
     """
     kept = kept_length(plan, earlier)
+    if kept != 0:
+        require_room(vlm, cases, plan.generation)
     if kept is None:
         return answer_length(vlm, cases)
-    if plan.max_new_tokens is None and (needed := longest_answer(vlm, examples_of(cases))) > kept:
+    if plan.max_new_tokens is not None:
+        return kept
+    examples = list(examples_of(cases))
+    needed = longest_answer(vlm, examples)
+    if needed > kept and room_behind(vlm, examples) > kept:
         raise RunError(
             f"the run has generations of at most {kept} tokens, and the longest accepted answer "
             f"now has {needed}. Choose another --out, or keep that length with --set "

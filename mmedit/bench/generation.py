@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from mmedit.cases import EditCase, Example
+from mmedit.errors import ConfigError
 from mmedit.images import image_key
 from mmedit.metrics import generation
 from mmedit.metrics.clip_score import ClipScore, load_clip_score, require_clip
@@ -58,8 +59,9 @@ def answer_length(vlm: VLM, cases: Iterable[EditCase]) -> int:
     """Return how many tokens a generation of a run may have: the longest accepted answer of its
     requests and probes, in tokens of this VLM, and a margin.
 
-    The margin is 10 tokens or a quarter of that answer, whichever is more; it ends where the VLM
-    has no room for more behind its longest prompt. Reads every image whose size the VLM must know.
+    The margin is 10 tokens or a quarter of that answer, whichever is more. The length is less where
+    the VLM has no room for it behind its longest prompt. Reads every image whose size decides the
+    number of its tokens.
     """
     return length_for(vlm, list(examples_of(cases)))
 
@@ -68,23 +70,14 @@ def length_for(vlm: VLM, examples: Sequence[Example]) -> int:
     """Return how many tokens a generation may have, as `answer_length` does for these examples."""
     longest = longest_answer(vlm, examples)
     length = longest + max(MARGIN, round(MARGIN_SHARE * longest))
-    parts = (examples[at : at + IMAGES_AT_ONCE] for at in range(0, len(examples), IMAGES_AT_ONCE))
-    room = min(_room(vlm, part) for part in parts)
-    return max(min(length, room), longest)
-
-
-def _room(vlm: VLM, examples: Sequence[Example]) -> int:
-    """Return how many new tokens fit behind the longest of these prompts."""
-    contexts = (len(text.context) for text in vlm.frozen.segments(examples))
-    left = vlm.frozen.room(examples, new_tokens=1)
-    return min(room + 1 - context for room, context in zip(left, contexts, strict=True))
+    return max(1, min(length, room_behind(vlm, examples)))
 
 
 def longest_answer(vlm: VLM, examples: Iterable[Example]) -> int:
     """Return the length of the longest accepted answer in tokens of this VLM."""
     # The format around a text depends on whether there is an image, not on which one.
     distinct = {
-        (example.image is None, answer): replace(example, target=answer, prompt="", context="")
+        (example.image is None, answer): replace(example, target=answer, context="")
         for example in examples
         for answer in example.accepted
     }
@@ -94,6 +87,32 @@ def longest_answer(vlm: VLM, examples: Iterable[Example]) -> int:
         for at in range(0, len(asked), AT_ONCE)
         for segments in vlm.frozen.segments(asked[at : at + AT_ONCE])
     )
+
+
+def room_behind(vlm: VLM, examples: Sequence[Example]) -> int:
+    """Return how many new tokens fit behind the longest of these prompts."""
+    parts = (examples[at : at + IMAGES_AT_ONCE] for at in range(0, len(examples), IMAGES_AT_ONCE))
+    return min(_room(vlm, part) for part in parts)
+
+
+def require_room(vlm: VLM, cases: Sequence[EditCase], settings: GenerationSettings) -> None:
+    """Raise ConfigError if a length that is set does not fit behind the longest prompt."""
+    requests = [case.request for case in cases]
+    for name, length, examples in (
+        ("max_new_tokens", settings.max_new_tokens or 0, list(examples_of(cases))),
+        ("fluency_tokens", settings.fluency_tokens, requests),
+    ):
+        if length and length > (room := room_behind(vlm, examples)):
+            raise ConfigError(
+                f"generation.{name} is {length}, and this VLM has room for {room} new tokens "
+                f"behind the longest prompt; choose {max(room, 1)} or less"
+            )
+
+
+def _room(vlm: VLM, examples: Sequence[Example]) -> int:
+    contexts = (len(text.context) for text in vlm.frozen.segments(examples))
+    left = vlm.frozen.room(examples, new_tokens=1)
+    return min(room + 1 - context for room, context in zip(left, contexts, strict=True))
 
 
 def examples_of(cases: Iterable[EditCase]) -> Iterable[Example]:

@@ -58,12 +58,11 @@ def test_the_longest_accepted_answer_of_any_probe_decides(tiny_vlm: NetworkVLM):
     assert answer_length(tiny_vlm, cases) == tokens(tiny_vlm, long) + MARGIN
 
 
-def test_a_long_answer_gets_a_quarter_more(tiny_vlm: NetworkVLM):
+def test_a_long_answer_gets_a_quarter_more_as_far_as_there_is_room(tiny_vlm: NetworkVLM):
     long = "z" * 44
     assert tokens(tiny_vlm, long) == 45
     room = tiny_vlm.frozen.room([SHORT], new_tokens=1)[0] + 1
-    assert room < 45 + 11
-    assert answer_length(tiny_vlm, [case(long, prompt="")]) == max(room, 45)
+    assert answer_length(tiny_vlm, [case(long, prompt="")]) == min(room, 45 + 11)
 
 
 def test_the_margin_ends_where_the_vlm_has_no_room(tiny_vlm: NetworkVLM):
@@ -85,6 +84,24 @@ def test_a_run_that_continues_keeps_its_length(tiny_vlm: NetworkVLM):
     assert generation_length(plan(3), None, tiny_vlm, long) == 3
     with pytest.raises(RunError, match=r"at most 7 tokens, and the longest .* now has 21\. Choose"):
         generation_length(plan(None), earlier, tiny_vlm, long)
+
+
+def test_a_run_that_the_room_bounded_continues(tiny_vlm: NetworkVLM):
+    cases = [case("z" * 55, prompt="")]
+    first = generation_length(plan(None), None, tiny_vlm, cases)
+    assert first < tokens(tiny_vlm, "z" * 55)
+    earlier = plan(first).manifest({})
+    assert generation_length(plan(None), earlier, tiny_vlm, cases) == first
+
+
+@pytest.mark.parametrize("name", ["max_new_tokens", "fluency_tokens"])
+def test_a_length_that_does_not_fit_is_refused_before_anything_is_measured(
+    tiny_vlm: NetworkVLM, name: str
+):
+    generation = GenerationSettings.model_validate({name: 60})
+    asked = replace(plan(generation.max_new_tokens), generation=generation)
+    with pytest.raises(ConfigError, match=rf"{name} is 60, and this VLM has room for \d"):
+        generation_length(asked, None, tiny_vlm, [case("blue")])
 
 
 def test_a_run_of_a_first_version_without_length_gets_one(tiny_vlm: NetworkVLM):

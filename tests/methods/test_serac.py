@@ -400,7 +400,8 @@ def test_probabilities_over_the_larger_vocabulary_sum_to_one():
 
 def test_a_counterfactual_model_without_an_end_token_is_refused(vlm, cases, tmp_path, monkeypatch):
     tiny_opt(tmp_path, vlm, vlm.frozen.vocabulary - 8)
-    monkeypatch.setattr(type(vlm.frozen), "ends", (vlm.frozen.vocabulary - 1,))
+    stops = replace(vlm.adapter.stops, ends=(vlm.frozen.vocabulary - 1,))
+    monkeypatch.setattr(vlm.adapter, "stops", stops)
     with pytest.raises(ModelError, match="none of them ends an answer of the VLM"):
         SERAC(config(counterfactual=str(tmp_path))).fit(vlm, Fitting(cases))
 

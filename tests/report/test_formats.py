@@ -238,7 +238,7 @@ def test_a_name_that_looks_like_markup_is_shown_as_it_is():
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_cost_column_is_in_every_format_with_its_definition(format):
     records = reliability("ft", [1.0, 0.0], parameters=7)
-    table = method_table(records, training_seconds={"ft": 3.0})
+    table = method_table(records, training_seconds={"ft": 3.0}, latencies={"ft": (2.0,)})
     text = render(table, format)
     for cost in COSTS:
         assert cost.column in table.columns

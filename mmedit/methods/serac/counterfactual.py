@@ -101,7 +101,8 @@ class Counterfactual(nn.Module):
     ) -> list[Answer]:
         """Return greedy answers."""
         rows = self._rows(inputs, [list(row.asked.prompt) for row in inputs], frozen, side="left")
-        stops = Stops(ends=frozen.ends, padding=frozen.ends[0])
+        ends = tuple(end for end in frozen.ends if end < self.lm.config.vocab_size)
+        stops = Stops(ends=ends, padding=next(iter(ends), 0))
         set_greedy(self.lm, stops)
         made = self.lm.generate(
             inputs_embeds=rows.embedded,
