@@ -49,12 +49,7 @@ def run(
     EditorError or ModelError, before anything is measured, if an editor does not fit the VLM or
     the VLM's outputs are not finite.
     """
-    require_sound(plan.mode, len(cases))
-    require_enough(plan.latency, len(cases))
-    require_distinct_ids(cases)
-    for editor in plan.editors.values():
-        editor.require_fits(vlm)
-    require_finite(vlm, cases[0].request)
+    _require_measurable(plan, vlm, cases)
     scorer = plan.generation.scorer()
     with RunFolder.open(directory, plan, vlm, cases) as folder:
         fitted = _fit_all(plan, folder, vlm, training_cases, progress)
@@ -72,6 +67,16 @@ def run(
             if label != BASE:
                 measure_latency(folder, label, editor, vlm, cases[: plan.latency], progress)
         return folder.records(list(editors)), dict(folder.manifest.training_seconds)
+
+
+def _require_measurable(plan: Plan, vlm: VLM, cases: Sequence[EditCase]) -> None:
+    """Raise an error for a plan that cannot be measured, before it costs anything."""
+    require_sound(plan.mode, len(cases))
+    require_enough(plan.latency, len(cases))
+    require_distinct_ids(cases)
+    for editor in plan.editors.values():
+        editor.require_fits(vlm)
+    require_finite(vlm, cases[0].request)
 
 
 def _fit_all(
