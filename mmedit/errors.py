@@ -33,6 +33,16 @@ def shortened(value: object, length: int = 60) -> str:
     return f"{text[:half]}...{text[-half:]}"
 
 
+def one_line(error: object, length: int = 400) -> str:
+    """Return the text of an error on one line, at most `length` characters of it.
+
+    >>> one_line("first\n  second")
+    'first second'
+    """
+    text = " ".join(str(error).split())
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
 class MmeditError(Exception):
     """Base of all errors raised on purpose; the command line prints it and exits with code 2."""
 

@@ -44,7 +44,7 @@ TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")
 tokens attend to each other in both directions take the second.
 """
 FEED_FORWARD = r"layers\.(\d+)\.(?:.*\.)?(?:fc1|fc2|up_proj|down_proj)$"
-VISION_OUTPUT = r"(?:layers?|blocks)\.(\d+)\.mlp\.(?:fc2|down_proj|linear_fc2)$"
+VISION_OUTPUT = r"(?:layers?|blocks)\.(\d+)\.(?:mlp|feed_forward)\.(?:fc2|down_proj|linear_fc2)$"
 
 
 class TransformersAdapter(Adapter):
@@ -85,11 +85,11 @@ class TransformersAdapter(Adapter):
 
     def chat_formats(self) -> tuple[PromptFormat, PromptFormat]:
         """Return the formats of the processor's chat template. Raises ModelError without one."""
-        if not (self.processor.chat_template or self.tokenizer.chat_template):
+        if not self.processor.chat_template:
             raise ModelError(
-                "the processor of this model has no chat template, so its prompt format is not "
-                "known; add chat_template.jinja to its folder, or write an adapter "
-                "(docs/adding-a-model.md)"
+                "neither the processor nor the tokenizer of this model has a chat template, so its "
+                "prompt format is not known; add chat_template.jinja to its folder, or write an "
+                "adapter (docs/adding-a-model.md)"
             )
         return chat_formats(self.processor, self.processor.image_token)
 
@@ -260,22 +260,23 @@ def input_of(module: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def _collate(images: Sequence[Pixels]) -> dict[str, Tensor]:
-    """Join images along the first axis. A ragged second axis (tiles) is padded with zeros, as
-    processors do.
+    """Join images along the first axis. Ragged further axes (tiles, Pixtral's height and width) are
+    padded with zeros, as processors do.
     """
     return {name: _cat([image[name] for image in images]) for name in images[0]}
 
 
 def _cat(tensors: Sequence[Tensor]) -> Tensor:
-    if len({tensor.shape[1:] for tensor in tensors}) == 1:
-        return torch.cat(list(tensors))
-    longest = max(tensor.shape[1] for tensor in tensors)
-    padded = []
-    for tensor in tensors:
-        missing = longest - tensor.shape[1]
-        padding = tensor.new_zeros(len(tensor), missing, *tensor.shape[2:])
-        padded.append(torch.cat([tensor, padding], dim=1))
-    return torch.cat(padded)
+    largest = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    return torch.cat([_padded(tensor, largest) for tensor in tensors])
+
+
+def _padded(tensor: Tensor, largest: Sequence[int]) -> Tensor:
+    """Return a tensor with zeros behind its values, in every axis but the first."""
+    missing = [most - size for most, size in zip(largest, tensor.shape[1:], strict=True)]
+    if not any(missing):
+        return tensor
+    return nn.functional.pad(tensor, [n for more in reversed(missing) for n in (0, more)])
 
 
 def _is_list(output: Any) -> bool:

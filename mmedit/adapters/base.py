@@ -12,8 +12,9 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 from uuid import uuid4
 
@@ -24,11 +25,18 @@ from torch import Tensor
 
 from mmedit.adapters.generation import Answer, read_answers, read_stops, set_greedy, text_before
 from mmedit.adapters.inputs import Inputs, PaddingSide, Row, padded
+from mmedit.adapters.processing import (
+    SAMPLE_SIZES,
+    processing_hash,
+    require_counts,
+    require_tokenizer,
+    sample_image,
+)
 from mmedit.adapters.prompts import PromptFormat, Segmenter
 from mmedit.adapters.seen import Layout, Pixels, SeenImage
 from mmedit.adapters.weights import config_hash, devices_of, weights_hash
 from mmedit.cases import Example
-from mmedit.errors import ModelError
+from mmedit.errors import ImageError, ModelError, one_line
 from mmedit.images import image_key, open_image
 
 Stage = Literal["vision", "bridge", "language"]
@@ -36,6 +44,10 @@ STAGES: tuple[Stage, ...] = ("vision", "bridge", "language")
 
 LAYOUTS = 4096
 """Number of images whose layout an adapter remembers."""
+PROCESSING_VERSION = 1
+"""The version of what `Adapter.processing_hash` covers."""
+UNUSABLE = (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+"""Errors of transformers' code for images, for pictures and settings that it does not expect."""
 NO_TOKENS = torch.zeros(0, dtype=torch.long)
 
 
@@ -57,6 +69,9 @@ class Adapter(ABC):
         self.network: Any = network  # transformers' types do not tell its submodules
         self.processor: Any = processor
         self.tokenizer: Any = processor.tokenizer
+        require_tokenizer(self.tokenizer)
+        if processor.chat_template is None:  # it may stand in the tokenizer's files alone
+            processor.chat_template = self.tokenizer.chat_template
         self.text_format, self.image_format = self.formats()
         self.tokenize = Segmenter(self.tokenizer)
         self._layouts: OrderedDict[str, Layout] = OrderedDict()
@@ -80,14 +95,39 @@ class Adapter(ABC):
         return config_hash(self.network.config)
 
     @cached_property
+    def processing_hash(self) -> str:
+        """A hash of all that makes inputs of an example, and text of an answer's tokens.
+
+        This is the tokenizer, the prompt format, the image processor, the number of an image's
+        tokens, the end tokens and stop strings, and the adapter's class. Its first digit is the
+        version of this list: hashes of different versions cannot be compared.
+        """
+        layouts = [self._prepared(sample_image(size))[0] for size in SAMPLE_SIZES]
+        others = {
+            "adapter": type(self).__name__,
+            "formats": [asdict(self.text_format), asdict(self.image_format)],
+            "image tokens": [list(layout.placeholder) for layout in layouts],
+            "ends": self.network.generation_config.eos_token_id,
+            "stops": self._stops,
+        }
+        digest = processing_hash(self._tokenizers, self.processor.image_processor, others)
+        return f"{PROCESSING_VERSION}-{digest}"
+
+    @property
+    def _tokenizers(self) -> Sequence[Any]:
+        """The tokenizers that read an example."""
+        return (self.tokenizer,)
+
+    @cached_property
     def features_of(self) -> str:
         """A name for all that image features depend on, except the image.
 
-        This is weights, config, image processing, dtype, and the adapter's class.
+        This is weights, config, processing, dtype, and the adapter's class.
         """
         settings = (
             self.network.config.to_json_string(),
             self.processor.image_processor.to_json_string(),
+            self.processing_hash,
             type(self).__name__,
             str(self.network.dtype),
         )
@@ -152,6 +192,10 @@ class Adapter(ABC):
     ) -> list[Answer]:
         """Return greedy continuations of `inputs`, which must be padded on the left."""
 
+    def feature_count(self, features: Tensor) -> int:
+        """Return for how many tokens the features of one image are."""
+        return features.numel() // features.shape[-1]
+
     def feature_key(self, image: SeenImage) -> str:
         """Return a name for all that the bridge's output depends on.
 
@@ -172,12 +216,43 @@ class Adapter(ABC):
             raise ValueError("an example without image was given as one with image")
         image, key = example.image, image_key(example.image)
         if (layout := self._known_layout(key)) is not None:
-            return SeenImage(example, key, layout, lambda: self.prepare(open_image(image))[1])
-        layout, pixels = self.prepare(open_image(image))
+            return SeenImage(example, key, layout, lambda: self._prepared(image)[1])
+        layout, pixels = self._prepared(image)
         self._layouts[key] = layout
         if len(self._layouts) > LAYOUTS:
             self._layouts.popitem(last=False)
         return SeenImage(example, key, layout, lambda: pixels)
+
+    def _prepared(self, image: Path | Image.Image) -> tuple[Layout, Pixels]:
+        """Open an image and preprocess it. Raises ImageError if the image processor refuses it."""
+        opened = open_image(image)
+        try:
+            return self.prepare(opened)
+        except UNUSABLE as error:
+            name = image if isinstance(image, Path) else "the given image"
+            raise ImageError(
+                f"{name} has {opened.width} x {opened.height} pixels, and the VLM's image "
+                f"processor refuses it: {one_line(error)}. Crop it, or leave it out."
+            ) from error
+
+    def require_matching_processor(self) -> None:
+        """Raise ModelError unless the processor is one for this network.
+
+        Costs one pass of a small image through vision and bridge.
+        """
+        example = Example(prompt="a", target="a", image=sample_image(SAMPLE_SIZES[0]))
+        layout, pixels = self._prepared(sample_image(SAMPLE_SIZES[0]))
+        seen = SeenImage(example, "sample", layout, lambda: pixels)
+        try:
+            with torch.no_grad():
+                features = self.encode([seen])
+        except UNUSABLE as error:
+            raise ModelError(
+                "its network cannot read the images that its processor makes: "
+                f"{one_line(error)}; expected the processor's files (preprocessor_config.json, "
+                "processor_config.json) that belong to this network"
+            ) from error
+        require_counts(layout.placeholder.count(self.image_token), self.feature_count(features[0]))
 
     def _known_layout(self, key: str) -> Layout | None:
         """Return the layout of an image that was prepared before, or that all images share."""

@@ -54,8 +54,6 @@ class Blip2Family(Adapter):
         )
 
     def __init__(self, network: Any, processor: Any) -> None:
-        if processor.chat_template is None:  # `Blip2Processor` loses it when it is loaded
-            processor.chat_template = processor.tokenizer.chat_template
         super().__init__(network, processor)
         # LAVIS' epsilon of ln_vision: `mmedit convert` writes it, hub checkpoints lack it
         eps = network.config.vision_config.to_dict().get("post_layernorm_eps")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -26,6 +26,10 @@ class InstructBlipAdapter(Blip2Family):
     """BLIP-2 whose bridge reads the prompt."""
 
     model_types = ("instructblip",)
+
+    @property
+    def _tokenizers(self) -> Sequence[Any]:
+        return (self.tokenizer, self.processor.qformer_tokenizer)
 
     def formats(self) -> tuple[PromptFormat, PromptFormat]:
         verbatim = read_format(self.tokenizer, PROBE, marker=None, special_tokens=True, lead=" ")

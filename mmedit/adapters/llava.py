@@ -17,15 +17,23 @@ import torch
 from accelerate.utils import align_module_device
 from PIL import Image
 from torch import Tensor
+from transformers import LlavaNextProcessor, LlavaOnevisionProcessor, LlavaProcessor
 
-from mmedit.adapters.auto import TransformersAdapter
+from mmedit.adapters.auto import TransformersAdapter, input_of
 from mmedit.adapters.base import Stage
 from mmedit.adapters.prompts import PromptFormat
 from mmedit.adapters.seen import Layout, Pixels, SeenImage
 
+CLASS_TOKENS = ("class_embedding", "cls_token")
+"""Ends of the names of the parameter that stands for the whole image in a vision tower."""
+
 
 class LlavaFamily(TransformersAdapter):
     """A LLaVA: its language model reads one layer of the vision tower, or several."""
+
+    def __init__(self, network: Any, processor: Any) -> None:
+        complete_counts(network, processor)
+        super().__init__(network, processor)
 
     def _layers_used(self, stage: Stage) -> int | None:
         if stage != "vision":
@@ -39,12 +47,34 @@ class LlavaFamily(TransformersAdapter):
 
 @final
 class LlavaAdapter(LlavaFamily):
-    """LLaVA-1.5: every image is one tile."""
+    """LLaVA-1.5: every image is one tile. Pixtral, which has its model type: images of all sizes,
+    whose patches go through vision and bridge as one row.
+    """
 
     model_types = ("llava",)
 
     def formats(self) -> tuple[PromptFormat, PromptFormat]:
         return self.chat_formats()
+
+    def vision(self, images: Sequence[SeenImage]) -> list[Tensor]:
+        if not self._is_pixtral:
+            return super().vision(images)
+        module, _ = self._only_bridge()
+        with input_of(module) as entered:
+            self._image_outputs(images)
+        (patches,) = entered[0]
+        return list(patches.split(self._rows(images, len(patches))))
+
+    def bridge(self, vision: Sequence[Tensor], images: Sequence[SeenImage]) -> list[Tensor]:
+        if not self._is_pixtral:
+            return super().bridge(vision, images)
+        module, _ = self._only_bridge()
+        (bridged,) = module(torch.cat(list(vision)).unsqueeze(0))
+        return list(bridged.split([len(patches) for patches in vision]))
+
+    @property
+    def _is_pixtral(self) -> bool:
+        return self.network.config.vision_config.model_type == "pixtral"
 
 
 class TiledLlavaFamily(LlavaFamily):
@@ -97,3 +127,31 @@ class LlavaOnevisionAdapter(TiledLlavaFamily):
 
     def _packing(self) -> dict[str, Any]:
         return {"vision_aspect_ratio": self.network.config.vision_aspect_ratio}
+
+
+def complete_counts(network: Any, processor: Any) -> None:
+    """Give a processor the numbers that it counts an image's tokens with, if its files lack them.
+
+    Older versions of transformers and programs for fine-tuning leave them out. They follow from the
+    network.
+    """
+    config = network.config
+    if isinstance(processor, LlavaOnevisionProcessor):
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        _set_missing(processor, "num_image_tokens", side * side)
+        processor.vision_aspect_ratio = config.vision_aspect_ratio  # the network packs by this one
+    elif isinstance(processor, LlavaProcessor | LlavaNextProcessor):
+        _set_missing(processor, "patch_size", config.vision_config.patch_size)
+        tower = network.get_encoder(modality="image")
+        has_class = any(name.endswith(CLASS_TOKENS) for name, _ in tower.named_parameters())
+        processor.num_additional_image_tokens = max(
+            processor.num_additional_image_tokens or 0, int(has_class)
+        )
+    else:
+        return
+    _set_missing(processor, "vision_feature_select_strategy", config.vision_feature_select_strategy)
+
+
+def _set_missing(processor: Any, name: str, value: object) -> None:
+    if getattr(processor, name) is None:
+        setattr(processor, name, value)

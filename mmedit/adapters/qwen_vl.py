@@ -52,6 +52,9 @@ class QwenVLFamily(TransformersAdapter):
         output = self._image_outputs(images)
         return [torch.stack(list(parts)) for parts in zip(*self._parts(output), strict=True)]
 
+    def feature_count(self, features: Tensor) -> int:
+        return features.shape[-2]  # each merger gives features for all tokens
+
     def _parts(self, output: Any) -> list[Sequence[Tensor]]:
         """Return the output of each merger, image by image."""
         return [output.pooler_output]

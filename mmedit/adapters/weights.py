@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
 from accelerate.utils import align_module_device
-from accelerate.utils.modeling import get_state_dict_offloaded_model
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mmedit.errors import ModelError
 
-def all_weights(network: nn.Module) -> dict[str, Tensor]:
-    """Return the state dict, with the weights that Accelerate has offloaded."""
-    weights = network.state_dict()
-    if not any(tensor.is_meta for tensor in weights.values()):
-        return weights
-    here = {name: tensor for name, tensor in weights.items() if not tensor.is_meta}
-    return {**get_state_dict_offloaded_model(network), **here}  # the first lacks the root's own
+
+def all_weights(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Give every tensor of the state dict with its name, in the order of the names.
+
+    A tensor that Accelerate has offloaded is read back when it is given, one module at a time.
+    """
+    for name, tensor in sorted(network.state_dict().items()):
+        yield name, _read_back(network, name) if tensor.is_meta else tensor
 
 
 def devices_of(network: nn.Module) -> tuple[torch.device, ...]:
@@ -40,12 +41,46 @@ def _device(named: torch.device | str | int) -> torch.device:
 
 
 def weights_hash(network: nn.Module) -> str:
-    """Return 32 hexadecimal digits that change when any weight does. Reads every weight."""
+    """Return 32 hexadecimal digits that change when any weight does. Reads every weight.
+
+    Raises ModelError if a weight that was offloaded when the network was loaded is not finite.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(all_weights(network).items()):
+    offloaded = {name for name, tensor in network.state_dict().items() if tensor.is_meta}
+    for name, tensor in all_weights(network):
+        if name in offloaded:
+            require_finite({name: tensor})
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def require_finite(weights: Mapping[str, Tensor]) -> None:
+    """Raise ModelError, which names them, if weights hold NaN or infinity.
+
+    Reads every weight once where it is, without a copy, and waits once for each device. Offloaded
+    weights are passed over: `weights_hash` checks these. So are 8-bit and 4-bit numbers, which
+    cannot hold NaN.
+    """
+    checked = {
+        name: tensor.detach()
+        for name, tensor in weights.items()
+        if tensor.is_floating_point() and tensor.numel() and not tensor.is_meta
+    }
+    by_device: dict[torch.device, list[str]] = {}
+    for name, tensor in checked.items():
+        by_device.setdefault(tensor.device, []).append(name)
+    broken = []
+    for names in by_device.values():
+        sound = torch.stack([_is_finite(checked[name]) for name in names]).tolist()
+        broken += [name for name, is_sound in zip(names, sound, strict=True) if not is_sound]
+    if broken:
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        raise ModelError(
+            f"{len(broken)} of its weights hold NaN or infinity: {', '.join(broken[:3])}{more}; "
+            "expected finite numbers. Fetch or save the checkpoint again, or, if its numbers are "
+            "too large for float16, load it with dtype=bfloat16"
+        )
 
 
 def config_hash(config: Any) -> str:
@@ -66,6 +101,25 @@ def weight_of(linear: nn.Linear) -> Float[Tensor, "out in"]:
     with align_module_device(linear):
         plain = linear.weight if type(linear) is nn.Linear else _dequantised(linear)
         return plain.detach().float().clone()
+
+
+def _is_finite(tensor: Tensor) -> Tensor:
+    """Return whether all numbers are finite, on their device: NaN and infinity reach the ends."""
+    wide = tensor if tensor.element_size() > 1 else tensor.float()  # float8 has no aminmax
+    return torch.stack(torch.aminmax(wide)).isfinite().all()
+
+
+def _read_back(network: nn.Module, name: str) -> Tensor:
+    path, _, own = name.rpartition(".")
+    module = network.get_submodule(path)
+    with align_module_device(module):
+        tensor = getattr(module, own)
+        if tensor.is_meta:
+            raise ModelError(
+                f"its weight {name} is offloaded and cannot be read back; load the VLM with more "
+                "memory, or with another offload_folder"
+            )
+        return tensor.detach().clone()
 
 
 def _dequantised(linear: nn.Linear) -> Tensor:

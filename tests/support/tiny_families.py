@@ -1,4 +1,4 @@
-"""Tiny random models of eleven vision-language families, saved as transformers saves the released.
+"""Tiny random models of twelve vision-language families, saved as transformers saves the released.
 
 The classes are the released checkpoints' own: network, image processor, video processor and chat
 format. Only sizes, weights and vocabulary are small: each tokenizer is a byte-level BPE trained
@@ -58,6 +58,9 @@ from transformers import (
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
     PaliGemmaProcessor,
+    PixtralImageProcessor,
+    PixtralProcessor,
+    PixtralVisionConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     ProcessorMixin,
@@ -125,6 +128,16 @@ LLAVA_NEXT_CHAT = _IMAGES_FIRST + (
     "{{- '[INST] ' + parts(message, '<image>\\n', ('', '')) + ' [/INST]' -}}"
     "{%- else -%}"
     "{{- ' ' + parts(message, '', ('', '')) + '</s> ' -}}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+)
+PIXTRAL_CHAT = _IMAGES_FIRST + (
+    "{{- bos_token -}}"
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'user' -%}"
+    "{{- '[INST]' + parts(message, '[IMG]', ('', '')) + '[/INST]' -}}"
+    "{%- else -%}"
+    "{{- parts(message, '', ('', '')) + '</s>' -}}"
     "{%- endif -%}"
     "{%- endfor -%}"
 )
@@ -296,6 +309,32 @@ def _llava() -> tuple[PreTrainedModel, ProcessorMixin]:
         images, tokenizer, patch_size=14, vision_feature_select_strategy="default",
         num_additional_image_tokens=1, chat_template=LLAVA_CHAT,
     )  # fmt: skip
+
+
+def _pixtral() -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Images of all sizes, with one token for a break after each row of patches."""
+    names = {
+        "image_token": "[IMG]", "image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]",
+    }  # fmt: skip
+    turns = ("[INST]", "[/INST]")
+    tokenizer = _tokenizer(
+        (*LLAMA, *names.values(), *turns), unk_token="<unk>", bos_token="<s>", eos_token="</s>",
+        pad_token="<pad>", add_bos_token=True, extra_special_tokens=names,
+    )  # fmt: skip
+    config = LlavaConfig(
+        vision_config=PixtralVisionConfig(**_vision(image_size=64, patch_size=8)),
+        text_config=MistralConfig(sliding_window=None, **_text(tokenizer)),
+        image_token_index=_id(tokenizer, "[IMG]"),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        projector_hidden_act="gelu",
+    )
+    network = LlavaForConditionalGeneration(config)
+    _ends_with(network, tokenizer)
+    images = PixtralImageProcessor(size={"longest_edge": 64}, patch_size=_square(8))
+    return network, PixtralProcessor(
+        images, tokenizer, patch_size=8, spatial_merge_size=1, chat_template=PIXTRAL_CHAT
+    )
 
 
 def _llava_next() -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -553,6 +592,7 @@ def _instructblip() -> tuple[PreTrainedModel, ProcessorMixin]:
 
 FAMILIES: dict[str, Callable[[], tuple[PreTrainedModel, ProcessorMixin]]] = {
     "llava": _llava,
+    "pixtral": _pixtral,
     "llava_next": _llava_next,
     "llava_onevision": _llava_onevision,
     "qwen2_vl": _qwen2_vl,
@@ -564,7 +604,7 @@ FAMILIES: dict[str, Callable[[], tuple[PreTrainedModel, ProcessorMixin]]] = {
     "gemma3": _gemma3,
     "instructblip": _instructblip,
 }
-"""Network and processor by `model_type`; `build_family` sets the weights."""
+"""Network and processor by `model_type` (Pixtral's is `llava`); `build_family` sets the weights."""
 
 
 def build_family(name: str, *, seed: int = 0) -> tuple[PreTrainedModel, ProcessorMixin]:
