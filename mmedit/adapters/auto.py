@@ -54,8 +54,10 @@ class TransformersAdapter(Adapter):
         names = {id(module): name for name, module in network.named_modules()}
         self._vision_name = names[id(network.get_encoder(modality="image"))]
         self._language_name = names[id(network.get_decoder())]
-        self._encode_inputs = set(inspect.signature(network.get_image_features).parameters)
-        self._forward_inputs = set(inspect.signature(network.forward).parameters)
+        self._encode_inputs = _parameters(network.get_image_features)
+        if "kwargs" in self._encode_inputs:  # passed on to the model inside
+            self._encode_inputs |= _parameters(network.base_model.get_image_features)
+        self._forward_inputs = _parameters(network.forward)
         if not (self._vision_name and self._language_name):
             raise ModelError(
                 f"in this {type(network).__name__} the vision tower and the language model cannot "
@@ -257,6 +259,10 @@ def input_of(module: nn.Module) -> Iterator[list[Tensor]]:
         yield entered
     finally:
         hook.remove()
+
+
+def _parameters(function: Any) -> set[str]:
+    return set(inspect.signature(function).parameters)
 
 
 def _collate(images: Sequence[Pixels]) -> dict[str, Tensor]:

@@ -73,7 +73,7 @@ def _is_unused(directory: Path) -> bool:
 def require_same_content(
     directory: Path, earlier: RunManifest, now: RunManifest, cases: Sequence[EditCase]
 ) -> None:
-    """Raise RunError if the VLM's weights, the edited sites or the cases of the earlier run are
+    """Raise RunError if the VLM, the edited sites or the cases of the earlier run are
     others.
     """
     shared = [label for label in now.sites if label in earlier.sites]
@@ -89,6 +89,8 @@ def require_same_content(
             _require_this_version(directory, there)
         if name == "dataset" and earlier.limit != now.limit:
             here = dataset_hash(cases[: earlier.cases or earlier.limit])
+        if name == "vlm" and there and "-" not in there:  # earlier versions noted weights alone
+            here = here.partition("-")[0]
         require_same_hash(directory, name, there or here, here)
 
 

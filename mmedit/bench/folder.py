@@ -68,7 +68,7 @@ class RunFolder:
         earlier = on_main(lambda: earlier_manifest(plan, directory))
         length = generation_length(plan, earlier, vlm, cases)
         plan = replace(plan, max_new_tokens=length)
-        hashes = {"vlm": vlm.identity.weights, "dataset": dataset_hash(cases)}
+        hashes = {"vlm": vlm.identity.hash, "dataset": dataset_hash(cases)}
         sites = {label: editor.edited_sites(vlm) for label, editor in plan.editors.items()}
         found = {label: names for label, names in sites.items() if names}
         now = plan.manifest({}).model_copy(

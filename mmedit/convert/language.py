@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
+from mmedit.adapters.checkpoint import require_no_adapter, require_sentencepiece
 from mmedit.errors import ModelError
 from mmedit.storage import is_hub_id
 
@@ -76,7 +77,11 @@ def check_language(source: str) -> None:
 
 
 def language_config(source: str) -> Any:
-    """Return the config. Raises ModelError if the model is not a decoder-only one."""
+    """Return the config.
+
+    Raises ModelError if the model is not a decoder-only one, if its tokenizer needs packages that
+    are not installed, or if an adapter lies beside its weights.
+    """
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
@@ -86,6 +91,11 @@ def language_config(source: str) -> Any:
             f"--language {source} is a {config.model_type}; expected a decoder-only language model "
             "(OPT, Llama)"
         )
+    try:
+        require_no_adapter(source)
+        require_sentencepiece(Path(source))
+    except ModelError as error:
+        raise ModelError(f"--language {source} cannot be used: {error}") from error
     return config
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from hashlib import blake2b
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -88,8 +89,11 @@ def reached(
     return (x != 0).any(-1) & (delta != 0).any(-1)
 
 
+Part = Literal["family", "config", "weights", "processing"]
+
+
 class Identity(NamedTuple):
-    """The network of a VLM, by its family and by hashes of its config and weights."""
+    """All that the answers of a VLM depend on, by its family and by hashes."""
 
     family: str
     """The `model_type` of its config."""
@@ -97,6 +101,24 @@ class Identity(NamedTuple):
     """A hash of the config."""
     weights: str
     """A hash of all weights."""
+    processing: str = ""
+    """A hash of tokenizer, prompt format, image processing and the ends of answers; "" if an
+    earlier version of mmedit saved the identity. Its first digit is a version.
+    """
+
+    def difference(self, other: Identity) -> Part | None:
+        """Return the first part that differs; None if both are the same as far as both tell."""
+        for part in ("family", "config", "weights"):
+            if getattr(self, part) != getattr(other, part):
+                return part
+        ours, theirs = (identity.processing.partition("-") for identity in (self, other))
+        return "processing" if ours[0] == theirs[0] and ours != theirs else None
+
+    @property
+    def hash(self) -> str:
+        """The hash of the weights, a hyphen, and a hash of everything else."""
+        rest = "\0".join((self.family, self.config, self.processing))
+        return f"{self.weights}-{blake2b(rest.encode(), digest_size=8).hexdigest()}"
 
 
 class VLM(ABC):

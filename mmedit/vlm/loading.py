@@ -23,11 +23,7 @@ from transformers import (
 
 from mmedit.adapters import ADAPTERS, adapter_for
 from mmedit.adapters.base import STAGES, Adapter, Stage
-from mmedit.adapters.weights import keep_weights_in_place, require_finite
-from mmedit.cache import TensorCache
-from mmedit.errors import ModelError, UnknownNameError, one_line
-from mmedit.storage import is_hub_id, shortened
-from mmedit.vlm.checkpoint import (
+from mmedit.adapters.checkpoint import (
     model_folder,
     require_all_used,
     require_known_quantisation,
@@ -35,6 +31,10 @@ from mmedit.vlm.checkpoint import (
     require_readable,
     require_sentencepiece,
 )
+from mmedit.adapters.weights import keep_weights_in_place, require_finite
+from mmedit.cache import TensorCache
+from mmedit.errors import ModelError, UnknownNameError, one_line
+from mmedit.storage import is_hub_id, shortened
 from mmedit.vlm.network import NetworkVLM
 
 BUILT_IN = {"embedded": "assets/embedded-vlm"}

@@ -162,6 +162,7 @@ class NetworkVLM(VLM):
             family=str(adapter.network.config.model_type),
             config=adapter.config_hash,
             weights=adapter.fingerprint,
+            processing=adapter.processing_hash,
         )
 
     @property

@@ -280,7 +280,7 @@ def test_the_manifest_says_which_source_weights_cases_and_editors_were_measured(
     run(plan(), tmp_path, vlm, cases, training, progress=silent)
     manifest = read_manifest(tmp_path)
     assert manifest.hashes.keys() == {"vlm", "dataset", "IKE"}
-    assert manifest.hashes["vlm"] == vlm.identity.weights
+    assert manifest.hashes["vlm"] == vlm.identity.hash
     assert manifest.commit is None or len(manifest.commit.rstrip("+")) == 40
 
 

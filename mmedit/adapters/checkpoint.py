@@ -104,8 +104,8 @@ def require_sentencepiece(folder: Path) -> None:
     ]
     if missing:
         raise ModelError(
-            f"its tokenizer is {models[0]}, without tokenizer.json; reading it needs sentencepiece "
-            f"and protobuf, and {' and '.join(missing)} cannot be imported: "
+            f"its tokenizer is {models[0]}, without tokenizer.json; reading it needs the packages "
+            f"sentencepiece and protobuf (not installed: {', '.join(missing)}): "
             "pip install 'mmedit[convert]'"
         )
 
