@@ -107,8 +107,8 @@ class Adapter(ABC):
             "adapter": type(self).__name__,
             "formats": [asdict(self.text_format), asdict(self.image_format)],
             "image tokens": [list(layout.placeholder) for layout in layouts],
-            "ends": self.network.generation_config.eos_token_id,
-            "stops": self._stops,
+            "ends": self.stops.ends,
+            "stops": self.stops.strings,
         }
         digest = processing_hash(self._tokenizers, self.processor.image_processor, others)
         return f"{PROCESSING_VERSION}-{digest}"

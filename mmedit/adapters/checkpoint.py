@@ -27,6 +27,8 @@ SETTINGS = (
 )  # fmt: skip
 """Small files that transformers reads, and passes over in part when they are not valid JSON."""
 SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+WORDS = ("tokenizer.json", "*.model", "vocab.*", "tekken.json", "*.tiktoken")
+"""Files that hold the words of a tokenizer."""
 MERGE = (
     "Merge it into the weights first, with peft: PeftModel.from_pretrained(model, folder)"
     ".merge_and_unload().save_pretrained(new_folder), and load the new folder"
@@ -81,6 +83,15 @@ def require_readable(folder: Path) -> None:
             ) from error
         if not isinstance(described, dict):
             raise ModelError(f"{name} holds {shortened(described)}; expected a JSON object")
+
+
+def require_tokenizer_files(folder: Path) -> None:
+    """Raise ModelError if a folder has no file with the words of a tokenizer."""
+    if not any(True for pattern in WORDS for _ in folder.glob(pattern)):
+        raise ModelError(
+            "it has no tokenizer: expected tokenizer.json, or the files that the model was "
+            "released with (tokenizer.model; vocab.json and merges.txt): put them into the folder"
+        )
 
 
 def require_no_adapter(source: str) -> None:

@@ -55,9 +55,8 @@ def require_tokenizer(tokenizer: Any) -> None:
     """
     if not tokenizer(["a"], add_special_tokens=False)["input_ids"][0]:
         raise ModelError(
-            "its tokenizer makes no tokens of a text, so its files are missing; expected "
-            "tokenizer.json, or the files that the model was released with (tokenizer.model, "
-            "vocab.json and merges.txt): put them into the folder"
+            "its tokenizer makes no tokens of a text; expected the files of the tokenizer that the "
+            "model was released with (tokenizer.json): put them into the folder"
         )
 
 

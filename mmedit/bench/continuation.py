@@ -73,9 +73,7 @@ def _is_unused(directory: Path) -> bool:
 def require_same_content(
     directory: Path, earlier: RunManifest, now: RunManifest, cases: Sequence[EditCase]
 ) -> None:
-    """Raise RunError if the VLM, the edited sites or the cases of the earlier run are
-    others.
-    """
+    """Raise RunError if the VLM, the edited sites or the cases of the earlier run are others."""
     shared = [label for label in now.sites if label in earlier.sites]
     difference = _difference(
         {"sites": {label: list(earlier.sites[label]) for label in shared}},
@@ -83,14 +81,12 @@ def require_same_content(
     )
     if difference:
         raise _refusal(directory, difference, "Use the same value, or choose another --out.")
-    for name in ("vlm", "dataset"):
+    for name in ("dataset", "vlm"):  # the first tells a run of an earlier version
         there, here = earlier.hashes.get(name), now.hashes[name]
         if name == "dataset" and there is not None:
             _require_this_version(directory, there)
         if name == "dataset" and earlier.limit != now.limit:
             here = dataset_hash(cases[: earlier.cases or earlier.limit])
-        if name == "vlm" and there and "-" not in there:  # earlier versions noted weights alone
-            here = here.partition("-")[0]
         require_same_hash(directory, name, there or here, here)
 
 

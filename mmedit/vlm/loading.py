@@ -30,6 +30,7 @@ from mmedit.adapters.checkpoint import (
     require_no_adapter,
     require_readable,
     require_sentencepiece,
+    require_tokenizer_files,
 )
 from mmedit.adapters.weights import keep_weights_in_place, require_finite
 from mmedit.cache import TensorCache
@@ -170,7 +171,11 @@ def _loaded(
 
 def _processor(source: str, *, trusted: bool) -> Any:
     """Load the processor. Raises ModelError if its folder has none, or a part of one."""
-    require_sentencepiece(Path(source))
+    folder = Path(source)
+    if folder.is_dir():
+        require_sentencepiece(folder)
+        if not trusted:  # code of a checkpoint may read other files
+            require_tokenizer_files(folder)
     processor: Any = AutoProcessor.from_pretrained(source, trust_remote_code=trusted)
     if isinstance(processor, ProcessorMixin):
         return processor
@@ -182,7 +187,7 @@ def _processor(source: str, *, trusted: bool) -> Any:
 
 
 def _known_stages(
-    sites: Mapping[Stage, tuple[str, ...]],
+    sites: Mapping[Any, tuple[str, ...]],
 ) -> Mapping[Stage, tuple[str, ...]]:
     for stage in sites:
         if stage not in STAGES:
@@ -190,7 +195,7 @@ def _known_stages(
     return sites
 
 
-def _known_dtype(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
+def _known_dtype(dtype: Any) -> torch.dtype | str | None:
     """Return a dtype by its name in torch. "auto" is the checkpoint's own."""
     if dtype is None or isinstance(dtype, torch.dtype) or dtype == "auto":
         return dtype
@@ -208,7 +213,7 @@ def _placement(placed: bool) -> DeviceMap | None:
     return {"": str(PartialState().device)}
 
 
-def _adapter_class(adapter: str | type[Adapter] | None, config: Any) -> type[Adapter]:
+def _adapter_class(adapter: object, config: Any) -> type[Adapter]:
     if adapter is None:
         return adapter_for(config)
     if isinstance(adapter, type) and issubclass(adapter, Adapter):

@@ -73,16 +73,14 @@ def test_a_picture_that_an_image_processor_refuses_is_an_error_that_names_the_fi
         vlm.predict([Example(prompt="what color is it?", target="red", image=strip)])
 
 
-def test_so_is_one_that_is_decoded_only_when_its_pixels_are_needed(tiny_vlm, tmp_path, monkeypatch):
+def test_so_is_one_that_is_decoded_when_its_pixels_are_needed(tiny_vlm, tmp_path, monkeypatch):
     def refuse(*_: object) -> None:
         raise ValueError("not\nsuch a picture")
 
     monkeypatch.setattr(Blip2Adapter, "prepare", refuse)
     picture = tmp_path / "picture.png"
     Image.new("RGB", (8, 9)).save(picture)
-    with pytest.raises(
-        ImageError, match=rf"^{picture} has 8 x 9 .* refuses it: not such a picture"
-    ):
+    with pytest.raises(ImageError, match=rf"^{picture} has 8 x 9 .*: not such a picture. Crop"):
         tiny_vlm.predict([Example(prompt="what color is it?", target="red", image=picture)])
 
 
@@ -107,14 +105,12 @@ def test_counts_that_a_processor_lacks_follow_from_the_network(family: str, tmp_
 def test_a_processor_that_counts_otherwise_than_the_network_is_refused(tmp_path: Path):
     folder = tiny_families.save_family("internvl", tmp_path)
     rewrite(folder / "processor_config.json", lambda s: s.update(image_seq_length=5))
-    assert "its processor puts 25 tokens for an image into the text, and its netw" in refusal(
-        folder
-    )
+    assert "its processor puts 25 tokens for an image into the text, and its" in refusal(folder)
 
 
 def test_a_processor_for_another_size_of_images_is_refused(folder: Path):
     def resize(settings: dict[str, Any]) -> None:
-        settings["image_processor"]["size"] = {"height": 30, "width": 30}
+        settings["image_processor"]["size"] = {"height": 42, "width": 42}
 
     rewrite(folder / "processor_config.json", resize)
     assert "its network cannot read the images that its processor makes" in refusal(folder)
@@ -141,7 +137,7 @@ def test_a_folder_without_a_part_of_its_processor_is_refused(folder: Path, name:
 def test_a_tokenizer_without_its_vocabulary_is_refused(llava: Path, tmp_path: Path):
     folder = shutil.copytree(llava, tmp_path / "model")
     (folder / "tokenizer.json").unlink()
-    assert "its tokenizer makes no tokens of a text, so its files are missing" in refusal(folder)
+    assert "it has no tokenizer: expected tokenizer.json, or the files that" in refusal(folder)
 
 
 @pytest.fixture
@@ -189,9 +185,7 @@ def test_weights_of_an_adapter_among_the_weights_are_refused(folder: Path):
     site = "language_model.model.decoder.layers.0.self_attn.q_proj"
     names = [f"{site}.lora_{part}.default.weight" for part in "AB"]
     reweigh(folder, lambda weights: weights.update({name: torch.ones(2, 2) for name in names}))
-    assert f"its files hold 2 weights of an adapter (LoRA), for example {names[0]}" in refusal(
-        folder
-    )
+    assert f"hold 2 weights of an adapter (LoRA), for example {names[0]}" in refusal(folder)
 
 
 def test_a_weight_that_a_module_of_the_network_does_not_read_is_refused(folder: Path):
@@ -217,7 +211,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(folder: Path, value: fl
 
 
 def test_weights_too_large_for_half_precision_are_refused(folder: Path):
-    reweigh(folder, lambda weights: weights["query_tokens"][0, 0, :1].fill_(1e6))
+    reweigh(folder, lambda weights: weights["language_projection.bias"].fill_(1e6))
     assert load_vlm(folder, dtype="bfloat16").name
     with pytest.raises(ModelError, match="too large for float16, load it with dtype=bfloat16"):
         load_vlm(folder, dtype="float16")
@@ -226,7 +220,7 @@ def test_weights_too_large_for_half_precision_are_refused(folder: Path):
 def test_offloaded_weights_that_are_not_finite_are_refused_when_they_are_read(folder: Path):
     reweigh(folder, lambda weights: weights["language_projection.bias"].fill_(float("nan")))
     vlm = on_disk(folder)
-    with pytest.raises(ModelError, match="NaN or infinity: language_projection.bias;"):
+    with pytest.raises(ModelError, match=r"NaN or infinity: language_projection\.bias;"):
         _ = vlm.identity
 
 
@@ -271,6 +265,11 @@ def of_merges(settings: dict[str, Any]) -> None:
     settings["model"]["merges"].pop()
 
 
+def of_two_words(settings: dict[str, Any]) -> None:
+    vocabulary = settings["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+
+
 def of_words(settings: dict[str, Any]) -> None:
     settings["normalizer"] = {"type": "Lowercase"}
 
@@ -308,7 +307,7 @@ def test_the_tokenizer_of_the_qformer_is_part_of_the_identity(tmp_path: Path):
     folder = tiny_families.save_family("instructblip", tmp_path)
     before = load_vlm(folder).identity
     (file,) = (folder / "qformer_tokenizer").glob("tokenizer.json")
-    rewrite(file, lambda settings: settings.update(normalizer=None))
+    rewrite(file, of_two_words)
     assert load_vlm(folder).identity.difference(before) == "processing"
 
 
