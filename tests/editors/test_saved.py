@@ -92,6 +92,22 @@ def test_what_it_was_fitted_on_is_read_back(folder: Path, editor: MEND):
     assert MEND.load(folder).origin == editor.origin
 
 
+def test_an_editor_that_an_earlier_version_saved_still_edits(
+    folder: Path, vlm: NetworkVLM, cases: list[EditCase], editor: MEND
+):
+    rewrite(folder, lambda described: described["origin"]["vlm"].pop("processing"))
+    assert torch.equal(edited(MEND.load(folder), vlm, cases), edited(editor, vlm, cases))
+
+
+def test_an_editor_fitted_with_another_tokenizer_or_template_is_refused(
+    folder: Path, vlm: NetworkVLM, cases: list[EditCase]
+):
+    other = vlm.identity.processing[:-1] + "x"
+    rewrite(folder, lambda described: described["origin"]["vlm"].update(processing=other))
+    with pytest.raises(EditorError, match="of the same weights with another tokenizer, chat templ"):
+        edited(MEND.load(folder), vlm, cases)
+
+
 def test_saving_over_an_editor_replaces_it(folder: Path, editor: MEND):
     other = MEND.load(folder)
     other.state()["edit_lrs"].add_(1.0)
