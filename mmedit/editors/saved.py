@@ -241,7 +241,8 @@ def model_card(described: Description, repo_id: str) -> str:
     fitted = (
         f"Fitted on {origin.cases} cases (dataset {origin.dataset}, seed {origin.seed}) for a "
         f"`{origin.vlm.family}` network (config {origin.vlm.config}, weights "
-        f"{origin.vlm.weights}, processing {origin.vlm.processing or 'not noted'}); it works with no other VLM.\n\nSites: "
+        f"{origin.vlm.weights}, processing {origin.vlm.processing or 'not noted'}); it works with "
+        "no other VLM.\n\nSites: "
         f"{', '.join(f'`{site}`' for site in origin.sites) or 'none'}.\n\nMade with "
         f"{', '.join(f'{name} {version}' for name, version in origin.versions.items())}.\n"
         if origin
