@@ -1,4 +1,4 @@
-"""What a processor makes of texts and images: checked when a VLM is loaded, and as a hash.
+"""The effect of a processor on texts and images: checked when a VLM is loaded, and as a hash.
 
 Files of a processor change with the version of transformers that wrote them. So the hash is one of
 effects where they can be seen (the tokens of texts, of a conversation, and of an image), and of

@@ -62,7 +62,10 @@ class Origin:
 
     def as_json(self) -> dict[str, Any]:
         """Return the origin as plain JSON."""
-        return {**asdict(self), "vlm": self.vlm._asdict(), "sites": list(self.sites)}
+        vlm = self.vlm._asdict()
+        if not self.vlm.processing:  # an earlier version did not note it
+            del vlm["processing"]
+        return {**asdict(self), "vlm": vlm, "sites": list(self.sites)}
 
 
 @dataclass(frozen=True, kw_only=True)
