@@ -9,13 +9,17 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 from PIL import Image
 
-from mmedit.errors import DataError, EmptyAnswerError, ImageError
+from mmedit.errors import DataError, EmptyAnswerError, UnknownNameError
+from mmedit.image_inputs import as_image
 from mmedit.images import image_key
-from mmedit.storage import shortened
+from mmedit.storage import broken_text, shortened
+
+if TYPE_CHECKING:
+    from mmedit.image_inputs import ImageInput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +30,8 @@ class Example:
     conversation markers. `context` is put between image and prompt: it conditions the answer, and
     no metric scores it (in-context editing puts its demonstrations there). `target` is the answer
     without leading space. `answers` are further answers that are right in free generation.
+    `image` may be a path, a PIL image, an array or a tensor, bytes, or a file object
+    (`mmedit.image_inputs.as_image`). Raises DataError, EmptyAnswerError, ImageError.
 
     >>> Example(prompt="what color is the shape?", target="blue", image=Path("shapes/7.png"))
     Example('what color is the shape?' -> 'blue', image 7.png)
@@ -37,29 +43,31 @@ class Example:
     context: str = ""
     answers: tuple[str, ...] = ()
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            prompt: str,
+            target: str,
+            image: ImageInput | None = None,
+            context: str = "",
+            answers: Sequence[str] = (),
+        ) -> None: ...
+
     def __post_init__(self) -> None:
-        if isinstance(self.image, str):
-            object.__setattr__(self, "image", Path(self.image))
-        if isinstance(self.image, list | tuple):
-            raise ImageError(
-                f"{len(self.image)} images were given; an example has one image or none. Join them "
-                "into one picture, or make an example of each."
-            )
+        require_text(self.prompt, "the prompt of an example")
+        about = f"of {shortened(self.prompt)}"
+        require_text(self.target, f"the target {about}")
+        require_text(self.context, f"the context {about}")
         if not self.target.strip():
             raise EmptyAnswerError(
-                f"the target of {self.prompt!r} is empty; give the answer that the model must "
+                f"the target {about} is empty; give the answer that the model must "
                 "learn or is scored on"
             )
-        if isinstance(self.answers, str):
-            raise DataError(
-                f"the accepted answers of {self.prompt!r} are the text {self.answers!r}; expected "
-                f"a tuple of texts: ({self.answers!r},)"
-            )
-        if not all(answer.strip() for answer in self.answers):
-            raise EmptyAnswerError(
-                f"an accepted answer of {self.prompt!r} is empty, and an empty answer "
-                "would accept silence; leave it out"
-            )
+        object.__setattr__(self, "answers", _accepted(self.answers, about))
+        if self.image is not None:
+            object.__setattr__(self, "image", as_image(self.image))
 
     def __repr__(self) -> str:
         image = ""
@@ -74,6 +82,38 @@ class Example:
     def accepted(self) -> tuple[str, ...]:
         """All answers that are right in free generation, the target first."""
         return tuple(dict.fromkeys((self.target, *self.answers)))
+
+
+def require_text(text: object, what: str) -> None:
+    """Raise DataError unless `text` is a text that can be tokenised and written to a file."""
+    if not isinstance(text, str):
+        raise DataError(
+            f"{what} is {shortened(text)}, of type {type(text).__name__}; expected a text (str)"
+        )
+    if fault := broken_text(text):
+        raise DataError(f"{what} {fault}: {shortened(text)}; repair the text")
+
+
+def _accepted(answers: object, about: str) -> tuple[str, ...]:
+    """Return further accepted answers as a tuple of texts. Raises DataError, EmptyAnswerError."""
+    if isinstance(answers, str):
+        raise DataError(
+            f"the accepted answers {about} are the text {shortened(answers)}; expected "
+            f"a tuple of texts: ({shortened(answers)},)"
+        )
+    if not isinstance(answers, Sequence):
+        raise DataError(
+            f"the accepted answers {about} are of type {type(answers).__name__}; expected a tuple "
+            "of texts"
+        )
+    for answer in answers:
+        require_text(answer, f"an accepted answer {about}")
+        if not answer.strip():
+            raise EmptyAnswerError(
+                f"an accepted answer {about} is empty, and an empty answer "
+                "would accept silence; leave it out"
+            )
+    return tuple(answers)
 
 
 class Probe(StrEnum):
@@ -127,13 +167,44 @@ class EditCase:
     probes: Mapping[Probe, tuple[Example, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        probes = {Probe.RELIABILITY: (self.request,), **self.probes}
+        require_text(self.id, "the id of a case")
+        if not isinstance(self.request, Example):
+            raise DataError(
+                f"the request of case {shortened(self.id)} is of type "
+                f"{type(self.request).__name__}; expected an Example"
+            )
+        if not isinstance(self.probes, Mapping):
+            raise DataError(
+                f"the probes of case {shortened(self.id)} are of type "
+                f"{type(self.probes).__name__}; expected a dictionary of Examples by Probe"
+            )
+        given = {_probe(name): _examples(name, e, self.id) for name, e in self.probes.items()}
+        probes = {Probe.RELIABILITY: (self.request,), **given}
         ordered = {probe: tuple(probes[probe]) for probe in Probe if probes.get(probe)}
         object.__setattr__(self, "probes", MappingProxyType(ordered))
 
     def __repr__(self) -> str:
         probes = ", ".join(f"{probe} {len(examples)}" for probe, examples in self.probes.items())
         return f"EditCase({self.id!r}, {self.request!r}, probes: {probes})"
+
+
+def _probe(name: object) -> Probe:
+    """Return a probe by its name. Raises UnknownNameError."""
+    try:
+        return Probe(name)
+    except ValueError:
+        raise UnknownNameError("probe", str(name), [probe.value for probe in Probe]) from None
+
+
+def _examples(probe: str, given: object, case: str) -> tuple[Example, ...]:
+    """Return the examples of a probe; one alone is accepted. Raises DataError."""
+    examples = [given] if isinstance(given, Example) else given
+    if isinstance(examples, Sequence) and all(isinstance(e, Example) for e in examples):
+        return tuple(examples)
+    raise DataError(
+        f"the probe {probe} of case {shortened(case)} is not a list of Examples; expected "
+        "(Example(...), ...)"
+    )
 
 
 @dataclass(frozen=True)

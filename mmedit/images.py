@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mmedit.errors import ImageError
 from mmedit.progress import Progress
+from mmedit.storage import shortened
 
 MAX_PIXELS = 50_000_000
 """Maximum number of pixels. A larger image is refused before it is decoded."""
@@ -23,29 +27,23 @@ def open_image(image: Path | Image.Image) -> Image.Image:
     Raises ImageError if the file is missing, is not an image, is cut off, or has more than
     `MAX_PIXELS` pixels or more than 8 bits per pixel and channel.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            if isinstance(image, Image.Image):
-                return _decode(image, "the given image")
-            with Image.open(image) as opened:
-                return _decode(opened, str(image))
-    except FileNotFoundError:
-        raise ImageError(f"image not found: {image}. Check the path.") from None
-    except IsADirectoryError:
-        raise ImageError(f"{image} is a folder; expected an image file.") from None
-    except UnidentifiedImageError:
-        raise ImageError(
-            f"{image} is not an image that Pillow can read (PNG, JPEG, ...)."
-        ) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageError(
-            f"{image} has too many pixels; expected at most {MAX_PIXELS:,}: scale it down."
-        ) from None
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, ImageError):
-            raise
-        raise ImageError(f"{image} is broken and cannot be decoded: {error}") from error
+    if isinstance(image, Image.Image):
+        return decoded(lambda: nullcontext(image), "the given image")
+    _require_file(image)
+    return decoded(lambda: Image.open(image), str(image))
+
+
+def require_header(image: Path | Image.Image) -> tuple[int, int]:
+    """Return width and height of an image. Raises ImageError if its file is missing, is not an
+    image or is too large. Only the first bytes of a file are read.
+    """
+    if isinstance(image, Path):
+        _require_file(image)
+        with _faults_of(str(image)), Image.open(image) as opened:
+            _check_size(opened, str(image))
+            return opened.size
+    _check_size(image, "the given image")
+    return image.size
 
 
 def image_key(image: Path | Image.Image) -> str:
@@ -54,19 +52,67 @@ def image_key(image: Path | Image.Image) -> str:
         seen = open_image(image)  # palette and orientation count, not only the stored numbers
         header = f"{seen.size}".encode()
         return hashlib.blake2b(header + seen.tobytes(), digest_size=16).hexdigest()
+    status = _require_file(image)
     try:
-        status = image.stat()
         return _file_key(image, status.st_mtime_ns, status.st_size)
-    except FileNotFoundError:
-        raise ImageError(f"image not found: {image}. Check the path.") from None
     except OSError as error:
-        raise ImageError(f"{image} cannot be read: {error}") from error
+        raise ImageError(f"{image} cannot be read: {error.strerror}. Check the file.") from error
 
 
 @lru_cache(maxsize=100_000)
 def _file_key(path: Path, modified_ns: int, size: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _require_file(path: Path) -> os.stat_result:
+    """Return the status of an image file; ImageError unless it is a regular file.
+
+    It stands before every opening: to open a pipe would wait for ever.
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise ImageError(f"image not found: {path}. Check the path.") from None
+    except (OSError, ValueError) as error:  # no permission; a name too long; a NUL
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ImageError(
+            f"the image {shortened(str(path))} cannot be read: {reason}. Check the path."
+        ) from None
+    if stat.S_ISDIR(status.st_mode):
+        raise ImageError(f"{path} is a folder; expected an image file.")
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(
+            f"{path} is not a regular file (a pipe, a device or a socket); expected an image file."
+        )
+    return status
+
+
+def decoded(source: Callable[[], AbstractContextManager[Image.Image]], name: str) -> Image.Image:
+    """Open an image and decode it. Raises ImageError."""
+    with _faults_of(name), source() as opened:
+        return _decode(opened, name)
+
+
+@contextmanager
+def _faults_of(name: str) -> Iterator[None]:
+    """Turn Pillow's errors into an ImageError that names the image."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    except UnidentifiedImageError:
+        raise ImageError(f"{name} is not an image that Pillow can read (PNG, JPEG, ...).") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(
+            f"{name} has too many pixels; expected at most {MAX_PIXELS:,}: scale it down."
+        ) from None
+    except PermissionError as error:
+        raise ImageError(f"{name} cannot be read: {error.strerror}.") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"{name} is broken and cannot be decoded: {error}") from error
 
 
 def _decode(image: Image.Image, name: str) -> Image.Image:
@@ -80,10 +126,15 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
 
 
 def _check_size(image: Image.Image, name: str) -> None:
-    pixels = image.width * image.height
-    if pixels > MAX_PIXELS:
+    check_pixels(image.size, name)
+
+
+def check_pixels(size: tuple[int, int], name: str) -> None:
+    """Raise ImageError if an image of this width and height has more than `MAX_PIXELS` pixels."""
+    width, height = size
+    if width * height > MAX_PIXELS:
         raise ImageError(
-            f"{name} has {image.width} x {image.height} = {pixels:,} pixels; expected "
+            f"{name} has {width} x {height} = {width * height:,} pixels; expected "
             f"at most {MAX_PIXELS:,}: scale it down."
         )
 

@@ -139,6 +139,25 @@ def inside(roots: Sequence[Path], name: str, where: str, advice: str = "") -> Pa
     )
 
 
+def broken_text(text: str) -> str | None:
+    """Return what makes a text useless to a tokenizer and to a file, or None if it is sound.
+
+    A lone surrogate, half of a character such as an emoji, comes from a text that was cut off, or
+    from bytes that are not UTF-8.
+
+    >>> broken_text("caf\u00e9"), broken_text("cut off \ud83d")
+    (None, "contains half of a character ('\\ud83d', at position 8)")
+    """
+    if text.isascii():
+        return None
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        return f"contains half of a character ({half!r}, at position {error.start})"
+    return None
+
+
 def flush(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
