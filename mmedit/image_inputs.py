@@ -57,7 +57,8 @@ def as_image(image: Any) -> Path | Image.Image:
     objects hold the content of an image file, and so does the dictionary of a column of images
     (`datasets`): {"bytes": ..., "path": ...}. These are decoded now. Raises ImageError.
 
-    >>> as_image(numpy.zeros((30, 40, 3), numpy.uint8)).size  # doctest: +SKIP
+    >>> import numpy
+    >>> as_image(numpy.zeros((30, 40, 3), numpy.uint8)).size
     (40, 30)
     """
     # Whoever has a tensor or an array has imported its package; the import takes time.

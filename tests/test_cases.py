@@ -2,13 +2,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import random_image
 
 from mmedit.bench.protocol import evaluate
 from mmedit.cases import Cases, EditCase, Example, Probe, dataset_hash
-from mmedit.errors import DataError
+from mmedit.errors import DataError, EmptyAnswerError, UnknownNameError
 from mmedit.methods.ft import FT, FTConfig
 
 
@@ -70,3 +71,68 @@ def test_the_hash_of_cases_covers_all_that_can_change_an_answer_or_its_score(tmp
     assert len(set(hashes)) == len(hashes)
     random_image(0).save(picture)
     assert dataset_hash(cases) == hashes[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"prompt": None}, "the prompt of an example is None, of type NoneType; expected a text"),
+        ({"target": 5}, "the target of 'which color\\?' is 5, of type int; expected a text"),
+        ({"target": ["red"]}, "of type list; expected a text"),
+        ({"context": 5}, "the context of 'which color\\?' is 5"),
+        ({"answers": None}, "the accepted answers .* are of type NoneType"),
+        ({"answers": "scarlet"}, "expected a tuple of texts: \\('scarlet',\\)"),
+        ({"answers": ("scarlet", 5)}, "an accepted answer of 'which color\\?' is 5"),
+        ({"prompt": "cut off \ud83d"}, "the prompt .* contains half of a character"),
+        ({"target": "cut off \ud83d"}, "the target .* contains half of a character"),
+        ({"context": "\udcff"}, "the context .* contains half of a character"),
+        ({"answers": ("\ud83d",)}, "an accepted answer .* contains half of a character"),
+    ],
+)
+def test_an_example_of_anything_but_whole_texts_is_refused(given: dict[str, Any], said: str):
+    with pytest.raises(DataError, match=said) as raised:
+        Example(**{"prompt": "which color?", "target": "red", **given})
+    str(raised.value).encode()  # the message itself can be printed
+
+
+@pytest.mark.parametrize("given", [{"target": "  "}, {"answers": ("scarlet", " ")}])
+def test_an_empty_answer_is_refused(given: dict[str, Any]):
+    with pytest.raises(EmptyAnswerError, match=r"of 'which color\?' is empty"):
+        Example(**{"prompt": "which color?", "target": "red", **given})
+
+
+def test_accepted_answers_may_be_a_list_and_are_kept_as_a_tuple():
+    example = Example(prompt="which color?", target="red", answers=["scarlet"])
+    assert example.answers == ("scarlet",)
+    assert example.accepted == ("red", "scarlet")
+
+
+def test_an_unknown_probe_is_an_error_that_names_the_nearest_one():
+    request = Example(prompt="which color?", target="red")
+    probes: Any = {"reliabilty": (request,)}
+    with pytest.raises(UnknownNameError, match="Did you mean 'reliability'"):
+        EditCase(id="7", request=request, probes=probes)
+
+
+def test_a_probe_may_be_named_by_its_value_and_have_one_example_alone():
+    request = Example(prompt="which color?", target="red")
+    probes: Any = {"portability": request}
+    assert EditCase(id="7", request=request, probes=probes).probes[Probe.PORTABILITY] == (request,)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"id": 7}, "the id of a case is 7, of type int"),
+        (
+            {"request": "which color?"},
+            "the request of case '7' is of type str",
+        ),
+        ({"probes": None}, "the probes of case '7' are of type NoneType"),
+        ({"probes": {"portability": ["red"]}}, "the probe portability of case '7' is not a list"),
+    ],
+)
+def test_a_case_of_anything_but_examples_is_refused(given: dict[str, Any], said: str):
+    request = Example(prompt="which color?", target="red")
+    with pytest.raises(DataError, match=said):
+        EditCase(**{"id": "7", "request": request, **given})

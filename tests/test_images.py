@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from tiny import random_image
 
 from mmedit import images
 from mmedit.errors import ImageError
-from mmedit.images import MAX_PIXELS, image_key, open_image
+from mmedit.images import MAX_PIXELS, image_key, open_image, require_header
 
 UPSIDE_DOWN, ORIENTATION = 3, 0x0112
 
@@ -46,12 +48,55 @@ def test_missing_image_is_an_error_that_names_the_path(tmp_path: Path):
         assert str(raised.value) == f"image not found: {path}. Check the path."
 
 
-def test_folder_in_place_of_an_image_is_an_error(tmp_path: Path):
+READERS = (open_image, image_key, require_header)
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_folder_in_place_of_an_image_is_an_error(tmp_path: Path, read: Callable[[Path], object]):
     with pytest.raises(ImageError) as raised:
-        open_image(tmp_path)
+        read(tmp_path)
     assert str(raised.value) == f"{tmp_path} is a folder; expected an image file."
-    with pytest.raises(ImageError, match="cannot be read"):
-        image_key(tmp_path)
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_pipe_or_device_is_refused_and_not_waited_for(
+    tmp_path: Path, read: Callable[[Path], object]
+):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", Path("/dev/zero")):
+        with pytest.raises(ImageError, match=f"^{path} is not a regular file"):
+            read(path)
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_path_that_no_file_can_have_is_one_short_line(read: Callable[[Path], object]):
+    for path in (Path("a" * 5_000), Path("a\0.png")):
+        with pytest.raises(ImageError, match=r"cannot be read: .*Check the path\.") as raised:
+            read(path)
+        assert len(str(raised.value)) < 200
+        assert "\n" not in str(raised.value)
+
+
+def test_locked_image_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = saved(random_image(0), tmp_path / "image.png")
+
+    def locked(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Image, "open", locked)
+    monkeypatch.setattr(Path, "open", locked)
+    for read in READERS:
+        with pytest.raises(ImageError, match=f"{path} cannot be read: Permission denied"):
+            read(path)
+
+
+def test_size_is_read_without_decoding_the_pixels(tmp_path: Path):
+    path = tmp_path / "torn.png"
+    path.write_bytes(png_header(40, 30))
+    assert require_header(path) == require_header(random_image(0)) == (40, 30)
+    (tmp_path / "giant.png").write_bytes(png_header(10_000, 10_000))
+    with pytest.raises(ImageError, match="scale it down"):
+        require_header(tmp_path / "giant.png")
 
 
 def test_file_that_is_no_image_is_an_error(tmp_path: Path):
