@@ -82,6 +82,7 @@ class LowRank(Delta):
     def select(self, rows: Sequence[int]) -> LowRank:
         if self.edits is None or list(rows) == list(range(self.edits)):
             return self
+        require_rows(rows, self.edits)
         index = torch.tensor(rows, device=self.u.device)
         return LowRank(self.u.index_select(0, index), self.v.index_select(0, index))
 
@@ -112,6 +113,7 @@ class Dense(Delta):
     def select(self, rows: Sequence[int]) -> Dense:
         if self.edits is None or list(rows) == list(range(self.edits)):
             return self
+        require_rows(rows, self.edits)
         index = torch.tensor(rows, device=self.change.device)
         return Dense(self.change.index_select(0, index))
 
@@ -161,6 +163,15 @@ class Sum(Delta):
             for number, part in enumerate(self.parts)
             for name, tensor in part.tensors().items()
         }
+
+
+def require_rows(rows: Sequence[int], edits: int) -> None:
+    """Raise SiteError if a row is to be answered under an edit that does not exist."""
+    for row in rows:
+        if not 0 <= row < edits:
+            raise SiteError(
+                f"row {row} was selected of {edits} separate edits; expected 0 to {edits - 1}"
+            )
 
 
 KINDS: dict[str, type[LowRank] | type[Dense]] = {"low_rank": LowRank, "dense": Dense}
@@ -275,17 +286,14 @@ def _adder(delta: Delta, rows: int):
 
 def linear_at(network: nn.Module, site: str) -> nn.Linear:
     """Return the Linear of that name. Raises SiteError, which tells the nearest name."""
+    if not isinstance(site, str):
+        raise SiteError(f"{site!r} was given as an edit site; expected the name of a Linear (str)")
     try:
         module = network.get_submodule(site)
     except AttributeError:
-        linears = (
-            name for name, module in network.named_modules() if isinstance(module, nn.Linear)
-        )
-        raise SiteError(_no_site(site, list(linears))) from None
+        names = [name for name, found in network.named_modules() if isinstance(found, nn.Linear)]
+        near = did_you_mean(site, names, cutoff=0.3)
+        raise SiteError(f"the network has no Linear named {site!r}.{near}") from None
     if not isinstance(module, nn.Linear):
         raise SiteError(f"{site} is a {type(module).__name__}; an edit site must be an nn.Linear")
     return module
-
-
-def _no_site(site: str, linears: list[str]) -> str:
-    return f"the network has no Linear named {site!r}.{did_you_mean(site, linears, cutoff=0.3)}"

@@ -10,17 +10,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
+from mmedit.arguments import as_cases, as_count
 from mmedit.bench.base_outputs import BaseOutputs, require_finite
 from mmedit.bench.batches import ProbedCase, chunks, question_batches
 from mmedit.bench.costs import forget_peak_memory, peak_memory_bytes, timed
 from mmedit.bench.generation import GenerationScorer
 from mmedit.bench.scoring import measure
 from mmedit.cases import EditCase, Example, Probe, require_distinct_ids
-from mmedit.editors.base import Editor, EditorConfig
-from mmedit.errors import ConfigError
+from mmedit.editors.base import Editor, EditorConfig, as_editor
 from mmedit.records.schema import ProbeRecord, Record, Test
 from mmedit.report.scores import BASE
-from mmedit.vlm.interface import VLM
+from mmedit.vlm.interface import VLM, as_vlm
 
 
 class NoEdit(Editor[EditorConfig]):
@@ -54,12 +54,14 @@ def evaluate(
     `name` is the editor's name in the records, by default its label. With `max_new_tokens` > 0 the
     records also hold free generations before and after the edit, and their scores. Costs per batch
     of cases: one `apply_each`, and per probe one forward of the base and of the edited model.
-    Several editors share the forwards of the base through `Meter`. Raises ConfigError, and
-    ModelError if the base model's outputs are not finite.
+    Several editors share the forwards of the base through `Meter`. Raises ConfigError, ModelError
+    if the base model's outputs are not finite, and an error for an argument of another kind.
 
     >>> records = list(evaluate(vlm, editor, cases, batch_size=20))  # doctest: +SKIP
     """
-    _require_positive(batch_size)
+    vlm, editor, cases = as_vlm(vlm), as_editor(editor), as_cases(cases)
+    batch_size = as_count("batch_size")(batch_size)
+    max_new_tokens = as_count("max_new_tokens", least=0)(max_new_tokens)
     require_distinct_ids(cases)
     if cases:
         require_finite(vlm, cases[0].request)
@@ -108,7 +110,7 @@ class Meter:
     scorer: GenerationScorer = field(default_factory=GenerationScorer)
 
     def __post_init__(self) -> None:
-        _require_positive(self.batch_size)
+        as_count("batch_size")(self.batch_size)
 
     @property
     def vlm(self) -> VLM:
@@ -176,8 +178,3 @@ class Meter:
             for question, record in zip(batch, records, strict=True):
                 found[question.case].setdefault(question.probe, []).append(record)
         return found
-
-
-def _require_positive(batch_size: int) -> None:
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}; choose 1 or more")

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -15,15 +14,17 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from mmedit.adapters.base import Stage
-from mmedit.cases import EditCase, Example
+from mmedit.arguments import Doors, as_requests, check_arguments
+from mmedit.cases import Example
 from mmedit.deltas import LowRank, together
 from mmedit.editors import saved
+from mmedit.editors.fitting import Fitting, as_fitting
 from mmedit.editors.saved import Origin
-from mmedit.errors import EditorError, SiteError
-from mmedit.progress import Progress, silent
+from mmedit.errors import ConfigError, EditorError, SiteError
 from mmedit.settings import Settings
+from mmedit.storage import shortened
 from mmedit.training.checkpoints import dotted
-from mmedit.vlm.interface import VLM
+from mmedit.vlm.interface import VLM, as_vlm
 
 
 class EditorConfig(Settings):
@@ -54,28 +55,26 @@ class SitesConfig(EditorConfig):
         return sites
 
 
-@dataclass(frozen=True, eq=False)
-class Fitting:
-    """The input of `Editor.fit`: training cases, and how to train on them."""
-
-    cases: Sequence[EditCase]
-    """The training cases."""
-    _: KW_ONLY
-    validation: Sequence[EditCase] = ()
-    """Cases that choose the best checkpoint and can stop training early; empty: the last checkpoint
-    is used.
-    """
-    seed: int = 0
-    progress: Progress = silent
-    folder: Path | None = None
-    """Folder for checkpoints. Training resumes from the last checkpoint in it."""
+EDITS = {"vlm": as_vlm, "requests": as_requests}
+DOORS: Doors = {
+    "fit": {"vlm": as_vlm, "fitting": as_fitting},
+    "apply": EDITS,
+    "apply_each": EDITS,
+    "deltas": EDITS,
+    "require_fits": {"vlm": as_vlm},
+    "require_fitted_on": {"vlm": as_vlm},
+}
+"""Checks of the arguments of an editor, by method."""
 
 
 Config = TypeVar("Config", bound=EditorConfig)
 
 
 class Editor(ABC, Generic[Config]):
-    """One editing method with its settings and, after fitting, what it has learnt."""
+    """One editing method with its settings and, after fitting, what it has learnt.
+
+    Arguments are checked before they reach a method of a subclass (`DOORS`).
+    """
 
     method: ClassVar[str]
     """Name of the method in `mmedit.methods.EDITORS`."""
@@ -85,6 +84,10 @@ class Editor(ABC, Generic[Config]):
     """Whether the method trains a network before it edits."""
     config_class: ClassVar[type[EditorConfig]]
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        check_arguments(cls, DOORS)
+
     def __init__(
         self,
         config: Config,
@@ -93,6 +96,7 @@ class Editor(ABC, Generic[Config]):
         origin: Origin | None = None,
         learnt: Any = None,
     ) -> None:
+        _require_settings(config, self.config_class, self.method)
         self.config = config
         self.label = label or self.method.upper()
         """Name of its row in tables."""
@@ -243,6 +247,20 @@ class Editor(ABC, Generic[Config]):
         return cls.load(saved.pull(name, revision=revision, token=token), label=label)
 
 
+check_arguments(Editor, DOORS)
+
+
+def as_editor(given: Any) -> Editor[Any]:
+    """Return an editor as it is. Raises EditorError for anything else, such as its name."""
+    if isinstance(given, Editor):
+        return given
+    name = given if isinstance(given, str) else "ft"
+    raise EditorError(
+        f"{shortened(given)} was given where an editor is expected; load one: "
+        f"editor = mmedit.load_editor({shortened(name)}, vlm)"
+    )
+
+
 class DeltaEditor(Editor[Config]):
     """An editor that turns every request into a low-rank delta at each site, independently of the
     other requests.
@@ -257,6 +275,13 @@ class DeltaEditor(Editor[Config]):
 
     def apply_each(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
         return vlm.with_deltas(self.deltas(vlm, requests)) if requests else vlm
+
+
+def _require_settings(config: object, expected: type[EditorConfig], method: str) -> None:
+    if not isinstance(config, expected):
+        raise ConfigError(
+            f"the settings of {method} are {shortened(config)}; expected {expected.__name__}(...)"
+        )
 
 
 def _changed(config: EditorConfig) -> dict[str, Any]:

@@ -12,8 +12,9 @@ a float32 copy is made of these alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -66,12 +67,12 @@ class MulticlassLogProbs:
 
 def multiclass_log_probs(
     # The shapes are checked below: a caller's own tensors deserve an error that says what to do.
-    logits: Float[Tensor, "..."],
-    labels: Int[Tensor, "..."],
+    logits: Float[Tensor, "..."] | Float[np.ndarray, "..."],
+    labels: Int[Tensor, "..."] | Int[np.ndarray, "..."],
     *,
     shift: bool = False,
 ) -> MulticlassLogProbs:
-    """Score logits against labels that are -100 outside the answer.
+    """Score logits against labels that are -100 outside the answer; both tensors, or numpy arrays.
 
     Logits [batch, text, vocab] go with labels [batch, text]; logits [batch, vocab] with labels
     [batch] are one position per row. With `shift`, position t is scored against label t + 1, as the
@@ -87,7 +88,7 @@ def multiclass_log_probs(
     >>> scores.acc, scores.exact_match_acc
     (tensor(0.7500), tensor(0.5000))
     """
-    logits, target = _aligned(logits, labels, shift=shift)
+    logits, target = _aligned(_tensor(logits), _tensor(labels), shift=shift)
     mask = target != NOT_SCORED
     require_tokens(mask)
     _require_in_vocabulary(target[mask], vocab=logits.shape[-1])
@@ -101,6 +102,16 @@ def multiclass_log_probs(
         token_prob=row_mean(log_prob.exp(), mask),
         n_tokens=mask.sum(-1),
     )
+
+
+def _tensor(values: Any) -> Tensor:
+    """Return a tensor or an array as a tensor. Raises DataError."""
+    if not isinstance(values, Tensor | np.ndarray):
+        raise DataError(
+            f"logits and labels were given as {type(values).__name__}; expected tensors: "
+            "torch.tensor(...)"
+        )
+    return torch.as_tensor(values)
 
 
 def token_accuracy(

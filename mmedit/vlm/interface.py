@@ -6,16 +6,27 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mmedit.adapters.base import Stage
+from mmedit.adapters.base import STAGES, Stage
 from mmedit.adapters.generation import Answer
+from mmedit.arguments import (
+    Doors,
+    as_count,
+    as_examples,
+    as_rows,
+    as_sites,
+    check_arguments,
+    one_of,
+)
 from mmedit.cases import Example
 from mmedit.deltas import Delta
+from mmedit.errors import ModelError, SiteError
+from mmedit.storage import shortened
 from mmedit.vlm.frozen import Frozen
 
 
@@ -121,11 +132,40 @@ class Identity(NamedTuple):
         return f"{self.weights}-{blake2b(rest.encode(), digest_size=8).hexdigest()}"
 
 
+def as_deltas(given: Any) -> Mapping[str, Delta]:
+    """Return deltas by site. Raises SiteError."""
+    if isinstance(given, Mapping) and all(isinstance(d, Delta) for d in given.values()):
+        return given
+    raise SiteError(
+        f"the deltas are of type {type(given).__name__}; expected a dictionary of LowRank or Dense "
+        "deltas by site"
+    )
+
+
+ROWS = {"examples": as_examples}
+DOORS: Doors = {
+    "predict": ROWS,
+    "answer": ROWS | {"max_new_tokens": as_count("max_new_tokens")},
+    "generate": ROWS | {"max_new_tokens": as_count("max_new_tokens")},
+    "capture": ROWS | {"sites": as_sites},
+    "represent": ROWS,
+    "sites": {"where": one_of("part of a VLM", STAGES)},
+    "with_deltas": {"deltas": as_deltas},
+    "select": {"rows": as_rows},
+}
+"""Checks of the arguments of a VLM, by method."""
+
+
 class VLM(ABC):
     """A vision-language model that predicts, generates and is edited.
 
-    Editors whose edit is not a weight delta return a `WrappedVLM` of their own.
+    Editors whose edit is not a weight delta return a `WrappedVLM` of their own. Arguments are
+    checked before they reach a method of a subclass (`DOORS`).
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        check_arguments(cls, DOORS)
 
     @property
     @abstractmethod
@@ -227,6 +267,17 @@ class VLM(ABC):
     @abstractmethod
     def extra_parameters(self) -> int:
         """Number of values that an edit adds to the network; of separate edits, each one."""
+
+
+def as_vlm(given: Any) -> VLM:
+    """Return a VLM as it is. Raises ModelError for anything else, such as the name of one."""
+    if isinstance(given, VLM):
+        return given
+    name = given if isinstance(given, str) else "embedded"
+    raise ModelError(
+        f"{shortened(given)} was given where a VLM is expected; load one: "
+        f"vlm = mmedit.load_vlm({shortened(name)})"
+    )
 
 
 class WrappedVLM(VLM):

@@ -203,5 +203,5 @@ def test_a_name_is_the_editors_label_by_default(vlm, cases):
 
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_a_batch_size_below_one_is_refused(vlm, cases, batch_size):
-    with pytest.raises(ConfigError, match=f"batch_size is {batch_size}; choose 1 or more"):
+    with pytest.raises(ConfigError, match=f"batch_size is {batch_size}; expected a whole"):
         evaluate(vlm, NoEdit(), cases, batch_size=batch_size)
