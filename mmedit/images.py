@@ -19,6 +19,8 @@ from mmedit.storage import shortened
 
 MAX_PIXELS = 50_000_000
 """Maximum number of pixels. A larger image is refused before it is decoded."""
+ORIENTATION, LYING = 0x0112, 5
+"""The EXIF tag of the orientation, and the first value at which width and height change places."""
 
 
 def open_image(image: Path | Image.Image) -> Image.Image:
@@ -34,16 +36,16 @@ def open_image(image: Path | Image.Image) -> Image.Image:
 
 
 def require_header(image: Path | Image.Image) -> tuple[int, int]:
-    """Return width and height of an image. Raises ImageError if its file is missing, is not an
-    image or is too large. Only the first bytes of a file are read.
+    """Return width and height of an image, upright. Of a file, only the first bytes are read.
+
+    Raises ImageError if the file is missing, is not an image, or has too many pixels or too many
+    bits per pixel. A file that is cut off is not noticed.
     """
-    if isinstance(image, Path):
-        _require_file(image)
-        with _faults_of(str(image)), Image.open(image) as opened:
-            _check_size(opened, str(image))
-            return opened.size
-    _check_size(image, "the given image")
-    return image.size
+    if isinstance(image, Image.Image):
+        return _size(image, "the given image")
+    _require_file(image)
+    with _faults_of(str(image)), Image.open(image) as opened:
+        return _size(opened, str(image))
 
 
 def image_key(image: Path | Image.Image) -> str:
@@ -115,18 +117,24 @@ def _faults_of(name: str) -> Iterator[None]:
         raise ImageError(f"{name} is broken and cannot be decoded: {error}") from error
 
 
+def _size(image: Image.Image, name: str) -> tuple[int, int]:
+    _check(image, name)
+    lies = image.getexif().get(ORIENTATION, 1) >= LYING
+    return (image.height, image.width) if lies else image.size
+
+
 def _decode(image: Image.Image, name: str) -> Image.Image:
-    _check_size(image, name)
+    _check(image, name)
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def _check(image: Image.Image, name: str) -> None:
+    check_pixels(image.size, name)
     if image.mode.startswith(("I", "F")):
         raise ImageError(
             f"{name} has more than 8 bits per pixel (mode {image.mode!r}), which would be clipped "
             "to white: scale its values to 0 to 255 and save it as an 8-bit image."
         )
-    return ImageOps.exif_transpose(image).convert("RGB")
-
-
-def _check_size(image: Image.Image, name: str) -> None:
-    check_pixels(image.size, name)
 
 
 def check_pixels(size: tuple[int, int], name: str) -> None:

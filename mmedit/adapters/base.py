@@ -33,6 +33,7 @@ from mmedit.adapters.processing import (
     sample_image,
 )
 from mmedit.adapters.prompts import PromptFormat, Segmenter
+from mmedit.adapters.rows import Limits, row_fault
 from mmedit.adapters.seen import Layout, Pixels, SeenImage
 from mmedit.adapters.weights import config_hash, devices_of, weights_hash
 from mmedit.cases import Example
@@ -278,21 +279,33 @@ class Adapter(ABC):
         for number, (example, text) in enumerate(
             zip(examples, self.segments(examples), strict=True)
         ):
-            form = self._format(example)
-            context, prompt = text.context, text.prompt
-            answer = text.answer if with_target else ()
-            self._require_no_placeholder((context, prompt, answer), example)
+            form = self.format_of(example)
+            context, prompt, answer = text if with_target else text._replace(answer=())
             image = images[number].layout.tokens if number in images else NO_TOKENS
             before = torch.tensor(form.before_prompt + context, dtype=torch.long)
             head = torch.cat([torch.tensor(form.before_image, dtype=torch.long), image, before])
             tail = torch.tensor([*prompt, *form.after_prompt, *answer], dtype=torch.long)
             row = Row(torch.cat([head, tail]), len(head), len(prompt), len(answer))
-            self._check(row, example, context=len(context))
+            texts, around = (context, prompt, answer), form.markers + len(image)
+            if fault := row_fault(example, texts, around=around, limits=self.limits):
+                raise ModelError(fault)
             rows.append(row)
         inputs = replace(
             padded(rows, self._padding, padding_side, self.device), image_rows=tuple(images)
         )
         return replace(inputs, extras=self.extras(inputs, list(images.values())))
+
+    def layout_of(self, size: tuple[int, int]) -> Layout:
+        """Return the layout of an image of this width and height. Raises ImageError."""
+        key = "{} x {}".format(*size)
+        if (layout := self._known_layout(key)) is None:
+            try:
+                layout = self._layouts[key] = self.prepare(Image.new("RGB", size))[0]
+            except ValueError as error:
+                raise ImageError(
+                    f"the model's image processor refuses an image of {key} pixels: {error}"
+                ) from error
+        return layout
 
     def segments(self, examples: Sequence[Example]) -> list[Segments]:
         """Return the texts of every example as token ids, each part tokenised by itself.
@@ -301,13 +314,14 @@ class Adapter(ABC):
         """
         texts = [
             text
-            for form, e in zip(map(self._format, examples), examples, strict=True)
+            for form, e in zip(map(self.format_of, examples), examples, strict=True)
             for text in (form.context(e.context), form.prompt(e.prompt), form.answer(e.target))
         ]
         ids = [tuple(text) for text in self.tokenize(texts)]
         return [Segments(*ids[at : at + 3]) for at in range(0, len(ids), 3)]
 
-    def _format(self, example: Example) -> PromptFormat:
+    def format_of(self, example: Example) -> PromptFormat:
+        """Return the tokens around an example."""
         return self.text_format if example.image is None else self.image_format
 
     def require_room(self, inputs: Inputs, max_new_tokens: int) -> None:
@@ -341,31 +355,14 @@ class Adapter(ABC):
         """Length of the longest sequence that the language model takes, in tokens."""
         return self.network.config.get_text_config().max_position_embeddings
 
+    @cached_property
+    def limits(self) -> Limits:
+        """The limits that every row must keep to."""
+        name = self.tokenizer.convert_ids_to_tokens(self.image_token)
+        return Limits(self.max_tokens, self.image_token, str(name))
+
     @property
     def _padding(self) -> int:
         """The padding token. Without one it is the end token, as padding is masked."""
         token = self.tokenizer.pad_token_id
         return self.tokenizer.eos_token_id if token is None else token
-
-    def _require_no_placeholder(self, ids: Sequence[Sequence[int]], example: Example) -> None:
-        if any(self.image_token in tokens for tokens in ids):
-            name = self.tokenizer.convert_ids_to_tokens(self.image_token)
-            raise ModelError(
-                f"{example.prompt[:60]!r} or its context or answer contains {name!r}, which stands "
-                "for the image; leave it out: the image is put before the text by itself."
-            )
-
-    def _check(self, row: Row, example: Example, *, context: int) -> None:
-        length = len(row.tokens)
-        if length == row.answer:
-            raise ModelError(
-                f"the answer {example.target!r} has no token before it, so nothing predicts its "
-                "first token; give an image, a context or a prompt"
-            )
-        if length > self.max_tokens:
-            around = length - context - row.prompt - row.answer
-            raise ModelError(
-                f"{example.prompt[:60]!r} makes a sequence of {length} tokens (image and markers "
-                f"{around}, context {context}, prompt {row.prompt}, answer {row.answer}); this "
-                f"model takes {self.max_tokens}. Shorten it (with IKE: a smaller k)."
-            )

@@ -38,6 +38,11 @@ class PromptFormat:
     lead: str
     """The space before the answer. It is tokenised with the answer."""
 
+    @property
+    def markers(self) -> int:
+        """Number of tokens around image, context, prompt and answer."""
+        return len(self.before_image) + len(self.before_prompt) + len(self.after_prompt)
+
     def prompt(self, text: str) -> str:
         """Return the prompt as it is tokenised."""
         return self.space + text if text else ""

@@ -14,14 +14,16 @@ from pathlib import Path
 
 from mmedit.bench.base_outputs import BaseOutputs, require_finite
 from mmedit.bench.folder import RunFolder
+from mmedit.bench.generation import examples_of, longest_answer
 from mmedit.bench.jobs import Job, Past, joint_jobs, separate_jobs
 from mmedit.bench.latency import measure_latency, require_enough
 from mmedit.bench.modes import Batch, Mode, Sequential, require_sound
 from mmedit.bench.plan import Plan, TrainingCases, editor_folder
 from mmedit.bench.protocol import Meter, NoEdit
+from mmedit.bench.rows import require_sound_rows
 from mmedit.bench.sequential import Schedule, sequential_jobs
 from mmedit.bench.snapshots import Snapshot, Snapshots
-from mmedit.cases import EditCase, require_distinct_ids
+from mmedit.cases import EditCase, Probe, require_distinct_ids
 from mmedit.editors.base import Editor, Fitting
 from mmedit.processes import attempt, gather, number_of_processes, on_main, process_number
 from mmedit.progress import Progress, named
@@ -45,11 +47,11 @@ def run(
 
     A folder with an earlier part of the same run is continued: its records and fitted editors are
     kept. Must be called by all processes of `accelerate launch`; all of them get the records.
-    Raises RunError if the folder holds another run or another process writes it, and SiteError,
-    EditorError or ModelError, before anything is measured, if an editor does not fit the VLM or
-    the VLM's outputs are not finite.
+    Raises RunError if the folder holds another run or another process writes it. Raises, before
+    anything is measured, SiteError or EditorError if an editor does not fit the VLM, ModelError if
+    the VLM's outputs are not finite, and DataError if the VLM cannot be asked a row.
     """
-    _require_measurable(plan, vlm, cases)
+    _require_measurable(plan, vlm, cases, progress)
     scorer = plan.generation.scorer()
     with RunFolder.open(directory, plan, vlm, cases) as folder:
         fitted = _fit_all(plan, folder, vlm, training_cases, progress)
@@ -69,14 +71,29 @@ def run(
         return folder.records(list(editors)), dict(folder.manifest.training_seconds)
 
 
-def _require_measurable(plan: Plan, vlm: VLM, cases: Sequence[EditCase]) -> None:
+def _require_measurable(
+    plan: Plan, vlm: VLM, cases: Sequence[EditCase], progress: Progress
+) -> None:
     """Raise an error for a plan that cannot be measured, before it costs anything."""
     require_sound(plan.mode, len(cases))
     require_enough(plan.latency, len(cases))
     require_distinct_ids(cases)
     for editor in plan.editors.values():
         editor.require_fits(vlm)
+    room = _new_tokens(plan, vlm, cases)
+    require_sound_rows(vlm, cases, new_tokens=room, progress=progress)
     require_finite(vlm, cases[0].request)
+
+
+def _new_tokens(plan: Plan, vlm: VLM, cases: Sequence[EditCase]) -> dict[Probe, int]:
+    """Return the room that the generations of every probe need, in tokens: as the plan says, or of
+    the longest answer. Fluency continues the requests.
+    """
+    tokens = plan.max_new_tokens
+    if tokens is None:
+        tokens = longest_answer(vlm, list(examples_of(cases)))
+    room = dict.fromkeys(Probe, tokens)
+    return room | {Probe.RELIABILITY: max(tokens, plan.generation.fluency_tokens)} if tokens else {}
 
 
 def _fit_all(
@@ -111,6 +128,7 @@ def _fitted(
         return type(editor).load(earlier, label=editor.label)
     place = editor_folder(folder.directory, label)
     cases = read_training_cases()
+    require_sound_rows(vlm, cases, progress=named(progress, "checking training cases"))
     begun = time.perf_counter() - seconds_spent(place)
     named_progress = named(progress, f"fitting {label}")
     fitted = editor.fit(vlm, Fitting(cases, seed=plan.seed, progress=named_progress, folder=place))

@@ -172,16 +172,19 @@ def fit_editor(
     seed: int,
     directory: Path | None = None,
 ) -> tuple[Editor, float]:
-    """Return the fitted editor, and the seconds of fitting.
+    """Return the fitted editor, and the seconds of fitting. Raises DataError, before anything is
+    fitted, if the VLM cannot be asked a case.
 
     The last `validation` cases choose the best checkpoint. Checkpoints are in `directory`.
     """
+    from mmedit.bench.rows import require_sound_rows
     from mmedit.editors.base import Fitting
 
     _require_cases_left(validation, len(cases))
     number = len(cases) - validation
     begun = time.perf_counter()
     with show_progress(err) as progress:
+        require_sound_rows(vlm, cases, progress=named(progress, "checking training cases"))
         fitted = editor.fit(
             vlm,
             Fitting(

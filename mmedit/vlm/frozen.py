@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmedit.adapters.base import Adapter, Segments
+from mmedit.adapters.faults import faults, tokens_around
 from mmedit.adapters.generation import Answer
 from mmedit.adapters.seen import SeenImage
 from mmedit.cache import TensorCache
@@ -70,14 +71,19 @@ class Frozen:
         That is what the language model takes, less image, conversation markers, prompt and answer.
         With `new_tokens` the answer is to be generated, and they count in its place.
         """
-        adapter, images, left = self._adapter, self.see(examples), []
-        for row, (example, text) in enumerate(zip(examples, self.segments(examples), strict=True)):
-            form = adapter.text_format if example.image is None else adapter.image_format
-            markers = len(form.before_image) + len(form.before_prompt) + len(form.after_prompt)
-            image = len(images[row].layout.placeholder) if row in images else 0
+        left = []
+        for example, text in zip(examples, self.segments(examples), strict=True):
             last = new_tokens or len(text.answer)
-            left.append(self.max_tokens - markers - image - len(text.prompt) - last)
+            around = tokens_around(self._adapter, example)
+            left.append(self.max_tokens - around - len(text.prompt) - last)
         return left
+
+    def faults(self, examples: Sequence[Example], *, new_tokens: int = 0) -> list[str | None]:
+        """Return, for every example, why the VLM cannot be asked it, or None if it can.
+
+        `new_tokens` is the room for a generation. No forward; costs: `mmedit.adapters.faults`.
+        """
+        return faults(self._adapter, examples, new_tokens=new_tokens)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of texts, without special tokens."""
