@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmedit.deltas import KINDS, Delta, Sum, kind_of
 from mmedit.errors import DataError
+from mmedit.storage import shortened
+
+NUMBERED = ("number", "kind", "name")
+"""Parts of the name of a tensor in a sum."""
 
 
 def save_deltas(path: Path, deltas: Mapping[str, Delta]) -> None:
@@ -26,30 +32,67 @@ def save_deltas(path: Path, deltas: Mapping[str, Delta]) -> None:
 
 
 def load_deltas(path: Path, device: str | torch.device = "cpu") -> dict[str, Delta]:
-    """Read the deltas that `save_deltas` wrote. Raises DataError if the file has other tensors."""
+    """Read the deltas that `save_deltas` wrote. Raises DataError if the file is damaged, or has
+    other tensors.
+    """
     groups: dict[tuple[str, str], dict[str, Tensor]] = {}
-    for key, tensor in load_file(path, device=str(device)).items():
-        site, kind, name = _split_key(path, key)
+    try:
+        tensors = load_file(path, device=str(device))
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path} cannot be read: {error}; expected a file of deltas") from error
+    for key, tensor in tensors.items():
+        site, kind, name = _split(path, key, "|")
         groups.setdefault((site, kind), {})[name] = tensor
-    return {site: _build(path, kind, tensors) for (site, kind), tensors in groups.items()}
+    if len({site for site, _ in groups}) < len(groups):
+        raise DataError(f"{path}: one site has deltas of two kinds; expected a file of deltas")
+    return {site: _build(path, kind, named) for (site, kind), named in groups.items()}
 
 
-def _split_key(path: Path, key: str) -> tuple[str, str, str]:
-    parts = key.split("|")
+def _split(path: Path, key: str, separator: str) -> tuple[str, str, str]:
+    parts = key.split(separator)
     if len(parts) != 3:
+        form = separator.join(("site", "kind", "name") if separator == "|" else NUMBERED)
         raise DataError(
-            f"{path}: the name of tensor {key!r} is not site|kind|name; expected a file of deltas"
+            f"{path}: the name of tensor {shortened(key)} is not {form}; expected a file of deltas"
         )
     return parts[0], parts[1], parts[2]
 
 
 def _build(path: Path, kind: str, tensors: dict[str, Tensor]) -> Delta:
     if kind == "sum":
-        numbered: dict[tuple[int, str], dict[str, Tensor]] = {}
+        numbered: dict[tuple[str, str], dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
-            number, part_kind, part_name = name.split(".")
-            numbered.setdefault((int(number), part_kind), {})[part_name] = tensor
-        return Sum(tuple(_build(path, part, numbered[n, part]) for n, part in sorted(numbered)))
+            number, part_kind, part_name = _split(path, name, ".")
+            numbered.setdefault((number, part_kind), {})[part_name] = tensor
+        order = sorted(numbered, key=lambda part: (len(part[0]), part))  # 2 before 10
+        return Sum(tuple(_build(path, part[1], numbered[part]) for part in order))
     if kind not in KINDS:
-        raise DataError(f"{path}: unknown kind of delta {kind!r}; known: {', '.join(KINDS)}")
+        raise DataError(
+            f"{path}: unknown kind of delta {shortened(kind)}; known: {', '.join(KINDS)}"
+        )
+    _require_sound(path, kind, tensors)
     return KINDS[kind](**tensors)
+
+
+def _require_sound(path: Path, kind: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raise DataError unless the tensors can be those of a delta of this kind."""
+    expected = {field.name for field in fields(KINDS[kind])}
+    if tensors.keys() != expected:
+        raise DataError(
+            f"{path}: a {kind} delta has the tensors {', '.join(map(shortened, sorted(tensors)))}; "
+            f"expected {', '.join(sorted(expected))}"
+        )
+    shapes = [tuple(tensor.shape) for tensor in tensors.values()]
+    heads = {shape[:-1] for shape in shapes}  # edits and rank are those of both factors
+    if len(heads) > 1 or not all(len(shape) in (2, 3) for shape in shapes):
+        found = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
+        raise DataError(
+            f"{path}: the shapes of a {kind} delta are {found}; expected 2 axes, or 3 for separate "
+            "edits, and factors of one rank"
+        )
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise DataError(
+                f"{path}: the tensor {name} of a {kind} delta is of dtype {tensor.dtype}; expected "
+                "floating-point numbers"
+            )

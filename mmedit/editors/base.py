@@ -194,7 +194,7 @@ class Editor(ABC, Generic[Config]):
         `editor.safetensors`. Raises EditorError if it cannot be written.
         """
         saved.write_editor(
-            Path(path),
+            saved.as_folder(path),
             self.state(),
             method=self.method,
             config=self.config.model_dump(mode="json"),
@@ -207,7 +207,7 @@ class Editor(ABC, Generic[Config]):
         """Read what `save` wrote. Raises EditorError if the folder is damaged, or holds an editor
         of another method.
         """
-        path = Path(path)
+        path = saved.as_folder(path)
         described = saved.read_description(path)
         if described.method != cls.method:
             raise EditorError(f"{path} holds a {described.method!r} editor, not {cls.method!r}")

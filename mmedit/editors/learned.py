@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from mmedit.cases import EditCase, dataset_hash
 from mmedit.editors.base import Editor, EditorConfig, Fitting, SitesConfig
+from mmedit.editors.checks import at_most_parts, require_same_tensors
 from mmedit.editors.saved import Origin, origin_of
-from mmedit.errors import EditorError
 from mmedit.training.loop import Learner, train
 from mmedit.training.settings import TrainingConfig
 from mmedit.vlm.interface import VLM
@@ -106,23 +106,12 @@ class LearnedEditor(Editor[Learned]):
         self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], origin: Origin | None
     ) -> Self:
         facts = dict(notes["facts"])
-        with torch.device("meta"):  # shapes alone: whatever the file says, nothing large is made
-            self._require_shapes(tensors, self.build(facts))
+        # Shapes alone: whatever the file says, nothing large is made.
+        with torch.device("meta"), at_most_parts(len(tensors)):
+            require_same_tensors(tensors, self.build(facts).state_dict(), self.method)
         network = self.build(facts)
         network.load_state_dict(tensors)
         return self.with_learnt(_frozen(facts, network), origin)
-
-    def _require_shapes(self, tensors: Mapping[str, Tensor], network: nn.Module) -> None:
-        """Raise EditorError unless the tensors are those of the network, by name and shape."""
-        found = {name: list(tensor.shape) for name, tensor in tensors.items()}
-        expected = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
-        for name in sorted(found.keys() | expected.keys()):
-            if found.get(name) != expected.get(name):
-                raise EditorError(
-                    f"the tensors do not fit the {self.method} network of these settings: {name} "
-                    f"has shape {found.get(name)}, expected {expected.get(name)}; fit the editor "
-                    "anew"
-                )
 
 
 def _frozen(facts: Mapping[str, Any], network: nn.Module) -> TrainedNetwork:

@@ -17,20 +17,26 @@ from typing import Any, TypeVar
 
 from httpx2 import HTTPError
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmedit.cases import EditCase, dataset_hash
+from mmedit.editors.checks import require_description, require_finite
 from mmedit.errors import EditorError
 from mmedit.settings import Settings, validate
 from mmedit.storage import is_hub_id, replaced, sha256
 from mmedit.vlm.interface import VLM, Identity
 
 DESCRIPTION, TENSORS, CARD = "editor.json", "editor.safetensors", "README.md"
-UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)
+UNREADABLE = (
+    KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, ArithmeticError,
+    StrictDataclassError,
+)  # fmt: skip
 """Errors of building an editor from a description that does not describe one."""
+REASON = 300
+"""Maximum length of the reason in the error for a description, in characters."""
 Config = TypeVar("Config", bound=Settings)
 
 
@@ -141,6 +147,13 @@ def write_editor(
         ) from error
 
 
+def as_folder(path: str | Path) -> Path:
+    """Return the folder of an editor. Raises EditorError for anything but a path."""
+    if not isinstance(path, str | Path) or not str(path).strip():
+        raise EditorError(f"{path!r} is not a folder; expected the path of an editor's folder")
+    return Path(path).expanduser()
+
+
 def read_description(path: Path) -> Description:
     """Read the `editor.json` of a saved editor. Raises EditorError."""
     file = path / DESCRIPTION
@@ -155,6 +168,7 @@ def read_description(path: Path) -> Description:
     except (ValueError, RecursionError) as error:
         raise EditorError(f"{file} is not valid JSON: {error}") from error
     try:
+        require_description(described)
         origin = described.pop("origin")
         origin = None if origin is None else Origin.from_json(origin)
         return Description(**described, origin=origin)
@@ -172,8 +186,11 @@ def read_config(path: Path, described: Description, model: type[Config]) -> Conf
 
 def other_version(path: Path, fault: object) -> EditorError:
     """Return the error for an `editor.json` that this version of mmedit did not write."""
+    reason = " ".join(str(fault).split())
+    if len(reason) > REASON:
+        reason = f"{reason[:REASON]}..."
     return EditorError(
-        f"{path / DESCRIPTION} is not what `mmedit fit` writes ({fault}); it comes from another "
+        f"{path / DESCRIPTION} is not what `mmedit fit` writes ({reason}); it comes from another "
         "program, or another version of mmedit: fit the editor anew"
     )
 
@@ -187,9 +204,11 @@ def read_tensors(path: Path, described: Description) -> dict[str, Tensor]:
                 f"{file} is not the file that {DESCRIPTION} was written with: one of them was "
                 "changed, or writing was cut off; fit the editor anew, or fetch both again"
             )
-        return load_file(file)
+        tensors = load_file(file)
     except (OSError, SafetensorError) as error:
         raise EditorError(f"{file} cannot be read: {error}") from error
+    require_finite(tensors)
+    return tensors
 
 
 def push(path: Path, repo_id: str, *, private: bool, token: str | None = None) -> str:

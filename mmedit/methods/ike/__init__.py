@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmedit.cases import EditCase, Example, Probe
+from mmedit.cases import EditCase, Example, Probe, require_text
 from mmedit.editors.base import Editor, EditorConfig, Fitting
 from mmedit.editors.saved import Origin, origin_of
 from mmedit.errors import DataError, EditorError
@@ -133,7 +133,9 @@ class IKE(Editor[IKEConfig]):
         self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], origin: Origin | None
     ) -> Self:
         keys, mean = tensors["keys"], tensors["mean"]
-        demonstrations = tuple(str(text) for text in notes["demonstrations"])
+        demonstrations = tuple(notes["demonstrations"])
+        for text in demonstrations:
+            require_text(text, "a demonstration")
         if (*keys.shape,) != (len(demonstrations), *mean.shape) or mean.ndim != 1:
             raise EditorError(
                 f"the tensors do not fit the {len(demonstrations)} demonstrations: keys have shape "
