@@ -328,6 +328,45 @@ def test_file_that_holds_no_deltas_is_an_error(tmp_path: Path, key: str, text: s
     assert str(raised.value) == f"{path}: {text}"
 
 
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        (
+            {"a|low_rank|u": torch.zeros(1, 4)},
+            "a low_rank delta has the tensors 'u'; expected u, v",
+        ),
+        ({"a|dense|w": torch.zeros(4, 4)}, "a dense delta has the tensors 'w'; expected change"),
+        ({"a|dense|change": torch.zeros(4)}, r"the shapes of a dense delta are change \[4\]"),
+        (
+            {"a|low_rank|u": torch.zeros(1, 4), "a|low_rank|v": torch.zeros(2, 4)},
+            r"the shapes of a low_rank delta are .*; expected 2 axes, or 3 for separate edits",
+        ),
+        ({"a|dense|change": torch.zeros(4, 4, dtype=torch.int32)}, "is of dtype torch.int32"),
+        ({"a|sum|u": torch.zeros(4)}, "'u' is not number.kind.name"),
+        ({"a|sum|0.cubic.u": torch.zeros(4)}, "unknown kind of delta 'cubic'"),
+        (
+            {"a|dense|change": torch.zeros(4, 4), "a|sum|0.dense.change": torch.zeros(4, 4)},
+            "one site has deltas of two kinds",
+        ),
+    ],
+    ids=lambda value: None if isinstance(value, str) else " ".join(value),
+)
+def test_tensors_that_are_not_those_of_a_delta_are_an_error(
+    tmp_path: Path, tensors: dict[str, Tensor], said: str
+):
+    save_file(tensors, tmp_path / "deltas.safetensors")
+    with pytest.raises(DataError, match=said):
+        load_deltas(tmp_path / "deltas.safetensors")
+
+
+def test_a_torn_file_of_deltas_is_one_line(tmp_path: Path):
+    (tmp_path / "torn.safetensors").write_bytes(b"half")
+    for name in ("torn.safetensors", "nowhere.safetensors"):
+        with pytest.raises(DataError, match=f"{name} cannot be read") as raised:
+            load_deltas(tmp_path / name)
+        assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @every_kind
 def test_float32_delta_leaves_the_dtype_of_a_half_precision_network(make, dtype):

@@ -26,6 +26,7 @@ from mmedit.cli.console import (
     say,
 )
 from mmedit.cli.fit import fit_editor, load_vlm, read_settings, training_cases
+from mmedit.errors import DataError
 
 if TYPE_CHECKING:  # imports torch
     from mmedit.adapters.generation import Answer
@@ -98,6 +99,10 @@ def edit(
     if method.needs_fit and not method.is_fitted:
         say(_fit_first(editor, vlm, method.label), to=err)
     loaded = load_vlm(vlm, vlm_file)
+    length = length_for(loaded, asked)
+    for fault in loaded.frozen.faults(asked, new_tokens=length):
+        if fault is not None:
+            raise DataError(fault)
     require_finite(loaded, request)
     if method.needs_fit and not method.is_fitted:
         training = training_cases(dataset, overrides, seed=seed)
@@ -105,7 +110,6 @@ def edit(
     begun = time.perf_counter()
     edited = method.apply(loaded, [request])
     seconds = time.perf_counter() - begun
-    length = length_for(loaded, asked)
     before = loaded.answer(asked, max_new_tokens=length)
     after = edited.answer(asked, max_new_tokens=length)
     out.print(answers_view(method.label, asked, before, after))

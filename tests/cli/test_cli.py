@@ -71,7 +71,12 @@ def test_bench_runs_on_a_folder_of_another_family(mmedit_, tmp_path: Path):
         (edit("--vlm", "embeded"), "Did you mean 'embedded'"),
         (edit("--dataset", "easyvq"), "Did you mean 'easyvqa'"),
         (edit("--target", " "), "target of 'what color is the shape?' is empty"),
+        (edit("--target", "cut off \udcff"), "contains half of a character"),
+        (edit("--prompt", "cut off \udcff"), "contains half of a character"),
         (edit("--image", "nowhere.png"), "image not found: nowhere.png"),
+        (edit("--image", "."), ". is a folder; expected an image file"),
+        (edit("--image", "/dev/zero"), "/dev/zero is not a regular file"),
+        (edit("--image", "a" * 5_000), "cannot be read: File name too long"),
         (edit("--set", "editor.lrr=1"), "unknown key 'lrr'. Did you mean 'lr'"),
         (edit("--prompt", " "), "the text is empty"),
         (edit("--vlm", ""), "named ''"),
@@ -115,6 +120,13 @@ def test_a_broken_or_giant_image_is_refused(mmedit_, tmp_path: Path, monkeypatch
     giant = mmedit_(*edit("--image", tmp_path / "giant.png"))
     assert giant.code == 2
     assert "20 x 20 = 400 pixels; expected at most 100" in giant.err
+
+
+def test_an_edit_that_is_too_long_is_refused_before_anything_is_fitted(mmedit_, monkeypatch):
+    monkeypatch.setattr("mmedit.cli.edit.fit_editor", lambda *_, **__: pytest.fail("was fitted"))
+    shown = mmedit_(*edit("--prompt", "what? " * 500, "--editor", "mend"))
+    assert shown.code == 2
+    assert "this model takes 512" in shown.err
 
 
 def test_edit_prints_the_answer_before_and_after_and_three_unrelated_ones(mmedit_):

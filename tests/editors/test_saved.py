@@ -251,6 +251,56 @@ def test_an_index_of_another_size_than_its_demonstrations_is_refused(
         IKE.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda d: d.update(method=["mend"]), "'method' is \\['mend'\\], expected a text"),
+        (lambda d: d.update(config=[]), "'config' is \\[\\], expected an object"),
+        (lambda d: d.update(notes=None), "'notes' is None, expected an object"),
+        (lambda d: d["origin"].update(cases="many"), "'cases' is 'many', expected a whole number"),
+        (lambda d: d["origin"].update(sites="fc1"), "'sites' is 'fc1', expected a list"),
+        (lambda d: d["origin"].update(sites=[5]), "'0' is 5, expected a text"),
+        (lambda d: d["origin"]["vlm"].update(weights=[]), "'weights' is \\[\\], expected a text"),
+        (lambda d: d["origin"].update(versions={"torch": 2}), "'torch' is 2, expected a text"),
+        (lambda d: d["origin"].update(dataset="\ud83d"), "'dataset' contains half of a character"),
+        (lambda d: d.update({"x" * 5_000: 1}), "x\\.\\.\\."),
+        (lambda d: d["config"].update(hidden_layers=10**9), "more parameters than its file"),
+        (lambda d: d["config"].update(rank=[["a" * 5_000]]), "rank: "),
+    ],
+)
+def test_an_editor_that_anyone_may_have_made_is_refused_in_one_short_line(
+    change: Callable[[dict[str, Any]], object], said: str, folder: Path
+):
+    rewrite(folder, change)
+    for load in (lambda: MEND.load(folder), lambda: load_editor(folder, "embedded")):
+        with pytest.raises(EditorError, match=said) as raised:
+            load()
+        assert "\n" not in str(raised.value)
+        assert len(str(raised.value)) < 700
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t * float("nan"), "holds NaN or infinite values"),
+        (lambda t: t / 0, "holds NaN or infinite values"),
+        (lambda t: t.half(), "is float16 of shape .*, expected float32 of shape"),
+        (lambda t: t.to(torch.int32), "is int32 of shape"),
+        (lambda t: torch.zeros(0), r"is float32 of shape \[0\], expected"),
+    ],
+    ids=["NaN", "infinity", "half", "int32", "empty"],
+)
+def test_tensors_that_no_training_gives_are_refused(
+    change: Callable[[torch.Tensor], torch.Tensor], said: str, folder: Path
+):
+    file = folder / "editor.safetensors"
+    tensors = load_file(file)
+    save_file({**tensors, "edit_lrs": change(tensors["edit_lrs"])}, file)
+    rewrite(folder, lambda described: described.update(sha256=saved.sha256(file)))
+    with pytest.raises(EditorError, match=said):
+        MEND.load(folder)
+
+
 # Editors of earlier versions
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "editors"

@@ -133,6 +133,11 @@ class IKE(Editor[IKEConfig]):
         self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], origin: Origin | None
     ) -> Self:
         keys, mean = tensors["keys"], tensors["mean"]
+        if len(tensors) > 2 or not (keys.is_floating_point() and mean.is_floating_point()):
+            raise EditorError(
+                "the tensors are not those of an index of IKE; expected keys and mean, in "
+                "floating-point numbers; fit the editor anew"
+            )
         demonstrations = tuple(notes["demonstrations"])
         for text in demonstrations:
             require_text(text, "a demonstration")
