@@ -333,7 +333,7 @@ def test_file_that_holds_no_deltas_is_an_error(tmp_path: Path, key: str, text: s
     [
         (
             {"a|low_rank|u": torch.zeros(1, 4)},
-            "a low_rank delta has the tensors 'u'; expected u, v",
+            "has the tensors 'u'; expected u, v",
         ),
         ({"a|dense|w": torch.zeros(4, 4)}, "a dense delta has the tensors 'w'; expected change"),
         ({"a|dense|change": torch.zeros(4)}, r"the shapes of a dense delta are change \[4\]"),
