@@ -61,21 +61,14 @@ def as_image(image: Any) -> Path | Image.Image:
     >>> as_image(numpy.zeros((30, 40, 3), numpy.uint8)).size
     (40, 30)
     """
-    # Whoever has a tensor or an array has imported its package; the import takes time.
-    tensors: Any = sys.modules.get("torch")
-    arrays: Any = sys.modules.get("numpy")
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, str | os.PathLike):
         path = os.fsdecode(image)
         _require_path(path)
         return image if isinstance(image, Path) else Path(path)
-    if tensors is not None and isinstance(image, tensors.Tensor):
-        tensor = image.detach().cpu()
-        array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-        return _of_array(array, "tensor", channels_first=True)
-    if arrays is not None and isinstance(image, arrays.ndarray):
-        return _of_array(image, "array", channels_first=False)
+    if (pixels := _pixels_of(image)) is not None:
+        return pixels
     if isinstance(image, bytes | bytearray | memoryview):
         return _of_bytes(bytes(image), "the image given as bytes")
     if isinstance(image, Mapping) and image.keys() <= {"bytes", "path"}:
@@ -93,6 +86,20 @@ def as_image(image: Any) -> Path | Image.Image:
         "tensor of one image, the bytes of an image file, a file object, or a dictionary with "
         '"bytes" and "path"'
     )
+
+
+def _pixels_of(image: Any) -> Image.Image | None:
+    """Return a tensor or an array as a PIL image, and None for anything else."""
+    # Whoever has a tensor or an array has imported its package; the import takes time.
+    torch: Any = sys.modules.get("torch")
+    numpy: Any = sys.modules.get("numpy")
+    if torch is not None and isinstance(image, torch.Tensor):
+        tensor = image.detach().cpu()
+        array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+        return _of_array(array, "tensor", channels_first=True)
+    if numpy is not None and isinstance(image, numpy.ndarray):
+        return _of_array(image, "array", channels_first=False)
+    return None
 
 
 def _require_path(path: str) -> None:

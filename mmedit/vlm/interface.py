@@ -12,21 +12,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mmedit.adapters.base import STAGES, Stage
+from mmedit.adapters.base import Stage
 from mmedit.adapters.generation import Answer
-from mmedit.arguments import (
-    Doors,
-    as_count,
-    as_examples,
-    as_rows,
-    as_sites,
-    check_arguments,
-    one_of,
-)
+from mmedit.arguments import check_arguments
 from mmedit.cases import Example
 from mmedit.deltas import Delta
-from mmedit.errors import ModelError, SiteError
+from mmedit.errors import ModelError
 from mmedit.storage import shortened
+from mmedit.vlm.doors import DOORS
 from mmedit.vlm.frozen import Frozen
 
 
@@ -130,30 +123,6 @@ class Identity(NamedTuple):
         """The hash of the weights, a hyphen, and a hash of everything else."""
         rest = "\0".join((self.family, self.config, self.processing))
         return f"{self.weights}-{blake2b(rest.encode(), digest_size=8).hexdigest()}"
-
-
-def as_deltas(given: Any) -> Mapping[str, Delta]:
-    """Return deltas by site. Raises SiteError."""
-    if isinstance(given, Mapping) and all(isinstance(d, Delta) for d in given.values()):
-        return given
-    raise SiteError(
-        f"the deltas are of type {type(given).__name__}; expected a dictionary of LowRank or Dense "
-        "deltas by site"
-    )
-
-
-ROWS = {"examples": as_examples}
-DOORS: Doors = {
-    "predict": ROWS,
-    "answer": ROWS | {"max_new_tokens": as_count("max_new_tokens")},
-    "generate": ROWS | {"max_new_tokens": as_count("max_new_tokens")},
-    "capture": ROWS | {"sites": as_sites},
-    "represent": ROWS,
-    "sites": {"where": one_of("part of a VLM", STAGES)},
-    "with_deltas": {"deltas": as_deltas},
-    "select": {"rows": as_rows},
-}
-"""Checks of the arguments of a VLM, by method."""
 
 
 class VLM(ABC):

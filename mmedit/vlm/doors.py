@@ -1,0 +1,35 @@
+"""Checks of the arguments of every VLM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmedit.adapters.base import STAGES
+from mmedit.arguments import Doors, as_count, as_examples, as_rows, as_sites, one_of
+from mmedit.deltas import Delta
+from mmedit.errors import SiteError
+
+
+def as_deltas(given: Any) -> Mapping[str, Delta]:
+    """Return deltas by site. Raises SiteError."""
+    if isinstance(given, Mapping) and all(isinstance(d, Delta) for d in given.values()):
+        return given
+    raise SiteError(
+        f"the deltas are of type {type(given).__name__}; expected a dictionary of LowRank or Dense "
+        "deltas by site"
+    )
+
+
+ROWS = {"examples": as_examples}
+DOORS: Doors = {
+    "predict": ROWS,
+    "answer": ROWS | {"max_new_tokens": as_count("max_new_tokens")},
+    "generate": ROWS | {"max_new_tokens": as_count("max_new_tokens")},
+    "capture": ROWS | {"sites": as_sites},
+    "represent": ROWS,
+    "sites": {"where": one_of("part of a VLM", STAGES)},
+    "with_deltas": {"deltas": as_deltas},
+    "select": {"rows": as_rows},
+}
+"""Checks of the arguments of a VLM, by method."""
