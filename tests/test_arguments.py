@@ -99,7 +99,7 @@ REFUSED: list[tuple[Callable[[Any], object], type[MmeditError], str]] = [
     (lambda v: ft().fit(v, [REQUEST]), DataError, "was given where a case is expected"),
     (lambda v: Training([CASE], seed=-1), ConfigError, "seed is -1"),
     (lambda v: Training([CASE], seed=2**64), ConfigError, "expected at most"),
-    (lambda v: FineTuning({"lr": 1}), ConfigError, r"expected FTConfig\\(...\\)"),
+    (lambda v: FineTuning({"lr": 1}), ConfigError, r"expected FTConfig\(\.\.\.\)"),
     (lambda v: ft().save(None), EditorError, "None is not a folder"),
     (lambda v: FineTuning.load(""), EditorError, "'' is not a folder"),
     (lambda v: measure(v, "ft", [CASE]), EditorError, r"mmedit.load_editor\('ft', vlm\)"),
