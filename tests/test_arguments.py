@@ -119,6 +119,13 @@ def test_a_wrong_argument_is_one_line_that_says_what_to_give(tiny_vlm: NetworkVL
     assert "\n" not in str(raised.value)
 
 
+def test_an_edit_that_does_not_exist_cannot_be_selected_of_separate_contexts(tiny_vlm: NetworkVLM):
+    edited = IKE(IKEConfig(k=0)).apply_each(tiny_vlm, [REQUEST, REQUEST])
+    for row in (2, -1):
+        with pytest.raises(SiteError, match=f"row {row} was selected of 2 separate edits"):
+            edited.select([row])
+
+
 def test_arguments_are_checked_by_name_too(tiny_vlm: NetworkVLM):
     one: Any = REQUEST
     tiny_vlm.predict(examples=one)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mmedit.adapters.generation import Answer
 from mmedit.cases import Example
+from mmedit.deltas import require_rows
 from mmedit.errors import DataError, ModelError
 from mmedit.vlm.frozen import Frozen
 from mmedit.vlm.interface import VLM, Captured, Predictions, WrappedVLM
@@ -162,6 +163,7 @@ class InContextVLM(WrappedVLM):
     def select(self, rows: Sequence[int]) -> InContextVLM:
         chosen = self.contexts
         if not isinstance(chosen, Context):
+            require_rows(rows, len(chosen))
             chosen = tuple(chosen[row] for row in rows)
         return InContextVLM(self.inner.select(rows), chosen)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmedit.adapters.generation import Answer
 from mmedit.cases import Example
+from mmedit.deltas import require_rows
 from mmedit.errors import DataError
 from mmedit.methods.serac.counterfactual import Counterfactual, make_inputs
 from mmedit.methods.serac.scope import Scope
@@ -71,6 +72,7 @@ class Memory:
         """Return the memory in which row i sees the edits that row rows[i] saw."""
         if self.visible is None:
             return self
+        require_rows(rows, len(self.visible))
         return replace(self, visible=self.visible[list(rows)])
 
     def nearest(
