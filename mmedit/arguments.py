@@ -93,6 +93,15 @@ def as_count(name: str, *, least: int = 1) -> Check:
     return check
 
 
+def as_site(given: Any) -> str:
+    """Return the name of one edit site. Raises SiteError."""
+    if not isinstance(given, str):
+        raise SiteError(
+            f"{shortened(given)} was given as an edit site; expected the name of a Linear (str)"
+        )
+    return given
+
+
 def as_sites(given: Any) -> tuple[str, ...]:
     """Return names of edit sites, at least one; a name alone is accepted. Raises SiteError."""
     sites = (given,) if isinstance(given, str) else given

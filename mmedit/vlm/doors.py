@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmedit.adapters.base import STAGES
-from mmedit.arguments import Doors, as_count, as_examples, as_rows, as_sites, one_of
+from mmedit.arguments import Doors, as_count, as_examples, as_rows, as_site, as_sites, one_of
 from mmedit.deltas import Delta
 from mmedit.errors import SiteError
 
@@ -29,6 +29,8 @@ DOORS: Doors = {
     "capture": ROWS | {"sites": as_sites},
     "represent": ROWS,
     "sites": {"where": one_of("part of a VLM", STAGES)},
+    "shape": {"site": as_site},
+    "weight": {"site": as_site},
     "with_deltas": {"deltas": as_deltas},
     "select": {"rows": as_rows},
 }

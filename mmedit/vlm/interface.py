@@ -238,6 +238,9 @@ class VLM(ABC):
         """Number of values that an edit adds to the network; of separate edits, each one."""
 
 
+check_arguments(VLM, DOORS)
+
+
 def as_vlm(given: Any) -> VLM:
     """Return a VLM as it is. Raises ModelError for anything else, such as the name of one."""
     if isinstance(given, VLM):
