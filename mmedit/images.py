@@ -119,6 +119,8 @@ def _faults_of(name: str) -> Iterator[None]:
 
 def _size(image: Image.Image, name: str) -> tuple[int, int]:
     _check(image, name)
+    if image.format == "PNG" and "exif" not in image.info:
+        return image.size  # Pillow would decode all pixels to look for it behind them
     lies = image.getexif().get(ORIENTATION, 1) >= LYING
     return (image.height, image.width) if lies else image.size
 

@@ -15,7 +15,7 @@ from mmedit import images
 from mmedit.errors import ImageError
 from mmedit.images import MAX_PIXELS, image_key, open_image, require_header
 
-UPSIDE_DOWN, ORIENTATION = 3, 0x0112
+UPSIDE_DOWN, LYING, ORIENTATION = 3, 6, 0x0112
 
 
 def saved(image: Image.Image, path: Path) -> Path:
@@ -94,6 +94,10 @@ def test_size_is_read_without_decoding_the_pixels(tmp_path: Path):
     path = tmp_path / "torn.png"
     path.write_bytes(png_header(40, 30))
     assert require_header(path) == require_header(random_image(0)) == (40, 30)
+    exif = Image.Exif()
+    exif[ORIENTATION] = LYING
+    random_image(0).save(tmp_path / "lying.jpg", exif=exif)
+    assert require_header(tmp_path / "lying.jpg") == open_image(tmp_path / "lying.jpg").size
     (tmp_path / "giant.png").write_bytes(png_header(10_000, 10_000))
     with pytest.raises(ImageError, match="scale it down"):
         require_header(tmp_path / "giant.png")

@@ -10,7 +10,7 @@ from mmedit.cases import Example
 
 @dataclass(frozen=True)
 class Limits:
-    """What a row may hold."""
+    """The most that a row may hold, and what it may not."""
 
     max_tokens: int
     """Length of the longest sequence that the language model takes, in tokens."""
