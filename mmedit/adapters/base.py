@@ -8,11 +8,10 @@ edited one are frozen, so their outputs can be cached.
 
 from __future__ import annotations
 
-import hashlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -24,20 +23,15 @@ from PIL import Image
 from torch import Tensor
 
 from mmedit.adapters.generation import Answer, read_answers, read_stops, set_greedy, text_before
+from mmedit.adapters.hashed import Hashed
 from mmedit.adapters.inputs import Inputs, PaddingSide, Row, padded
-from mmedit.adapters.processing import (
-    SAMPLE_SIZES,
-    processing_hash,
-    require_counts,
-    require_tokenizer,
-    sample_image,
-)
+from mmedit.adapters.processing import require_tokenizer
 from mmedit.adapters.prompts import PromptFormat, Segmenter
 from mmedit.adapters.rows import Limits, row_fault
-from mmedit.adapters.seen import Layout, Pixels, SeenImage
-from mmedit.adapters.weights import config_hash, devices_of, weights_hash
+from mmedit.adapters.seen import Layout, Pixels, SeenImage, prepared
+from mmedit.adapters.weights import devices_of
 from mmedit.cases import Example
-from mmedit.errors import ImageError, ModelError, one_line
+from mmedit.errors import ModelError
 from mmedit.images import image_key, open_image
 
 Stage = Literal["vision", "bridge", "language"]
@@ -45,10 +39,6 @@ STAGES: tuple[Stage, ...] = ("vision", "bridge", "language")
 
 LAYOUTS = 4096
 """Number of images whose layout an adapter remembers."""
-PROCESSING_VERSION = 1
-"""The version of what `Adapter.processing_hash` covers."""
-UNUSABLE = (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError)
-"""Errors of transformers' code for images, for pictures and settings that it does not expect."""
 NO_TOKENS = torch.zeros(0, dtype=torch.long)
 
 
@@ -60,16 +50,16 @@ class Segments(NamedTuple):
     answer: tuple[int, ...]
 
 
-class Adapter(ABC):
+class Adapter(Hashed):
     """One loaded network with its processor."""
 
     model_types: ClassVar[tuple[str, ...]] = ()
     """The `model_type`s of transformers configs that this adapter serves."""
 
     def __init__(self, network: Any, processor: Any) -> None:
-        self.network: Any = network  # transformers' types do not tell its submodules
-        self.processor: Any = processor
-        self.tokenizer: Any = processor.tokenizer
+        self.network = network
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
         require_tokenizer(self.tokenizer)
         if processor.chat_template is None:  # it may stand in the tokenizer's files alone
             processor.chat_template = self.tokenizer.chat_template
@@ -84,56 +74,6 @@ class Adapter(ABC):
     def unsupported(cls, config: Any) -> str | None:
         """Return why a network with this config cannot be served, or None if it can."""
         return None
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """A hash of all weights. Reads every one of them, the first time."""
-        return weights_hash(self.network)
-
-    @cached_property
-    def config_hash(self) -> str:
-        """A hash of the network's config."""
-        return config_hash(self.network.config)
-
-    @cached_property
-    def processing_hash(self) -> str:
-        """A hash of all that makes inputs of an example, and text of an answer's tokens.
-
-        This is the tokenizer, the prompt format, the image processor, the number of an image's
-        tokens, the end tokens and stop strings, and the adapter's class. Its first digit is the
-        version of this list: hashes of different versions cannot be compared.
-        """
-        layouts = [self._prepared(sample_image(size))[0] for size in SAMPLE_SIZES]
-        others = {
-            "adapter": type(self).__name__,
-            "formats": [asdict(self.text_format), asdict(self.image_format)],
-            "image tokens": [list(layout.placeholder) for layout in layouts],
-            "ends": self.stops.ends,
-            "stops": self.stops.strings,
-        }
-        digest = processing_hash(self._tokenizers, self.processor.image_processor, others)
-        return f"{PROCESSING_VERSION}-{digest}"
-
-    @property
-    def _tokenizers(self) -> Sequence[Any]:
-        """The tokenizers that read an example."""
-        return (self.tokenizer,)
-
-    @cached_property
-    def features_of(self) -> str:
-        """A name for all that image features depend on, except the image.
-
-        This is weights, config, processing, dtype, and the adapter's class.
-        """
-        settings = (
-            self.network.config.to_json_string(),
-            self.processor.image_processor.to_json_string(),
-            self.processing_hash,
-            type(self).__name__,
-            str(self.network.dtype),
-        )
-        digest = hashlib.blake2b("\0".join(settings).encode(), digest_size=16).hexdigest()
-        return f"{self.fingerprint}-{digest}"
 
     @property
     def device(self) -> torch.device:
@@ -164,10 +104,6 @@ class Adapter(ABC):
     @abstractmethod
     def stage(self, site: str) -> Stage:
         """Return the stage that a module belongs to, by its name."""
-
-    @abstractmethod
-    def prepare(self, image: Image.Image) -> tuple[Layout, Pixels]:
-        """Preprocess one image: return its layout in the text, and its pixels."""
 
     @abstractmethod
     def vision(self, images: Sequence[SeenImage]) -> list[Tensor]:
@@ -225,35 +161,8 @@ class Adapter(ABC):
         return SeenImage(example, key, layout, lambda: pixels)
 
     def _prepared(self, image: Path | Image.Image) -> tuple[Layout, Pixels]:
-        """Open an image and preprocess it. Raises ImageError if the image processor refuses it."""
-        opened = open_image(image)
-        try:
-            return self.prepare(opened)
-        except UNUSABLE as error:
-            name = image if isinstance(image, Path) else "the given image"
-            raise ImageError(
-                f"{name} has {opened.width} x {opened.height} pixels, and the VLM's image "
-                f"processor refuses it: {one_line(error)}. Crop it, or leave it out."
-            ) from error
-
-    def require_matching_processor(self) -> None:
-        """Raise ModelError unless the processor is one for this network.
-
-        Costs one pass of a small image through vision and bridge.
-        """
-        example = Example(prompt="a", target="a", image=sample_image(SAMPLE_SIZES[0]))
-        layout, pixels = self._prepared(sample_image(SAMPLE_SIZES[0]))
-        seen = SeenImage(example, "sample", layout, lambda: pixels)
-        try:
-            with torch.no_grad():
-                features = self.encode([seen])
-        except UNUSABLE as error:
-            raise ModelError(
-                "its network cannot read the images that its processor makes: "
-                f"{one_line(error)}; expected the processor's files (preprocessor_config.json, "
-                "processor_config.json) that belong to this network"
-            ) from error
-        require_counts(layout.placeholder.count(self.image_token), self.feature_count(features[0]))
+        name = str(image) if isinstance(image, Path) else "the given image"
+        return prepared(self.prepare, open_image(image), name)
 
     def _known_layout(self, key: str) -> Layout | None:
         """Return the layout of an image that was prepared before, or that all images share."""
@@ -299,12 +208,8 @@ class Adapter(ABC):
         """Return the layout of an image of this width and height. Raises ImageError."""
         key = "{} x {}".format(*size)
         if (layout := self._known_layout(key)) is None:
-            try:
-                layout = self._layouts[key] = self.prepare(Image.new("RGB", size))[0]
-            except ValueError as error:
-                raise ImageError(
-                    f"the model's image processor refuses an image of {key} pixels: {error}"
-                ) from error
+            layout, _ = prepared(self.prepare, Image.new("RGB", size), "an image")
+            self._layouts[key] = layout
         return layout
 
     def segments(self, examples: Sequence[Example]) -> list[Segments]:

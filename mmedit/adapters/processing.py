@@ -60,17 +60,6 @@ def require_tokenizer(tokenizer: Any) -> None:
         )
 
 
-def require_counts(tokens: int, features: int) -> None:
-    """Raise ModelError unless an image has as many tokens in the text as it has features."""
-    if tokens != features:
-        raise ModelError(
-            f"its processor puts {tokens} tokens for an image into the text, and its network makes "
-            f"{features} features of that image; expected the same number: the processor's files "
-            "(processor_config.json, preprocessor_config.json) are not those of this network, or "
-            "lack patch_size, num_additional_image_tokens or image_seq_length"
-        )
-
-
 def _described(tokenizer: Any) -> object:
     added = tokenizer.added_tokens_decoder
     special = {str(number): [str(token), token.special] for number, token in added.items()}

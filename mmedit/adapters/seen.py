@@ -9,10 +9,14 @@ from typing import final
 
 import torch
 from jaxtyping import Int
+from PIL import Image
 from torch import Tensor
 
 from mmedit.cases import Example
+from mmedit.errors import ImageError, one_line
 
+UNUSABLE = (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+"""Errors of transformers' code for images, for pictures and settings that it does not expect."""
 Pixels = Mapping[str, Tensor]
 """The output of an image processor for one image: `pixel_values` and further tensors.
 
@@ -54,3 +58,19 @@ class SeenImage:
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """The shapes of the pixels. Images with equal shapes can be rows of one batch."""
         return tuple(tuple(tensor.shape) for tensor in self.pixels.values())
+
+
+def prepared(
+    prepare: Callable[[Image.Image], tuple[Layout, Pixels]], image: Image.Image, name: str
+) -> tuple[Layout, Pixels]:
+    """Return what an image processor makes of an image.
+
+    Raises ImageError, which says `name`, if the processor refuses the image.
+    """
+    try:
+        return prepare(image)
+    except UNUSABLE as error:
+        raise ImageError(
+            f"{name} has {image.width} x {image.height} pixels, and the VLM's image processor "
+            f"refuses it: {one_line(error)}. Crop it, or leave it out."
+        ) from error

@@ -27,7 +27,8 @@ from mmedit.editors.checks import require_description, require_finite
 from mmedit.errors import EditorError
 from mmedit.settings import Settings, validate
 from mmedit.storage import is_hub_id, replaced, sha256
-from mmedit.vlm.interface import VLM, Identity
+from mmedit.vlm.identity import Identity
+from mmedit.vlm.interface import VLM
 
 DESCRIPTION, TENSORS, CARD = "editor.json", "editor.safetensors", "README.md"
 UNREADABLE = (

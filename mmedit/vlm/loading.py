@@ -32,6 +32,7 @@ from mmedit.adapters.checkpoint import (
     require_sentencepiece,
     require_tokenizer_files,
 )
+from mmedit.adapters.matching import require_matching_processor
 from mmedit.adapters.weights import keep_weights_in_place, require_finite
 from mmedit.cache import TensorCache
 from mmedit.errors import ModelError, UnknownNameError, one_line
@@ -133,7 +134,7 @@ def _adapter(source: str, options: LoadingOptions) -> Adapter:
     require_finite(network.state_dict())
     keep_weights_in_place(network)
     adapter = adapter_class(network, processor)
-    adapter.require_matching_processor()
+    require_matching_processor(adapter)
     return adapter
 
 

@@ -20,7 +20,8 @@ from mmedit.deltas import Delta, compose_all, linear_at
 from mmedit.errors import SiteError
 from mmedit.metrics.multiclass_log_probs import answer_nll
 from mmedit.vlm.frozen import Frozen
-from mmedit.vlm.interface import VLM, Captured, Identity, Predictions
+from mmedit.vlm.identity import Identity
+from mmedit.vlm.interface import VLM, Captured, Predictions
 from mmedit.vlm.passes import Pass, Recorder, aligned, by_row
 
 

@@ -17,7 +17,8 @@ from mmedit.editors.base import Fitting
 from mmedit.errors import DataError, EditorError, ModelError
 from mmedit.methods.ike import IKE, IKEConfig
 from mmedit.methods.ike.context import InContextVLM
-from mmedit.vlm.interface import VLM, Captured, Identity, Predictions, WrappedVLM
+from mmedit.vlm.identity import Identity
+from mmedit.vlm.interface import VLM, Captured, Predictions, WrappedVLM
 from mmedit.vlm.network import NetworkVLM
 
 NAMES = ("east", "northeast", "northwest", "west", "southwest", "southeast")

@@ -22,7 +22,7 @@ from mmedit.adapters.blip2 import Blip2Adapter
 from mmedit.cases import Example
 from mmedit.convert.language import language_config
 from mmedit.errors import ImageError, MmeditError, ModelError, UnknownNameError
-from mmedit.vlm.interface import Identity
+from mmedit.vlm.identity import Identity
 from mmedit.vlm.loading import load_vlm, resolve_vlm
 from mmedit.vlm.network import NetworkVLM
 
