@@ -232,6 +232,7 @@ OLD_MANIFEST = """
 
 def test_a_run_of_a_first_version_continues(vlm, cases, tmp_path):
     (tmp_path / MANIFEST).write_text(OLD_MANIFEST)
+    (tmp_path / "editors" / "mend" / "checkpoints").mkdir(parents=True)  # something was kept
     manifest = read_manifest(tmp_path)
     assert manifest.run.generation == {"fluency_tokens": 9}
     assert manifest.run.left_out == {"torn": 3}
