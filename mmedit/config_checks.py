@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmedit.bench.modes import MODES
 from mmedit.catalog import FAMILIES, names, require_known
-from mmedit.config_files import Block, TableFile, read_named
+from mmedit.config_files import Block, TableFile, read_named, require_names
 from mmedit.errors import ConfigError, UnknownNameError, shortened
 from mmedit.report.published import load_published
 from mmedit.settings import Overrides, Values, validate
@@ -137,6 +137,14 @@ def require_used(
                 f"--set {part}.* is for --editor {part}; here the editors are "
                 f"{', '.join(editors)} (the settings of a fitted editor are fixed)"
             )
+
+
+def require_uses(blocks: Collection[Block], overrides: Overrides) -> None:
+    """Raise an error for a wrong name in a block, and for a setting that no block uses."""
+    for block in blocks:
+        require_names(block)
+    editors = [editor for block in blocks for editor in block.editors]
+    require_used(overrides, editors, {block.mode for block in blocks})
 
 
 def require_consistent(overrides: Overrides, batch_size: int | None, *, generate: bool) -> None:

@@ -10,7 +10,7 @@ call continues what was stopped.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,7 @@ from mmedit.config_checks import (
     require_number,
     require_published,
     require_used,
+    require_uses,
 )
 from mmedit.config_files import MAX_BATCH, Block, VLMFile, require_names
 from mmedit.pages import write_page
@@ -170,14 +171,6 @@ def prepare_all(blocks: Mapping[str, Block], folder: Path, options: RunOptions) 
     """Check all blocks of a suite. Raises MmeditError, also for a setting that no block uses."""
     require_uses(blocks.values(), options.overrides)
     return [prepare(name, block, folder / name, options) for name, block in blocks.items()]
-
-
-def require_uses(blocks: Collection[Block], overrides: Overrides) -> None:
-    """Raise an error for a wrong name in a block, and for a setting that no block uses."""
-    for block in blocks:
-        require_names(block)
-    editors = [editor for block in blocks for editor in block.editors]
-    require_used(overrides, editors, {block.mode for block in blocks})
 
 
 def prepare(name: str, block: Block, folder: Path, options: RunOptions) -> BlockPlan:

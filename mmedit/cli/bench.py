@@ -182,12 +182,11 @@ def bench(
         root, blocks = _flag_blocks(out_folder, vlm, editor, dataset, mode)
     is_table = table is not None or len(blocks) > 1
     from mmedit.config import read_overrides
-    from mmedit.config_files import require_names
+    from mmedit.config_checks import require_uses
 
     overrides = read_overrides(settings or ())
-    for block in blocks.values():
-        require_names(block)  # in milliseconds; the next import takes seconds
-    from mmedit.suite import RunOptions, prepare, require_uses, write_suite_table
+    require_uses(blocks.values(), overrides)  # in milliseconds; the next import takes seconds
+    from mmedit.suite import RunOptions, prepare, write_suite_table
 
     options = RunOptions(
         limit=limit,
@@ -199,7 +198,6 @@ def bench(
         on_contradiction=cast("OnContradiction | None", on_contradiction),
         command=command_line(),
     )
-    require_uses(blocks.values(), overrides)
     plans = [
         prepare(name, block, root / name if is_table else root, options)
         for name, block in blocks.items()
