@@ -73,7 +73,7 @@ class RunOptions:
     """Settings that come after those of the blocks."""
     seed: int = 0
     on_contradiction: OnContradiction | None = None
-    """What happens to probes that another edit of the run contradicts; None: what a block says."""
+    """Treatment of probes that another edit of the run contradicts; None: what a block says."""
     latency: int = 0
     """Number of edits of each editor that are timed one at a time besides."""
     command: str = "mmedit.run_suite"
