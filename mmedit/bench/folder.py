@@ -27,7 +27,6 @@ from mmedit.bench.generation import (
     answer_length,
     examples_of,
     longest_answer,
-    require_room,
     room_behind,
 )
 from mmedit.bench.plan import Plan, editor_folder
@@ -137,12 +136,9 @@ def generation_length(
     """Return the largest length of a generation: that of the plan, else that of the run that is
     continued, else what the accepted answers need.
 
-    Raises ConfigError if a length that is set does not fit, RunError if the run that is continued
-    leaves too little for an accepted answer.
+    Raises RunError if the run that is continued leaves too little for an accepted answer.
     """
     kept = kept_length(plan, earlier)
-    if kept != 0:
-        require_room(vlm, cases, plan.generation)
     if kept is None:
         return answer_length(vlm, cases)
     if plan.max_new_tokens is not None:

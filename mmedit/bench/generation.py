@@ -9,7 +9,6 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from mmedit.cases import EditCase, Example
-from mmedit.errors import ConfigError
 from mmedit.images import image_key
 from mmedit.metrics import generation
 from mmedit.metrics.clip_score import ClipScore, load_clip_score, require_clip
@@ -93,20 +92,6 @@ def room_behind(vlm: VLM, examples: Sequence[Example]) -> int:
     """Return how many new tokens fit behind the longest of these prompts."""
     parts = (examples[at : at + IMAGES_AT_ONCE] for at in range(0, len(examples), IMAGES_AT_ONCE))
     return min(_room(vlm, part) for part in parts)
-
-
-def require_room(vlm: VLM, cases: Sequence[EditCase], settings: GenerationSettings) -> None:
-    """Raise ConfigError if a length that is set does not fit behind the longest prompt."""
-    requests = [case.request for case in cases]
-    for name, length, examples in (
-        ("max_new_tokens", settings.max_new_tokens or 0, list(examples_of(cases))),
-        ("fluency_tokens", settings.fluency_tokens, requests),
-    ):
-        if length and length > (room := room_behind(vlm, examples)):
-            raise ConfigError(
-                f"generation.{name} is {length}, and this VLM has room for {room} new tokens "
-                f"behind the longest prompt; choose {max(room, 1)} or less"
-            )
 
 
 def _room(vlm: VLM, examples: Sequence[Example]) -> int:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from mmedit.bench.base_outputs import BaseOutputs, require_finite
 from mmedit.bench.folder import RunFolder
-from mmedit.bench.generation import examples_of, longest_answer
 from mmedit.bench.jobs import Job, Past, joint_jobs, separate_jobs
 from mmedit.bench.latency import measure_latency, require_enough
 from mmedit.bench.modes import Batch, Mode, Sequential, require_sound
@@ -80,18 +79,17 @@ def _require_measurable(
     require_distinct_ids(cases)
     for editor in plan.editors.values():
         editor.require_fits(vlm)
-    room = _new_tokens(plan, vlm, cases)
+    room = _new_tokens(plan)
     require_sound_rows(vlm, cases, new_tokens=room, progress=progress)
     require_finite(vlm, cases[0].request)
 
 
-def _new_tokens(plan: Plan, vlm: VLM, cases: Sequence[EditCase]) -> dict[Probe, int]:
-    """Return the room that the generations of every probe need, in tokens: as the plan says, or of
-    the longest answer. Fluency continues the requests.
+def _new_tokens(plan: Plan) -> dict[Probe, int]:
+    """Return the room that the generations of every probe need, in tokens: as the plan says, else
+    one, as a length that follows from the answers ends where there is no room. Fluency continues
+    the requests.
     """
-    tokens = plan.max_new_tokens
-    if tokens is None:
-        tokens = longest_answer(vlm, list(examples_of(cases)))
+    tokens = 1 if plan.max_new_tokens is None else plan.max_new_tokens
     room = dict.fromkeys(Probe, tokens)
     return room | {Probe.RELIABILITY: max(tokens, plan.generation.fluency_tokens)} if tokens else {}
 

@@ -14,11 +14,14 @@ from mmedit.bench.folder import generation_length
 from mmedit.bench.generation import MARGIN, GenerationSettings, answer_length, longest_answer
 from mmedit.bench.plan import Plan
 from mmedit.bench.protocol import NoEdit, evaluate
+from mmedit.bench.run import run
 from mmedit.bench.scoring import measure
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.config import load_vlm_file
-from mmedit.errors import ConfigError, RunError
+from mmedit.errors import ConfigError, DataError, RunError
+from mmedit.progress import silent
 from mmedit.records.schema import RunSettings
+from mmedit.records.store import read_manifest
 from mmedit.report.render import render
 from mmedit.report.table import method_table
 from mmedit.settings import Overrides
@@ -96,12 +99,27 @@ def test_a_run_that_the_room_bounded_continues(tiny_vlm: NetworkVLM):
 
 @pytest.mark.parametrize("name", ["max_new_tokens", "fluency_tokens"])
 def test_a_length_that_does_not_fit_is_refused_before_anything_is_measured(
-    tiny_vlm: NetworkVLM, name: str
+    tiny_vlm: NetworkVLM, tmp_path: Path, name: str
 ):
     generation = GenerationSettings.model_validate({name: 60})
     asked = replace(plan(generation.max_new_tokens), generation=generation)
-    with pytest.raises(ConfigError, match=rf"{name} is 60, and this VLM has room for \d"):
-        generation_length(asked, None, tiny_vlm, [case("blue")])
+    cases = [EditCase(id="0", request=SHORT, probes={Probe.RELIABILITY: (SHORT,)})]
+    with pytest.raises(DataError, match="case '0', reliability"):
+        run(asked, tmp_path, tiny_vlm, cases, lambda _: [], progress=silent)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_long_answer_beside_a_long_prompt_is_measured_as_far_as_there_is_room(
+    tiny_vlm: NetworkVLM, tmp_path: Path
+):
+    answer = Example(prompt="", target="z" * 50, image=tiny.IMAGES[0])
+    prompt = Example(prompt="z" * 50, target="no", image=tiny.IMAGES[0])
+    probes = {Probe.RELIABILITY: (answer,), Probe.IMAGE_LOCALITY: (prompt,)}
+    cases = [EditCase(id="0", request=answer, probes=probes)]
+    (record,), _ = run(plan(None), tmp_path, tiny_vlm, cases, lambda _: [], progress=silent)
+    length = read_manifest(tmp_path).run.max_new_tokens
+    assert length == tiny_vlm.frozen.room([prompt], new_tokens=1)[0] + 1
+    assert record.probes[Probe.IMAGE_LOCALITY][0].cut_off_pre is not None
 
 
 def test_a_run_of_a_first_version_without_length_gets_one(tiny_vlm: NetworkVLM):
