@@ -9,7 +9,7 @@ from mmedit.cases import EditCase, image_name
 from mmedit.config import read_cases
 from mmedit.errors import MmeditError
 from mmedit.records.schema import Record, RunManifest
-from mmedit.records.store import read_manifest, read_records
+from mmedit.records.store import read_run
 from mmedit.report.render.page import write_report
 from mmedit.settings import Overrides
 
@@ -23,7 +23,7 @@ def report_run(folder: Path) -> tuple[Path, str]:
     Returns its path, and why it has no images ("" if it has them). Raises DataError for a folder
     without records.
     """
-    records, manifest = read_records(folder), read_manifest(folder)
+    records, manifest = read_run(folder)
     try:
         cases, reason = _pictured_cases(manifest), ""
     except MmeditError as error:

@@ -44,13 +44,13 @@ from mmedit.config_files import MAX_BATCH, Block, VLMFile, require_names
 from mmedit.pages import write_page
 from mmedit.processes import is_main_process
 from mmedit.progress import Progress, silent
-from mmedit.records.schema import Record, RunManifest, notes_of
+from mmedit.records.notes import notes_of
+from mmedit.records.schema import Record, RunManifest
 from mmedit.records.store import RECORDS, read_manifest
 from mmedit.report.published import Comparison, compare_with_published, load_published
 from mmedit.report.render import render
-from mmedit.report.runs import Origin
-from mmedit.report.sequences import sequence_notes
-from mmedit.report.table import method_table
+from mmedit.report.run_tables import run_table
+from mmedit.report.runs import Origin, measured_run
 from mmedit.settings import MAX_SEED, Overrides
 from mmedit.storage import require_path, write_atomically
 from mmedit.vlm.interface import VLM
@@ -270,12 +270,9 @@ def _result(
     plan: BlockPlan, records: Sequence[Record], training_seconds: Mapping[str, float]
 ) -> BlockResult:
     manifest = read_manifest(plan.folder)
-    table = method_table(
-        records,
-        training_seconds=training_seconds or None,
-        latencies=manifest.latencies,
-        notes=[*plan.notes, *sequence_notes(records)],
-    )
+    manifest = manifest.model_copy(update={"training_seconds": dict(training_seconds)})
+    measured = measured_run(records, manifest)
+    table = run_table(measured)
     return BlockResult(
         name=plan.name,
         title=plan.title,
@@ -283,14 +280,15 @@ def _result(
         records=records,
         manifest=manifest,
         table=table,
-        comparison=_comparison(plan.block, table),
+        comparison=_comparison(plan.block, table, measured.origins),
     )
 
 
-def _comparison(block: Block, table: pandas.DataFrame) -> Comparison | None:
+def _comparison(
+    block: Block, table: pandas.DataFrame, origins: Mapping[str, Origin]
+) -> Comparison | None:
     if block.published is None:
         return None
-    origins = {str(label): Origin(block.vlm, block.dataset) for label in table.index}
     return compare_with_published(
         table,
         load_published(block.published),

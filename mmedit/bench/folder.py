@@ -35,6 +35,7 @@ from mmedit.cases import EditCase, dataset_hash
 from mmedit.editors.base import Editor
 from mmedit.errors import RunError
 from mmedit.processes import on_main
+from mmedit.records.checks import require_of_run
 from mmedit.records.schema import Key, Record, RunManifest
 from mmedit.records.store import RECORDS, RecordWriter, write_manifest
 from mmedit.vlm.interface import VLM
@@ -70,14 +71,17 @@ class RunFolder:
         hashes = {"vlm": vlm.identity.hash, "dataset": dataset_hash(cases)}
         sites = {label: editor.edited_sites(vlm) for label, editor in plan.editors.items()}
         found = {label: names for label, names in sites.items() if names}
-        now = plan.manifest({}).model_copy(
-            update={"cases": len(cases), "hashes": hashes, "sites": found}
+        now = plan.manifest({})
+        asked = now.run.model_copy(update={"protocol": dict(vlm.protocol)})
+        now = now.model_copy(
+            update={"cases": len(cases), "hashes": hashes, "sites": found, "run": asked}
         )
         if earlier is not None:
             require_same_content(directory, earlier, now, cases)
         with ExitStack() as opened:
             writer = RecordWriter(directory / RECORDS)
             known = on_main(lambda: opened.enter_context(writer).earlier)
+            require_of_run(known, earlier or now, directory / RECORDS)
             yield cls(directory, continued(earlier, now, len(known)), writer, known)
 
     @property

@@ -13,7 +13,6 @@ from mmedit.cli.console import (
     RunsArgument,
     app,
     either,
-    err,
     examples,
     folder,
     known,
@@ -79,32 +78,28 @@ def table(
     ] = None,
     edits: EditsOption = None,
 ) -> None:
-    """Make a table from the records of runs. Each run and editor is a row."""
-    from mmedit.report.published import compare_with_published, load_published
-    from mmedit.report.render import render
-    from mmedit.report.render.terminal import table_view
+    """Make a table from the records of runs. Each run and editor is a row.
+
+    Runs of different modes, VLMs, datasets or cases are not compared: each set has a table.
+    """
+    from mmedit.report.published import load_published
+    from mmedit.report.render import render_all
+    from mmedit.report.render.terminal import tables_view
+    from mmedit.report.run_tables import run_tables
     from mmedit.report.runs import read_runs
-    from mmedit.report.sequences import sequence_notes
-    from mmedit.report.table import method_table
 
     _require_names(published, published_model, published_dataset)
-    paper = load_published(published) if published else None
-    read = read_runs(runs, edits=edits)
-    _warn_of_datasets({origin.dataset for origin in read.origins.values()})
-    frame = method_table(
-        read.records,
+    tables = run_tables(
+        read_runs(runs, edits=edits),
         columns=columns,
-        training_seconds=read.training_seconds or None,
-        latencies=read.latencies,
-        notes=[*read.notes, *sequence_notes(read.records)],
-    )
-    beside = paper and compare_with_published(
-        frame, paper, read.origins, model=published_model, dataset=published_dataset
+        published=load_published(published) if published else None,
+        model=published_model,
+        dataset=published_dataset,
     )
     if format is None and out.is_terminal:
-        out.print(table_view(frame, beside, width=out.width))
+        out.print(tables_view(tables, width=out.width))
     else:
-        print(render(frame, format or "md", beside), end="")
+        print(render_all(tables, format or "md"), end="")
 
 
 @app.command(
@@ -121,18 +116,24 @@ def compare_runs(
         int, typer.Option(min=0, metavar="N", help="Show the texts of at most this many edits.")
     ] = 5,
     columns: ColumnsOption = "default",
+    across_modes: Annotated[
+        bool,
+        typer.Option(
+            "--across-modes", help="Compare also if the edits were made in different modes."
+        ),
+    ] = False,
 ) -> None:
     """Compare two methods edit by edit.
 
     Prints paired differences with their significance, and edits where the methods disagree.
     """
     from mmedit.report.comparison import compare
+    from mmedit.report.methods import matched_methods
     from mmedit.report.render.terminal import comparison_view
-    from mmedit.report.runs import matched_methods
 
     if not (first.strip() and second.strip()):
         raise ConfigError("the name of a run is empty; name two run folders, or RUN:EDITOR")
-    for ours, theirs in matched_methods(first, second):
+    for ours, theirs in matched_methods(first, second, across_modes=across_modes):
         out.print(comparison_view(compare(ours, theirs, columns=columns), show=show))
 
 
@@ -148,15 +149,20 @@ def plot(
 
     The plots show the trade-off between success and locality, every probe, and both metrics by
     answer length. For edits made in sequence they also show every probe by the number of edits.
+    Runs of different modes, VLMs, datasets or cases have figures of their own, in a folder each.
     """
     from mmedit.report.render.plots import write_plots
     from mmedit.report.render.sequence_plots import write_sequence_plots
     from mmedit.report.runs import read_runs
 
     read = read_runs(runs)
-    for write in (write_plots, write_sequence_plots):
-        for path in write(read.records, out_folder, title=read.title):
-            say(f"written: {path}")
+    for number, one in enumerate(read, start=1):
+        place = out_folder if len(read) == 1 else out_folder / str(number)
+        if len(read) > 1:
+            say(f"{number}: {one.title}")
+        for write in (write_plots, write_sequence_plots):
+            for path in write(one.records, place, title=one.title):
+                say(f"written: {path}")
 
 
 def _require_names(published: str | None, model: str | None, dataset: str | None) -> None:
@@ -169,12 +175,3 @@ def _require_names(published: str | None, model: str | None, dataset: str | None
             )
         if value is not None and not value.strip():
             raise ConfigError(f"{option} is empty; give a name, or leave {option} out")
-
-
-def _warn_of_datasets(datasets: set[str]) -> None:
-    if len(datasets) > 1:
-        say(
-            f"the rows are of different datasets ({', '.join(sorted(datasets))}), and the best "
-            "value of a column is the best of all rows; make a table for each dataset instead",
-            to=err,
-        )

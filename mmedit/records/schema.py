@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import from_json, to_json
 
 from mmedit.cases import Probe
+
+BASE = "base"
+"""The editor's name in the records of the base model."""
+_MODES: Mapping[object, tuple[str, ...]] = MappingProxyType(
+    {"independent": (), "batch": ("k",), "sequential": ("orders",)}
+)
+"""The kinds of mode, each with the settings that a table needs."""
 
 
 class _Frozen(BaseModel):
@@ -135,15 +143,15 @@ class Record(_Frozen):
     case_id: str
     editor: str
     seconds: float
-    batch: int
+    batch: int = Field(ge=0)
     peak_memory_bytes: int
     extra_parameters: int | None = None
     seed: int
-    edits: int = 1
+    edits: int = Field(default=1, ge=0)
     """Number of edits in the VLM at the time of the test."""
-    place: int = 1
+    place: int = Field(default=1, ge=0)
     """Place of this edit among them, from 1; 0 for a case that was not edited (`ability`)."""
-    order: int = 0
+    order: int = Field(default=0, ge=0)
     """Number of the sequence of edits in its run."""
     test: Test = "edit"
     probes: dict[Probe, tuple[ProbeRecord, ...]]
@@ -196,6 +204,21 @@ class RunSettings(_Frozen):
     """
     on_contradiction: Literal["error", "skip"] = "error"
     """"skip": these probes and requests were left out; "error": they were only counted."""
+    protocol: dict[str, Any] = {}
+    """Image size and text format of the VLM (`mmedit.adapters.protocol`); empty in an earlier
+    manifest.
+    """
+
+    @field_validator("mode")
+    @classmethod
+    def _known_mode(cls, mode: dict[str, Any]) -> dict[str, Any]:
+        needed = _MODES.get(str(mode.get("kind")))
+        if needed is None:
+            raise ValueError(f"kind must be one of {', '.join(map(str, _MODES))}")
+        for key in needed:
+            if type(mode.get(key)) is not int or mode[key] < 1:
+                raise ValueError(f"{key} must be a whole number from 1 on")
+        return mode
 
     @model_validator(mode="before")
     @classmethod
@@ -268,25 +291,3 @@ class RunManifest(_Frozen):
     @classmethod
     def _as_json(cls, config: dict[str, object]) -> dict[str, object]:
         return from_json(to_json(config, inf_nan_mode="strings"))
-
-
-def notes_of(manifest: RunManifest) -> list[str]:
-    """Return the sentences that a table of the run must show."""
-    settings, mode = manifest.run, manifest.run.mode
-    notes = []
-    if settings.left_out:
-        reasons = ", ".join(
-            f"{why}: {number:,}" for why, number in sorted(settings.left_out.items())
-        )
-        notes.append(f"Left out of {manifest.dataset}: {reasons}.")
-    if settings.contradictions and settings.on_contradiction == "skip":
-        counts = ", ".join(
-            f"{k.replace('_', ' ')} {n:,}" for k, n in settings.contradictions.items()
-        )
-        notes.append(f"Left out, because another edit of the run contradicts them: {counts}.")
-    if mode["kind"] == "batch":
-        notes.append(f"Edits were made {mode['k']} at a time, and tested together.")
-    if mode["kind"] == "sequential":
-        orders = f", in each of {mode['orders']} orders" if mode["orders"] > 1 else ""
-        notes.append(f"Edits were made one after another{orders}, and tested after the last one.")
-    return notes

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import lzma
-from io import FileIO
+import os
+import stat
+from io import BytesIO, FileIO
 from pathlib import Path
 from types import TracebackType
 
@@ -11,8 +13,9 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from mmedit.errors import DataError, RunError
+from mmedit.records.checks import require_each_once, require_of_run
 from mmedit.records.schema import Record, RunManifest
-from mmedit.storage import write_atomically, write_durably
+from mmedit.storage import shortened, write_atomically, write_durably
 
 RECORDS = "records.jsonl"
 PACKED = "records.jsonl.xz"
@@ -27,7 +30,8 @@ class RecordWriter:
 
     Entering creates the run directory, refuses a second writer (RunError), and drops a last line
     that a killed run left incomplete. `earlier` then holds the records that were already there, so
-    that a resumed run can skip them.
+    that a resumed run can skip them. Raises DataError for a malformed record or one that is there
+    twice.
 
         with RecordWriter(run / RECORDS) as writer:
             done = {(record.editor, record.case_id) for record in writer.earlier}
@@ -99,31 +103,69 @@ class RecordWriter:
         self._lock.release()
 
 
+def read_run(directory: Path) -> tuple[list[Record], RunManifest]:
+    """Read the records and the manifest of a run directory.
+
+    Raises DataError, also for a record of another run, with the number of its row.
+    """
+    manifest, records = read_manifest(directory), read_records(directory)
+    require_of_run(records, manifest, directory / RECORDS)
+    return records, manifest
+
+
 def read_records(path: Path) -> list[Record]:
     """Read the records of a run directory or of one `records.jsonl`, which may be packed (.xz). An
     incomplete last line is left out.
 
-    Raises DataError if there is no such file or no record in it, and for a malformed line, with the
-    number of its row.
+    Raises DataError if there is no such file or no record in it, and for a line that is malformed
+    or repeats another record, with the number of its row.
     """
-    file = path / RECORDS if path.is_dir() else path
-    if path.is_dir() and not file.exists() and (path / PACKED).exists():
+    file = path / RECORDS if _is_directory(path) else path
+    if file != path and not _exists(file) and _exists(path / PACKED):
         file = path / PACKED
-    try:
-        content = _unpacked(file) if file.suffix == ".xz" else file.read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"cannot read {file}: {error.strerror}; "
-            f"give a run directory that holds {RECORDS}, or that file"
-        ) from error
+    advice = f"give a run directory that holds {RECORDS}, or that file"
+    content = _content(file, advice)
     records = _parse(_whole_lines(content), file)
     if not records:
         raise DataError(f"{file} holds no record yet; run the benchmark into {file.parent} first")
     return records
 
 
-def _unpacked(file: Path) -> bytes:
-    with lzma.open(file) as opened:
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # no permission, or too long a name: reading it says so
+        return False
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def _content(file: Path, advice: str) -> bytes:
+    """Read a regular file, unpacked; DataError with the advice if it cannot be read."""
+    if "\0" in str(file):
+        raise DataError(f"cannot read {_shown(file)}: the name holds a NUL character; {advice}")
+    try:
+        if not stat.S_ISREG(os.stat(file).st_mode):
+            raise DataError(f"cannot read {_shown(file)}: it is not a regular file; {advice}")
+        content = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {_shown(file)}: {error.strerror}; {advice}") from error
+    return _unpacked(content, file) if file.suffix == ".xz" else content
+
+
+def _shown(file: Path) -> str:
+    """Return the path as text; as a short repr if it is long or has characters that do not show."""
+    text = str(file)
+    return text if len(text) <= 200 and text.isprintable() else shortened(text, 200)
+
+
+def _unpacked(packed: bytes, file: Path) -> bytes:
+    with lzma.open(BytesIO(packed)) as opened:
         try:
             content = opened.read(MAX_UNPACKED + 1)
         except (lzma.LZMAError, EOFError) as error:
@@ -141,12 +183,9 @@ def write_manifest(directory: Path, manifest: RunManifest) -> None:
 def read_manifest(directory: Path) -> RunManifest:
     """Read the manifest of a run directory. Raises DataError if it is missing or malformed."""
     file = directory / MANIFEST
+    content = _content(file, "give a directory that a benchmark run wrote")
     try:
-        return RunManifest.model_validate_json(file.read_bytes())
-    except OSError as error:
-        raise DataError(
-            f"cannot read {file}: {error.strerror}; give a directory that a benchmark run wrote"
-        ) from error
+        return RunManifest.model_validate_json(content)
     except ValidationError as error:
         raise DataError(f"{file}: {_first_problem(error)}") from error
 
@@ -165,6 +204,7 @@ def _parse(content: bytes, file: Path) -> list[Record]:
                 f"{file}, row {row}: {_first_problem(error)}; "
                 "delete the row to measure that edit again"
             ) from error
+    require_each_once(records, file)
     return records
 
 

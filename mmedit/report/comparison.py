@@ -16,7 +16,7 @@ from mmedit.errors import DataError, UnknownNameError
 from mmedit.records.schema import Content, ProbeRecord, Record
 from mmedit.report.columns import COLUMN_SETS, Measure
 from mmedit.report.intervals import Summary, summarise
-from mmedit.report.runs import Method
+from mmedit.report.methods import Method
 from mmedit.report.scores import Pairs, edit_scores, pair
 from mmedit.report.significance import PairedTest, holm, paired_test
 

@@ -7,8 +7,10 @@ one metric class: an exact match says nothing about a token accuracy.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
+from typing import NamedTuple
 
 import pandas
 import yaml
@@ -28,11 +30,24 @@ NOT_COMPARABLE = "not comparable"
 Names = dict[str, tuple[str, ...]]
 
 
+class PaperProtocol(Settings):
+    """How a paper asked its model; None if it is not known."""
+
+    image_size: str | None = None
+    """Width and height of the images in pixels, as in "364x364"."""
+    text: str | None = None
+    """The text around a question about an image, with {image}, {prompt} and {answer}."""
+    bos: bool | None = None
+    """True if a begin-of-text token stands before it."""
+
+
 class Published(Settings):
     """A file of configs/published. `models`, `datasets` and `methods` hold other names of each."""
 
     source: str
     notes: tuple[str, ...] = ()
+    protocol: dict[str, PaperProtocol] = Field(default_factory=dict)
+    """By model: what the paper used."""
     metrics: dict[Probe, str]
     models: Names
     datasets: Names
@@ -42,6 +57,8 @@ class Published(Settings):
 
     @model_validator(mode="after")
     def _complete(self) -> Published:
+        if unknown := sorted(set(self.protocol) - set(self.models)):
+            raise ValueError(f"protocol: {', '.join(unknown)} not among models")
         for model, by_dataset in self.values.items():
             for dataset, by_method in by_dataset.items():
                 if model not in self.models or dataset not in self.datasets:
@@ -110,8 +127,54 @@ def compare_with_published(
     Rows are matched by the method's label, their VLM and dataset by the names of `origins`, which
     `model` and `dataset` replace. Raises DataError if no row has a published value.
     """
+    [found] = comparisons([(table, origins)], published, model=model, dataset=dataset)
+    return found
+
+
+def comparisons(
+    tables: Sequence[tuple[pandas.DataFrame, Mapping[str, Origin]]],
+    published: Published,
+    *,
+    model: str | None = None,
+    dataset: str | None = None,
+) -> list[Comparison]:
+    """Put published values beside several tables, each with the origins of its rows.
+
+    Raises DataError if no row of any table has one.
+    """
+    found = [_compared(*table, published, model, dataset) for table in tables]
+    if not any(rows for rows, _, _ in found):
+        missing = "; ".join(name for _, names, _ in found for name in names)
+        raise DataError(
+            f"{published.source} has no value for any row: {missing}. Models: "
+            f"{', '.join(published.models)} (--published-model); datasets: "
+            f"{', '.join(published.datasets)} (--published-dataset); methods: "
+            f"{', '.join(_methods(published))}"
+        )
+    return [
+        Comparison(published.source, rows, (*published.notes, *differing, *_unmatched(missing)))
+        for rows, missing, differing in found
+    ]
+
+
+class _Compared(NamedTuple):
+    rows: tuple[Beside, ...]
+    missing: list[str]
+    """Rows without a published value."""
+    differing: list[str]
+    """Notes on how the measured VLM was asked in another way."""
+
+
+def _compared(
+    table: pandas.DataFrame,
+    origins: Mapping[str, Origin],
+    published: Published,
+    model: str | None,
+    dataset: str | None,
+) -> _Compared:
     rows: list[Beside] = []
     missing: list[str] = []
+    differing: dict[str, None] = {}
     for editor in map(str, table.index):
         origin = origins[editor]
         vlm = _named(published.models, model or origin.vlm, "model", chosen=model is not None)
@@ -124,14 +187,33 @@ def compare_with_published(
             missing.append(_missing(editor, origin, vlm, data))
         else:
             rows += _beside(table, editor, published, values)
-    if not rows:
-        raise DataError(
-            f"{published.source} has no value for any row: {'; '.join(missing)}. Models: "
-            f"{', '.join(published.models)} (--published-model); datasets: "
-            f"{', '.join(published.datasets)} (--published-dataset); methods: "
-            f"{', '.join(_methods(published))}"
-        )
-    return Comparison(published.source, tuple(rows), (*published.notes, *_unmatched(missing)))
+            differing[differences(published, str(vlm), origin)] = None
+    return _Compared(tuple(rows), missing, list(differing))
+
+
+def differences(published: Published, model: str, origin: Origin) -> str:
+    """Say in which way the paper asked its model, and the run its VLM."""
+    paper = published.protocol.get(model, PaperProtocol())
+    ours = origin.protocol or {}
+    aspects = [
+        _aspect("image size", ours.get("image_size"), paper.image_size),
+        _aspect("text around a question", ours.get("text"), paper.text),
+        _aspect("BOS token", _yes_or_no(ours.get("bos")), _yes_or_no(paper.bos)),
+    ]
+    told = "; ".join(aspect for aspect in aspects if aspect)
+    return f"{origin.vlm} beside the paper's {model}: {told or 'no known difference'}."
+
+
+def _aspect(name: str, ours: object, paper: object) -> str:
+    """Name one difference; "" if there is none."""
+    if ours is not None and ours == paper:
+        return ""
+    here = "not recorded in the run" if ours is None else f"{ours} here"
+    return f"{name} {here}, {'not known in the paper' if paper is None else f'{paper} there'}"
+
+
+def _yes_or_no(value: object) -> str | None:
+    return None if value is None else ("yes" if value else "no")
 
 
 def _beside(
@@ -145,7 +227,8 @@ def _beside(
     for column in column_names(table):
         measure, cell = measure_of(*column), table.loc[editor, column]
         value, metric = by_split.get(column[0], (None, ""))
-        if measure is not None and isinstance(cell, Summary) and value is not None:
+        measured = isinstance(cell, Summary) and isfinite(cell.mean)
+        if measure is not None and measured and value is not None:
             found.append(Beside(editor, column[0], measure, cell, value, metric))
     return found
 

@@ -21,12 +21,9 @@ from scipy.sparse.csgraph import connected_components
 
 from mmedit.cases import Probe
 from mmedit.errors import DataError
-from mmedit.records.schema import Content, Key, ProbeRecord, Record
+from mmedit.records.schema import BASE, Content, Key, ProbeRecord, Record
 from mmedit.report.columns import Measure
 from mmedit.report.intervals import Summary, summarise, summarise_share
-
-BASE = "base"
-"""The editor's name in the records of the base model."""
 
 
 def is_base(label: str) -> bool:

@@ -11,6 +11,7 @@ from statistics import fmean
 
 from mmedit.cases import Probe
 from mmedit.records.schema import ProbeRecord, Record
+from mmedit.report.checkpoints import complete_checkpoints
 from mmedit.report.columns import Measure
 from mmedit.report.intervals import Summary
 from mmedit.report.scores import all_by_editor, edit_scores, is_base
@@ -53,9 +54,9 @@ def is_sequence(records: Sequence[Record]) -> bool:
 
 
 def curve(records: Sequence[Record], probe: Probe, measure: Measure) -> list[tuple[int, Summary]]:
-    """Return, for each checkpoint, the number of edits and the score over all of them."""
-    found = []
-    for edits in sorted({r.edits for r in records if r.test == "checkpoint"}):
+    """Return, for each finished checkpoint, the number of edits and the score over all of them."""
+    found, orders = [], 1 + max((r.order for r in records), default=0)
+    for edits in sorted(complete_checkpoints(records, orders)):
         tested = [r for r in records if r.test == "checkpoint" and r.edits == edits]
         scores = edit_scores(tested, probe, measure)
         if scores is not None:

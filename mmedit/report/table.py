@@ -46,6 +46,8 @@ class Score(Summary):
     """Number of edits that `mean` and `n` leave out, as the output was NaN or infinite."""
 
 
+BATCHES = "batches"
+"""Key in `DataFrame.attrs` of the number of edits that were computed together, by method."""
 NOTES = "notes"
 """Key in `DataFrame.attrs` of what the footnote says about the runs."""
 
@@ -83,6 +85,11 @@ def method_table(
     )
     cut_off = cut_off_notes(rows) if columns == "generation" else []
     frame.attrs[NOTES] = (*notes, *_failure_notes(rows, scores), *cut_off)
+    frame.attrs[BATCHES] = {
+        editor: max(record.batch for record in found)
+        for editor, found in rows.items()
+        if not is_base(editor)
+    }
     return frame
 
 

@@ -105,6 +105,11 @@ class VLM(ABC):
         check_arguments(cls, DOORS)
 
     @property
+    def protocol(self) -> Mapping[str, object]:
+        """Image size and text format (`mmedit.adapters.protocol`); empty if it cannot say."""
+        return {}
+
+    @property
     @abstractmethod
     def name(self) -> str:
         """The name, folder or hub id that it was loaded by; "" for one made by hand."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from mmedit.adapters.base import STAGES, Adapter, Stage
 from mmedit.adapters.generation import Answer
 from mmedit.adapters.inputs import Inputs, PaddingSide
+from mmedit.adapters.protocol import protocol_of
 from mmedit.adapters.weights import weight_of
 from mmedit.cache import TensorCache
 from mmedit.cases import Example
@@ -155,6 +156,10 @@ class NetworkVLM(VLM):
     @property
     def frozen(self) -> Frozen:
         return self._frozen
+
+    @property
+    def protocol(self) -> dict[str, object]:
+        return protocol_of(self.adapter)
 
     @property
     def identity(self) -> Identity:

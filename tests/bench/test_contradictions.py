@@ -16,7 +16,7 @@ from mmedit.cases import EditCase, Example, Probe
 from mmedit.config_files import Block
 from mmedit.datasets.annotated.releases import PUBLISHED
 from mmedit.errors import DataError, UnknownNameError
-from mmedit.records.schema import notes_of
+from mmedit.records.notes import notes_of
 from mmedit.records.store import read_manifest, read_records
 from mmedit.suite import RunOptions, prepare
 

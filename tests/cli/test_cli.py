@@ -291,9 +291,47 @@ def test_published_values_stand_beside_those_of_a_run(mmedit_):
     assert "Not published there: FT-L, FT-M." in shown.out
 
 
-def test_one_table_of_different_datasets_is_warned_of(mmedit_):
-    assert "easyvqa, easyvqa-caption" in mmedit_("table", VQA, CAPTION).err
-    assert mmedit_("table", VQA).err == ""
+def test_runs_of_different_datasets_have_a_table_each(mmedit_):
+    shown = mmedit_("table", VQA, CAPTION)
+    assert "## embedded, easyvqa | editor" in shown.out
+    assert "## embedded, easyvqa-caption | editor" in shown.out
+    assert "##" not in mmedit_("table", VQA).out
+
+
+@pytest.mark.parametrize("command", ["table", "plot", "report", "compare", "bench"])
+def test_a_run_whose_records_stand_there_twice_is_refused(mmedit_, run_folder, tmp_path, command):
+    shutil.copytree(run_folder, tmp_path / "run")
+    records = tmp_path / "run" / "records.jsonl"
+    records.write_bytes(records.read_bytes() * 2)
+    arguments = {
+        "table": (tmp_path / "run",),
+        "plot": (tmp_path / "run", "--out", tmp_path / "plots"),
+        "report": (tmp_path / "run",),
+        "compare": (tmp_path / "run", run_folder),
+        "bench": (*BENCH[1:], "--out", tmp_path / "run"),
+    }
+    shown = mmedit_(command, *arguments[command])
+    assert shown.code == 2
+    assert "records.jsonl, row 7: the record of base, case" in shown.err
+    assert "is in row 1 already" in shown.err
+
+
+def test_a_run_with_markup_and_formulas_in_its_name_is_shown_as_it_is(mmedit_, tmp_path):
+    odd = tmp_path / "[/b] $x^$ _y"
+    shutil.copytree(VQA, odd)
+    assert f"MEND ({odd})" in mmedit_("table", VQA, odd).out
+    plots = tmp_path / "p[/x]$y^$"
+    shown = mmedit_("plot", VQA, odd, "--out", plots)
+    assert shown.code == 0
+    assert f"written: {plots}" in shown.out
+    assert str(odd) in mmedit_("compare", f"{VQA}:MEND", f"{odd}:MEND").out
+
+
+def test_runs_of_different_datasets_have_a_folder_of_plots_each(mmedit_, tmp_path):
+    shown = mmedit_("plot", VQA, CAPTION, "--out", tmp_path)
+    assert "2: embedded, easyvqa-caption" in shown.out
+    assert (tmp_path / "1" / "splits.svg").exists()
+    assert (tmp_path / "2" / "splits.svg").exists()
 
 
 def test_compare_shows_differences_and_the_edits_where_methods_disagree(mmedit_):

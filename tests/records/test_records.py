@@ -84,9 +84,9 @@ def test_nan_and_infinity_survive_in_a_file_that_every_json_parser_reads(tmp_pat
 
 
 def test_a_prompt_with_unicode_line_separators_stays_one_record(tmp_path):
-    odd = record(prompt="a\u2028b\x85c\r\nd\0")
-    write(tmp_path / RECORDS, odd, odd)
-    assert read_records(tmp_path) == [odd, odd]
+    odd = [record(case, prompt="a\u2028b\x85c\r\nd\0") for case in "12"]
+    write(tmp_path / RECORDS, *odd)
+    assert read_records(tmp_path) == odd
 
 
 def test_a_torn_last_line_is_ignored_on_reading(tmp_path):
@@ -216,8 +216,8 @@ def test_appending_to_a_closed_writer_is_an_error(tmp_path):
     [("{not json", "Invalid JSON"), ("{}", "case_id: Field required"), ("", "Invalid JSON")],
 )
 def test_a_malformed_line_is_named_by_file_and_row(tmp_path, row, problem):
-    good = record().model_dump_json()
-    (tmp_path / RECORDS).write_text(f"{good}\n{good}\n{row}\n{good}\n")
+    first, second, third = (record(case).model_dump_json() for case in "123")
+    (tmp_path / RECORDS).write_text(f"{first}\n{second}\n{row}\n{third}\n")
     with pytest.raises(DataError, match=rf"records\.jsonl, row 3: {problem}"):
         read_records(tmp_path)
 
@@ -228,6 +228,55 @@ def test_a_malformed_line_stops_a_resumed_run_before_it_starts(tmp_path):
         pass
     (tmp_path / RECORDS).write_text("")
     write(tmp_path / RECORDS, record())  # and the lock is free again
+
+
+def test_a_record_that_is_there_twice_stops_reading_and_a_resumed_run(tmp_path):
+    write(tmp_path / RECORDS, record("1"), record("2"))
+    with (tmp_path / RECORDS).open("a") as file:
+        file.write(record("1").model_dump_json() + "\n")
+    problem = r"records\.jsonl, row 3: the record of mend, case '1' is in row 1 already"
+    with pytest.raises(DataError, match=problem):
+        read_records(tmp_path)
+    with pytest.raises(DataError, match=problem), RecordWriter(tmp_path / RECORDS):
+        pass
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff\xfe\n", b"\0\n", b"[" * 100_000 + b"\n", b'{"case_id": ' + b'"x' * 100_000 + b"\n"],
+    ids=["not UTF-8", "NUL", "deep", "long"],
+)
+def test_a_damaged_file_is_one_short_line(tmp_path, content):
+    (tmp_path / RECORDS).write_bytes(content)
+    (tmp_path / MANIFEST).write_bytes(content)
+    for read in (read_records, read_manifest):
+        with pytest.raises(DataError) as caught:
+            read(tmp_path)
+        assert len(str(caught.value).splitlines()) == 1
+        assert len(str(caught.value)) < 500
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
+    for name in (RECORDS, MANIFEST):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "folder" / RECORDS).mkdir(parents=True)
+    for read, path in (
+        (read_records, tmp_path),
+        (read_manifest, tmp_path),
+        (read_records, tmp_path / RECORDS),
+        (read_records, tmp_path / "folder"),
+    ):
+        with pytest.raises(DataError, match="it is not a regular file; give a"):
+            read(path)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000], ids=["NUL", "long"])
+def test_a_name_that_cannot_be_a_path_is_refused_in_one_short_line(name):
+    for read in (read_records, read_manifest):
+        with pytest.raises(DataError, match="cannot read") as caught:
+            read(Path(name))
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 400
 
 
 def test_missing_records_say_what_to_give_instead(tmp_path):

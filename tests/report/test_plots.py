@@ -67,10 +67,16 @@ def test_a_folder_that_cannot_be_made_is_named(records, tmp_path):
         write_plots(records, tmp_path / "file")
 
 
-def test_a_record_without_reliability_is_named_before_anything_is_drawn(tmp_path):
-    records = [record("1", {REL: (asked(1, 1),)}), record("2", {LOC: (kept(1, 1),)})]
-    with pytest.raises(DataError, match=r"ft, case '2': the record has no reliability, as 1 of 2"):
-        write_plots(records, tmp_path / "new")
+def test_records_without_reliability_are_plotted_as_far_as_they_go(tmp_path):
+    local = record("2", {LOC: (kept(1, 1),)})
+    some = write_plots([record("1", {REL: (asked(1, 1),)}), local], tmp_path / "some")
+    assert {path.stem for path in some} == {"tradeoff", "splits", "lengths"}
+    assert {path.stem for path in write_plots([local], tmp_path / "none")} == {"splits"}
+
+
+def test_records_without_any_probe_are_refused_before_anything_is_drawn(tmp_path):
+    with pytest.raises(DataError, match="the records have none of the scores"):
+        write_plots([record("1", {})], tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 

@@ -76,6 +76,35 @@ def test_what_is_not_published_is_said(table):
     assert found.notes[-1] == "Not published there: ike (VLM embedded), FT-M."
 
 
+def test_what_differs_from_how_the_paper_asked_its_model_is_named(table):
+    paper = {"image_size": "364x364", "text": "{image}{prompt} {answer}", "bos": False}
+    notes = [
+        compare_with_published(
+            table,
+            load_published("mmedit"),
+            {str(e): Origin("blip2-opt", "evqa", protocol=protocol) for e in table.index},
+        ).notes[2]
+        for protocol in (paper, paper | {"image_size": "224x224", "bos": True}, None)
+    ]
+    named = "blip2-opt beside the paper's BLIP-2 OPT: "
+    assert notes == [
+        f"{named}no known difference.",
+        f"{named}image size 224x224 here, 364x364 there; BOS token yes here, no there.",
+        f"{named}image size not recorded in the run, 364x364 there; text around a question not "
+        "recorded in the run, {image}{prompt} {answer} there; BOS token not recorded in the run, "
+        "no there.",
+    ]
+    live = compare_with_published(table, load_published("liveedit"), origins(table))
+    assert "not known in the paper" in live.notes[1]
+
+
+def test_a_protocol_of_an_unknown_model_is_refused():
+    whole = load_published("mmedit").model_dump()
+    whole["protocol"]["BLIP"] = {}
+    with pytest.raises(ValueError, match="protocol: BLIP not among models"):
+        Published.model_validate(whole)
+
+
 def test_a_run_of_another_model_needs_the_papers_name_for_it(table):
     elsewhere = origins(table, "embedded", "easyvqa")
     with pytest.raises(DataError, match=r"BLIP-2 OPT, MiniGPT-4 \(--published-model\)"):

@@ -49,7 +49,7 @@ def last_checkpoints(lines: Iterable[str]) -> list[str]:
 
 
 def table_of(run: Path) -> pandas.DataFrame:
-    read = read_runs([run])
+    [read] = read_runs([run])
     frame = method_table(read.records, training_seconds=read.training_seconds or None)
     return pandas.read_csv(StringIO(render(frame, "csv")))
 

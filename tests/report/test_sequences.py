@@ -181,15 +181,12 @@ def run_folder(tmp_path: Path) -> Path:
 
 
 def test_an_earlier_checkpoint_can_be_chosen(run_folder: Path):
-    read = read_runs([run_folder], edits=1)
+    [read] = read_runs([run_folder], edits=1)
     assert {editor: len(found) for editor, found in by_editor(read.records).items()} == {
         "base": 1,
         "FT": 1,
     }
-    assert read.notes == (
-        "Edits were made one after another, and tested after the last one.",
-        "Tested after 1 edits.",
-    )
+    assert read.notes == ("Edits were made one after another, and tested after 1 of 4 edits.",)
     with pytest.raises(DataError, match="was not tested after 3 edits: its checkpoints are 1, 4"):
         read_runs([run_folder], edits=3)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from math import isnan
+from collections.abc import Sequence
+from math import isfinite
 
 import pandas
 
@@ -11,6 +12,7 @@ from mmedit.report.columns import COST, Column, N, measure_of
 from mmedit.report.published import NOT_COMPARABLE, Beside, Comparison
 from mmedit.report.render.cells import Cell, cells
 from mmedit.report.render.footnotes import footnote
+from mmedit.report.run_tables import RunTable
 from mmedit.report.table import Score, column_names
 
 
@@ -20,8 +22,42 @@ def as_csv(table: pandas.DataFrame, published: Comparison | None) -> str:
     return pandas.DataFrame(rows).to_csv(index=False)
 
 
+def all_as_csv(tables: Sequence[RunTable]) -> str:
+    """Write tables of runs as one CSV, one line per cell, with the origin of each line."""
+    rows = [
+        _origin(one) | row | _cost_row(one.frame, row["editor"])
+        for one in tables
+        for row in _long_rows(one.frame, one.published)
+    ]
+    return pandas.DataFrame(rows).to_csv(index=False)
+
+
+def all_as_json(tables: Sequence[RunTable]) -> str:
+    """Write the table of runs as JSON; several as `{"tables": [...]}`."""
+    whole = [_origin(one) | _as_object(one.frame, one.published) for one in tables]
+    return _json(whole[0] if len(whole) == 1 else {"tables": whole})
+
+
+def _origin(table: RunTable) -> dict[str, object]:
+    origin = table.origin
+    return {
+        "table": table.title,
+        "vlm": origin.vlm,
+        "dataset": origin.dataset,
+        "mode": origin.mode,
+    }
+
+
 def as_json(table: pandas.DataFrame, published: Comparison | None) -> str:
     """Write a method table as JSON, not rounded."""
+    return _json(_as_object(table, published))
+
+
+def _json(content: object) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _as_object(table: pandas.DataFrame, published: Comparison | None) -> dict[str, object]:
     methods = [
         {"editor": str(editor), "n": table.loc[editor, N], "cost": _cost_row(table, editor)}
         for editor in table.index
@@ -33,7 +69,7 @@ def as_json(table: pandas.DataFrame, published: Comparison | None) -> str:
     }
     if published:
         whole["published"] = {"source": published.source, "notes": published.notes}
-    return json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return whole
 
 
 def _long_rows(table: pandas.DataFrame, published: Comparison | None) -> list[dict[str, object]]:
@@ -60,9 +96,9 @@ def _long_row(editor: str, column: Column, score: Score, cell: Cell) -> dict[str
         "editor": editor,
         "split": column[0],
         "metric": column[1],
-        "mean": None if isnan(score.mean) else score.mean,
-        "low": None if isnan(score.low) else score.low,
-        "high": None if isnan(score.high) else score.high,
+        "mean": _finite(score.mean),
+        "low": _finite(score.low),
+        "high": _finite(score.high),
         "n": score.n,
         "failed": score.failed,
         "metric_class": measure.metric if measure else None,
@@ -72,11 +108,16 @@ def _long_row(editor: str, column: Column, score: Score, cell: Cell) -> dict[str
     }
 
 
+def _finite(value: object) -> object:
+    """Return None in place of NaN and infinity, which JSON does not have."""
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
 def _published_row(beside: Beside | None) -> dict[str, object]:
     if beside is None:
         return {"published": None, "published_metric": None, "difference": None}
     known = beside.difference if beside.difference is not None else NOT_COMPARABLE
-    difference = None if isnan(beside.measured.mean) else known
+    difference = None if not isfinite(beside.measured.mean) else known
     return {
         "published": beside.value,
         "published_metric": beside.metric,
@@ -86,7 +127,7 @@ def _published_row(beside: Beside | None) -> dict[str, object]:
 
 def _cost_row(table: pandas.DataFrame, editor: object) -> dict[str, object]:
     return {
-        name: table.loc[editor, (group, name)]
+        name: _finite(table.loc[editor, (group, name)])
         for group, name in column_names(table)
         if group == COST
     }

@@ -11,7 +11,7 @@ from mmedit.report.columns import Column, Measure, N, cost_of, measure_of
 from mmedit.report.intervals import LEVEL, RESAMPLES
 from mmedit.report.render.cells import TIED, UNKNOWN, common_n
 from mmedit.report.significance import ALPHA, PERMUTATIONS
-from mmedit.report.table import NOTES, Score, column_names
+from mmedit.report.table import BATCHES, NOTES, Score, column_names
 
 
 def footnote(table: pandas.DataFrame, *, intervals: bool = True) -> str:
@@ -93,4 +93,18 @@ def _marks_note(table: pandas.DataFrame) -> str:
 def _costs_note(table: pandas.DataFrame) -> str:
     costs = filter(None, map(cost_of, column_names(table)))
     shown = [f"{cost.name}: {cost.definition}" for cost in costs]
-    return f"{'; '.join(shown)}." if shown else ""
+    return f"{'; '.join(shown)}.{_batches_note(table)}" if shown else ""
+
+
+def _batches_note(table: pandas.DataFrame) -> str:
+    """Say that the seconds of edits that were made together are a batch's, divided."""
+    batches: dict[str, int] = table.attrs.get(BATCHES, {})
+    sizes = sorted(set(batches.values()))
+    if not sizes or sizes[-1] == 1:
+        return ""
+    each = ", ".join(f"{method} {size}" for method, size in batches.items())
+    size = str(sizes[0]) if len(sizes) == 1 else f"up to {sizes[-1]} ({each})"
+    return (
+        f" Edits were computed in batches of {size}: s/edit is the time of a batch divided by its "
+        "edits, and p95 s is over batches, not over single edits."
+    )

@@ -14,17 +14,31 @@ from mmedit.report.published import Comparison
 from mmedit.report.render.cells import Cell, cells
 from mmedit.report.render.footnotes import footnote
 from mmedit.report.render.published import BESIDE, beside_note, beside_rows
+from mmedit.report.run_tables import RunTable
 from mmedit.report.table import column_names
 
 
 def html(table: pandas.DataFrame, published: Comparison | None) -> str:
     """Write a method table as an HTML page."""
-    return TEMPLATES.get_template("table.html.j2").render(
-        **html_parts(table),
-        published=published and beside_rows(published),
-        published_header=BESIDE,
-        published_note=published and beside_note(published),
-    )
+    return _page([_shown("", table, published)])
+
+
+def all_html(tables: Sequence[RunTable]) -> str:
+    """Write tables of runs as one HTML page; several have their titles above them."""
+    return _page([_shown(one.title, one.frame, one.published) for one in tables])
+
+
+def _page(tables: Sequence[Mapping[str, object]]) -> str:
+    template = TEMPLATES.get_template("table.html.j2")
+    return template.render(tables=tables, published_header=BESIDE)
+
+
+def _shown(title: str, table: pandas.DataFrame, published: Comparison | None) -> dict[str, object]:
+    return html_parts(table) | {
+        "title": title,
+        "published": published and beside_rows(published),
+        "published_note": published and beside_note(published),
+    }
 
 
 @dataclass(frozen=True)

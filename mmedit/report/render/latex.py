@@ -11,25 +11,32 @@ from mmedit.report.published import Comparison
 from mmedit.report.render.cells import MISSING, Cell, cells
 from mmedit.report.render.footnotes import footnote
 from mmedit.report.render.published import BESIDE, beside_note, beside_rows
+from mmedit.report.run_tables import RunTable
 from mmedit.report.table import column_names
 
 
 def latex_table(
-    table: pandas.DataFrame, beside: pandas.DataFrame | None = None, beside_note: str = ""
+    table: pandas.DataFrame,
+    beside: pandas.DataFrame | None = None,
+    beside_note: str = "",
+    *,
+    title: str = "",
 ) -> str:
     """Write a `table*` that is at most as wide as the page, and a second one for `beside`."""
     shown = cells(table)
     scores = [column for column in column_names(table) if measure_of(*column) is not None]
     costs = [column for column in column_names(table) if column not in scores]
     tabulars = [_tabular(table, shown, part) for part in (scores, costs) if part]
-    floats = [_float(tabulars, footnote(table))]
+    floats = [_float(tabulars, footnote(table), title)]
     if beside is not None:
-        floats.append(_float([_plain_tabular(beside)], beside_note))
+        floats.append(_float([_plain_tabular(beside)], beside_note, title))
     return "% \\usepackage{booktabs,graphicx}\n" + "".join(floats)
 
 
-def _float(tabulars: Sequence[str], note: str) -> str:
-    parts = [*map(_fitted, tabulars), rf"\parbox{{\linewidth}}{{{escaped(note)}}}"]
+def _float(tabulars: Sequence[str], note: str, title: str) -> str:
+    heading = [rf"\textbf{{{escaped(title)}}}"] if title else []
+    note = rf"\parbox{{\linewidth}}{{{escaped(note)}}}"
+    parts = [*heading, *map(_fitted, tabulars), note]
     return _FLOAT.format(parts="\n\\par\\smallskip\n".join(parts))
 
 
@@ -110,9 +117,16 @@ _ESCAPES = str.maketrans(
 )
 
 
-def latex(table: pandas.DataFrame, published: Comparison | None) -> str:
+def latex(table: pandas.DataFrame, published: Comparison | None, *, title: str = "") -> str:
     """Write a method table in LaTeX, with the published values below it."""
     if published is None:
-        return latex_table(table)
+        return latex_table(table, title=title)
     beside = pandas.DataFrame(beside_rows(published), columns=list(BESIDE))
-    return latex_table(table, beside, beside_note(published))
+    return latex_table(table, beside, beside_note(published), title=title)
+
+
+def all_latex(tables: Sequence[RunTable]) -> str:
+    """Write tables of runs in LaTeX; several have their titles above them."""
+    if len(tables) == 1:
+        return latex(tables[0].frame, tables[0].published)
+    return "\n".join(latex(one.frame, one.published, title=one.title) for one in tables)

@@ -10,6 +10,7 @@ from mmedit.report.published import Comparison
 from mmedit.report.render.cells import TIED, Cell, cells
 from mmedit.report.render.footnotes import footnote
 from mmedit.report.render.published import BESIDE, beside_note, beside_rows
+from mmedit.report.run_tables import RunTable
 from mmedit.report.table import column_names
 
 
@@ -25,6 +26,13 @@ def markdown(table: pandas.DataFrame, published: Comparison | None) -> str:
     if published:
         blocks += [_markdown_table(BESIDE, beside_rows(published), left=3), beside_note(published)]
     return "\n\n".join(blocks) + "\n"
+
+
+def all_markdown(tables: Sequence[RunTable]) -> str:
+    """Write tables of runs in Markdown; several have their titles as headings."""
+    if len(tables) == 1:
+        return markdown(tables[0].frame, tables[0].published)
+    return "\n".join(f"## {one.title}\n\n{markdown(one.frame, one.published)}" for one in tables)
 
 
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> str:

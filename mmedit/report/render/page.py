@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
-from math import isnan
+from math import isfinite, isnan
 from pathlib import Path
 from types import MappingProxyType
 
@@ -20,15 +20,14 @@ from PIL import Image, ImageOps
 
 from mmedit.cases import Probe
 from mmedit.errors import ImageError
-from mmedit.records.schema import ProbeRecord, Record, RunManifest, notes_of
+from mmedit.records.schema import ProbeRecord, Record, RunManifest
 from mmedit.report.columns import Column
 from mmedit.report.intervals import Summary
 from mmedit.report.render.html import TEMPLATES, html_parts
 from mmedit.report.render.sequence_plots import sequence_figures, svg_of
-from mmedit.report.runs import INDEPENDENT, mode_of
+from mmedit.report.run_tables import run_table
+from mmedit.report.runs import INDEPENDENT, Measured, measured_run, mode_of
 from mmedit.report.scores import by_editor, is_base
-from mmedit.report.sequences import sequence_notes
-from mmedit.report.table import method_table
 from mmedit.storage import write_atomically
 
 REPORT = "report.html"
@@ -115,14 +114,15 @@ def write_report(
     Raises DataError for records that make no table, ImageError for a file that is not an image,
     RunError if the page cannot be written.
     """
-    table = _table(records, manifest)
+    shown = _shown(records, manifest)
+    table = run_table(shown)
     lanes = _lanes(table)
     plot = [(editor, _bars(table.loc[editor].to_dict(), lanes)) for editor in table.index]
     thumbnail = cache(_thumbnails(images.get if isinstance(images, Mapping) else images))
     title = title or (f"{manifest.vlm} on {manifest.dataset}" if manifest else folder.name)
     page = TEMPLATES.get_template("report.html.j2").render(
         title=title or "Edits",
-        intro=_intro(table, records, manifest),
+        intro=_intro(table, shown.records, manifest),
         manifest=manifest,
         **html_parts(table),
         plot=plot,
@@ -131,19 +131,15 @@ def write_report(
             (name, _uri(svg_of(figure), "svg+xml"))
             for name, figure in sequence_figures(records, title=title).items()
         ],
-        gallery=_gallery(records, examples, thumbnail),
+        gallery=_gallery(shown.records, examples, thumbnail),
     )
     write_atomically(folder / REPORT, page.encode())
     return folder / REPORT
 
 
-def _table(records: Sequence[Record], manifest: RunManifest | None) -> pandas.DataFrame:
-    return method_table(
-        records,
-        training_seconds=manifest.training_seconds if manifest else {},
-        latencies=manifest.latencies if manifest else {},
-        notes=[*(notes_of(manifest) if manifest else []), *sequence_notes(records)],
-    )
+def _shown(records: Sequence[Record], manifest: RunManifest | None) -> Measured:
+    """Return the records that the table shows, with their notes."""
+    return measured_run(records, manifest) if manifest else Measured(list(records), {}, {})
 
 
 def _intro(table: pandas.DataFrame, records: Sequence[Record], manifest: RunManifest | None) -> str:
@@ -167,7 +163,7 @@ def _bars(row: Mapping[Column, object], lanes: Sequence[Probe]) -> list[Bar]:
     return [
         _bar(lanes.index(probe), probe.title, cell)
         for probe, cell in found
-        if isinstance(cell, Summary) and cell.n
+        if isinstance(cell, Summary) and cell.n and isfinite(cell.mean)
     ]
 
 

@@ -24,7 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from mmedit.cases import Probe
-from mmedit.errors import DataError, RunError
+from mmedit.errors import RunError
 from mmedit.records.schema import Record
 from mmedit.report.columns import EXACT_MATCH, TOKEN_ACCURACY, Measure
 from mmedit.report.intervals import Summary
@@ -48,6 +48,7 @@ STYLE: Mapping[Any, object] = MappingProxyType(
         "grid.color": "#e3e3e3",
         "legend.frameon": False,
         "savefig.dpi": 160,
+        "text.parse_math": False,  # a run may be named a$b$
     }
 )
 
@@ -65,11 +66,10 @@ class Look:
 def write_plots(records: Sequence[Record], folder: Path, *, title: str = "") -> list[Path]:
     """Write tradeoff, splits and lengths, each as .svg and .png, and return their paths.
 
-    `title` says what was measured; the number of edits is added to it. Raises DataError for records
-    without reliability, and RunError.
+    `title` says what was measured; the number of edits is added to it. A plot is left out if no
+    record has its probes. Raises DataError for records without a score, and RunError.
     """
     table, rows = method_table(records), by_editor(records)
-    _require_reliability(rows)
     make_folder(folder)
     looks = looks_of(list(rows))
     heading = title_with_n(title, rows)
@@ -84,16 +84,6 @@ def write_plots(records: Sequence[Record], folder: Path, *, title: str = "") -> 
                 put_title(figure, heading)
                 written += saved(figure, folder / name)
     return written
-
-
-def _require_reliability(rows: Mapping[str, Sequence[Record]]) -> None:
-    for editor, found in rows.items():
-        lacking = [r for r in found if not r.probes.get(Probe.RELIABILITY)]
-        if lacking:
-            raise DataError(
-                f"{editor}, case {lacking[0].case_id!r}: the record has no reliability, as "
-                f"{len(lacking)} of {len(found)} records; measure these edits again to plot them"
-            )
 
 
 def title_with_n(title: str, rows: Mapping[str, Sequence[Record]]) -> str:
@@ -199,8 +189,15 @@ def _splits(table: pandas.DataFrame, looks: Mapping[str, Look]) -> Figure:
     return figure
 
 
-def _lengths(rows: Mapping[str, Sequence[Record]], looks: Mapping[str, Look]) -> Figure:
+def _lengths(rows: Mapping[str, Sequence[Record]], looks: Mapping[str, Look]) -> Figure | None:
     """Draw both metrics of the request by the length of its answer, one panel per method."""
+    asked = {
+        editor: [record for record in found if record.probes.get(Probe.RELIABILITY)]
+        for editor, found in rows.items()
+    }
+    rows = {editor: found for editor, found in asked.items() if found}
+    if not rows:
+        return None
     across = min(3, len(rows))
     down = ceil(len(rows) / across)
     bins = _length_bins([length for records in rows.values() for length in map(_length, records)])

@@ -18,6 +18,7 @@ from mmedit.report.published import Comparison
 from mmedit.report.render.cells import TIED, UNKNOWN, Cell, cells
 from mmedit.report.render.footnotes import footnote
 from mmedit.report.render.published import BESIDE, beside_note, beside_rows
+from mmedit.report.run_tables import RunTable
 from mmedit.report.scores import failures
 
 WIDTH = 80
@@ -49,6 +50,15 @@ def table_view(
     note = Text(f"{n}{footnote(table, intervals=intervals)}", style="dim")
     blocks = [*scores, Text(""), *_blocks("cost", labels, costs, width), Text(""), note]
     return Group(*blocks, *([_published_view(published)] if published else []))
+
+
+def tables_view(tables: Sequence[RunTable], *, width: int = WIDTH) -> RenderableType:
+    """Show the tables of runs in `width` characters; several have their titles above them."""
+    parts: list[RenderableType] = []
+    for one in tables:
+        parts += [Text(f"\n{one.title}", style="bold")] if len(tables) > 1 else []
+        parts.append(table_view(one.frame, one.published, width=width))
+    return Group(*parts)
 
 
 def _scores(
@@ -120,7 +130,7 @@ def _block(head: str, labels: Sequence[str], columns: Sequence[Shown]) -> Table:
     for heading, _ in columns:
         table.add_column(heading, justify="right", no_wrap=True)
     for row, label in enumerate(labels):
-        table.add_row(escape(label), *(texts[row] for _, texts in columns))
+        table.add_row(Text(label), *(texts[row] for _, texts in columns))
     return table
 
 
@@ -132,7 +142,7 @@ def _published_view(published: Comparison) -> RenderableType:
         table.add_column(heading, justify=justify, no_wrap=not is_class, overflow="fold")
     for measured, row in zip(published.rows, beside_rows(published), strict=True):
         editor, probe, _, *rest = (text.removeprefix("locality/") for text in row)
-        table.add_row(*map(escape, (editor, probe, measured.measure.name, *rest)))
+        table.add_row(*map(Text, (editor, probe, measured.measure.name, *rest)))
     return Group(Text(""), table, Text(beside_note(published), style="dim"))
 
 
@@ -206,11 +216,11 @@ def _disagreements(comparison: PairedComparison, show: int) -> Iterator[Renderab
     yield Text(f"\n{len(found)} questions that only one answered exactly; {shown} of them:")
     for one in found[:show]:
         table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-        table.add_row(f"[bold]{one.heading}[/]", escape(one.prompt))
-        table.add_row("expected", escape(one.expected))
+        table.add_row(Text(one.heading, style="bold"), Text(one.prompt))
+        table.add_row("expected", Text(one.expected))
         for letter, said, right in (
             ("A", one.first, one.first_is_right),
             ("B", one.second, not one.first_is_right),
         ):
-            table.add_row(letter, f"[{'green' if right else 'red'}]{escape(said)}[/]")
+            table.add_row(letter, Text(said, style="green" if right else "red"))
         yield Group(Text(f"\n{one.case}", style="dim"), table)
