@@ -122,9 +122,10 @@ def test_nan_is_counted_by_edit():
 @pytest.mark.parametrize("old", [False, True], ids=["NaN in the record", "0 in an old record"])
 def test_outputs_that_are_nan_are_in_no_curve_and_no_ability_and_count_as_collapse(old, tmp_path):
     records = sequence()
-    for place, case in enumerate("abcd", 1):
-        broken = lost(made(case, 1, edits=8, place=place, test="checkpoint"), old=old)
-        records += [broken, lost(made(case, 1, edits=8, place=4 + place), old=old)]
+    for place, case in enumerate("abcdefgh", 1):
+        records += [lost(made(case, 1, edits=8, place=place, test="checkpoint"), old=old)]
+    for place, case in enumerate("abcd", 5):
+        records += [lost(made(case, 1, edits=8, place=place), old=old)]
     records += [able("x", 2, 0.9), able("y", 2, 0.9), able("x", 4, 0.9)]
     records += [lost(able("y", 4, 0.9), old=old), lost(able("z", 4, 0.9), old=old)]
     records += [lost(able(c, 8, 0.9), old=old) for c in "xyz"]
