@@ -17,10 +17,12 @@ from mmedit.cases import Probe
 
 BASE = "base"
 """The editor's name in the records of the base model."""
-_MODES: Mapping[object, tuple[str, ...]] = MappingProxyType(
-    {"independent": (), "batch": ("k",), "sequential": ("orders",)}
+_MODES: Mapping[str, Mapping[str, int]] = MappingProxyType(
+    {"independent": {}, "batch": {"k": 10}, "sequential": {"orders": 1}}
 )
-"""The kinds of mode, each with the settings that a table needs."""
+"""The kinds of mode, each with the settings that a table needs, and what they were where a first
+version did not write them.
+"""
 
 
 class _Frozen(BaseModel):
@@ -214,11 +216,12 @@ class RunSettings(_Frozen):
     def _known_mode(cls, mode: dict[str, Any]) -> dict[str, Any]:
         needed = _MODES.get(str(mode.get("kind")))
         if needed is None:
-            raise ValueError(f"kind must be one of {', '.join(map(str, _MODES))}")
+            raise ValueError(f"kind must be one of {', '.join(_MODES)}")
+        whole = {**mode, **{key: mode.get(key, needed[key]) for key in needed}}
         for key in needed:
-            if type(mode.get(key)) is not int or mode[key] < 1:
+            if type(whole[key]) is not int or whole[key] < 1:
                 raise ValueError(f"{key} must be a whole number from 1 on")
-        return mode
+        return whole
 
     @model_validator(mode="before")
     @classmethod

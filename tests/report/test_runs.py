@@ -247,8 +247,13 @@ def test_the_last_smaller_batch_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "mode", [{}, {"kind": "fast"}, {"kind": []}, {"kind": "batch"}, {"kind": "batch", "k": "7"}]
+    "mode",
+    [{}, {"kind": "fast"}, {"kind": []}, {"kind": "batch", "k": 0}, {"kind": "batch", "k": "7"}],
 )
 def test_a_manifest_with_an_unknown_mode_is_one_error(mode):
     with pytest.raises(ValueError, match="must be"):
         RunSettings(mode=mode)
+
+
+def test_a_mode_of_a_first_version_is_read_with_what_it_then_was():
+    assert RunSettings(mode={"kind": "sequential"}).mode["orders"] == 1
