@@ -47,8 +47,13 @@ def main() -> None:
 def _require_text(arguments: Sequence[str]) -> None:
     """Raise ConfigError for an argument that is not text: it could be neither kept nor shown."""
     for argument in arguments:
-        if any("\ud800" <= letter <= "\udfff" or letter == "\0" for letter in argument):
-            raise ConfigError(f"the argument {shortened(argument)} is not text in UTF-8")
+        fault = "a NUL" if "\0" in argument else ""
+        if any("\ud800" <= letter <= "\udfff" for letter in argument):
+            fault = "half of a character"
+        if fault:
+            raise ConfigError(
+                f"the argument {shortened(argument)} contains {fault}: it is not text in UTF-8"
+            )
 
 
 def _run() -> int:

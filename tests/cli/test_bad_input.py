@@ -64,7 +64,7 @@ def test_long_texts_are_shortened(mmedit_, arguments, message):
 def test_an_argument_that_is_not_text_is_refused(mmedit_, arguments):
     shown = mmedit_(*arguments)
     assert shown.code == 2
-    assert "is not text in UTF-8" in shown.err
+    assert "it is not text in UTF-8" in shown.err
 
 
 @pytest.mark.parametrize(
