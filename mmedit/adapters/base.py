@@ -32,7 +32,7 @@ from mmedit.adapters.seen import Layout, Pixels, SeenImage, prepared
 from mmedit.adapters.weights import devices_of
 from mmedit.cases import Example
 from mmedit.errors import ModelError
-from mmedit.images import image_key, open_image
+from mmedit.images import image_key, open_image, require_header
 
 Stage = Literal["vision", "bridge", "language"]
 STAGES: tuple[Stage, ...] = ("vision", "bridge", "language")
@@ -161,8 +161,7 @@ class Adapter(Hashed):
         return SeenImage(example, key, layout, lambda: pixels)
 
     def _prepared(self, image: Path | Image.Image) -> tuple[Layout, Pixels]:
-        name = str(image) if isinstance(image, Path) else "the given image"
-        return prepared(self.prepare, open_image(image), name)
+        return prepared(self.prepare, open_image(image), _name(image))
 
     def _known_layout(self, key: str) -> Layout | None:
         """Return the layout of an image that was prepared before, or that all images share."""
@@ -204,11 +203,15 @@ class Adapter(Hashed):
         )
         return replace(inputs, extras=self.extras(inputs, list(images.values())))
 
-    def layout_of(self, size: tuple[int, int]) -> Layout:
-        """Return the layout of an image of this width and height. Raises ImageError."""
+    def layout_of(self, image: Path | Image.Image) -> Layout:
+        """Return the layout of an image, of whose file only the header is read. Raises ImageError.
+
+        Images of one size have one layout, so the image processor sees a blank one of each size.
+        """
+        size = require_header(image)
         key = "{} x {}".format(*size)
         if (layout := self._known_layout(key)) is None:
-            layout, _ = prepared(self.prepare, Image.new("RGB", size), "an image")
+            layout, _ = prepared(self.prepare, Image.new("RGB", size), _name(image))
             self._layouts[key] = layout
         return layout
 
@@ -271,3 +274,7 @@ class Adapter(Hashed):
         """The padding token. Without one it is the end token, as padding is masked."""
         token = self.tokenizer.pad_token_id
         return self.tokenizer.eos_token_id if token is None else token
+
+
+def _name(image: Path | Image.Image) -> str:
+    return str(image) if isinstance(image, Path) else "the given image"

@@ -8,7 +8,6 @@ from mmedit.adapters.base import Adapter, Segments
 from mmedit.adapters.rows import row_fault
 from mmedit.cases import Example
 from mmedit.errors import ImageError
-from mmedit.images import require_header
 
 
 def faults(
@@ -31,7 +30,7 @@ def tokens_around(adapter: Adapter, example: Example) -> int:
     markers = adapter.format_of(example).markers
     if example.image is None:
         return markers
-    return markers + len(adapter.layout_of(require_header(example.image)).placeholder)
+    return markers + len(adapter.layout_of(example.image).placeholder)
 
 
 def _fault(adapter: Adapter, example: Example, texts: Segments, new_tokens: int) -> str | None:
