@@ -103,5 +103,5 @@ def test_a_table_shows_both_times(tmp_path: Path):
 def test_times_stay_with_their_row_in_a_table_of_several_runs(tiny_vlm: NetworkVLM, tmp_path):
     for name in "ab":
         timed(Noted(), tmp_path / name, tiny_vlm, 2)
-    read = read_runs([tmp_path / "a", tmp_path / "b"])
+    [read] = read_runs([tmp_path / "a", tmp_path / "b"])
     assert read.latencies.keys() == {f"X ({tmp_path / name})" for name in "ab"}

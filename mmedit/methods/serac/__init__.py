@@ -102,7 +102,7 @@ class SERACConfig(ObjectiveConfig):
     def idle(self) -> dict[str, str]:
         encoder = ("scope_encoder", "scope_layers")
         other = ("clip",) if self.scope == "text" else encoder
-        idle = dict.fromkeys(other, f"with scope={self.scope}")
+        idle: dict[str, str] = dict.fromkeys(other, f"with scope={self.scope}")
         if self.scope == "text" and self.scope_encoder:
             idle |= dict.fromkeys(("scope_width", "scope_layers"), "with a scope_encoder")
         if self.scope == "multimodal" and self.clip:
