@@ -11,8 +11,7 @@ from inspect import signature
 from typing import Any
 
 from mmedit.cases import EditCase, Example
-from mmedit.errors import ConfigError, DataError, SiteError, UnknownNameError
-from mmedit.storage import shortened
+from mmedit.errors import ConfigError, DataError, SiteError, UnknownNameError, shortened
 
 Check = Callable[[Any], Any]
 """Returns an argument in the form that a method takes, or raises MmeditError."""

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from PIL import Image
 
-from mmedit.errors import DataError, EmptyAnswerError, UnknownNameError
+from mmedit.errors import DataError, EmptyAnswerError, UnknownNameError, shortened
 from mmedit.image_inputs import as_image
 from mmedit.images import image_key
-from mmedit.storage import broken_text, shortened
+from mmedit.storage import broken_text
 
 if TYPE_CHECKING:
     from mmedit.image_inputs import ImageInput

@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmedit.deltas import KINDS, Delta, Sum, kind_of
-from mmedit.errors import DataError
-from mmedit.storage import shortened
+from mmedit.errors import DataError, shortened
 
 NUMBERED = ("number", "kind", "name")
 """Parts of the name of a tensor in a sum."""

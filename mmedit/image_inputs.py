@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from PIL import Image
 
-from mmedit.errors import ImageError
+from mmedit.errors import ImageError, shortened
 from mmedit.images import check_pixels, decoded
-from mmedit.storage import broken_text, shortened
+from mmedit.storage import broken_text
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mmedit.errors import ImageError
+from mmedit.errors import ImageError, shortened
 from mmedit.progress import Progress
-from mmedit.storage import shortened
 
 MAX_PIXELS = 50_000_000
 """Maximum number of pixels. A larger image is refused before it is decoded."""

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from mmedit.errors import ConfigError, did_you_mean, shortened
+from mmedit.storage import broken_text
 
 Values = dict[str, Any]
 """Settings by key, as YAML gives them: numbers, texts, lists, and further keys."""
@@ -237,8 +238,8 @@ def _fault_of(value: Any) -> str:
         seen += 1
         if seen + len(waiting) > MAX_VALUES:
             return f"more than {MAX_VALUES:,} values, aliases included"
-        if isinstance(one, str) and any("\ud800" <= letter <= "\udfff" for letter in one):
-            return f"half of a surrogate pair, which is not a character, in {shortened(one)}"
+        if isinstance(one, str) and (fault := broken_text(one)):
+            return f"a text that {fault}: {shortened(one)}"
         if isinstance(one, Mapping):
             waiting += [*one.keys(), *one.values()]
         elif isinstance(one, list | tuple | set):

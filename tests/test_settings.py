@@ -171,7 +171,7 @@ def test_the_options_of_a_suite_are_whole_numbers(options):
         (b"a: &a [x,x,x,x,x,x,x,x,x,x]\nb: &b [" + b"*a," * 99 + b"]\nc: [" + b"*b," * 99 + b"]",
          "holds more than 10,000 values"),
         (b"a: &a [*a]", "holds more than 10,000 values"),
-        (b'a: "\\ud83d"', "holds half of a surrogate pair"),
+        (b'a: "\\ud83d"', "holds a text that contains half of a character"),
         (b"a: 2020-13-45", "is not valid YAML: month must be in 1..12"),
         (b"a: " + b"1" * 5000, "is not valid YAML"),
         (b"#" * (MAX_BYTES + 1), "is larger than 1,000,000 bytes"),

@@ -16,8 +16,7 @@ from typing import Any
 from torch import nn
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from mmedit.errors import ModelError
-from mmedit.storage import shortened
+from mmedit.errors import ModelError, shortened
 
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"

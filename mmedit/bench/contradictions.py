@@ -21,9 +21,8 @@ from PIL import Image
 
 from mmedit.bench.modes import Independent, Mode
 from mmedit.cases import EditCase, Example, Probe
-from mmedit.errors import DataError, UnknownNameError
+from mmedit.errors import DataError, UnknownNameError, shortened
 from mmedit.images import image_key, open_image
-from mmedit.storage import shortened
 
 OnContradiction = Literal["error", "skip"]
 ON_CONTRADICTION: tuple[OnContradiction, ...] = ("error", "skip")

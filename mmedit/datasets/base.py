@@ -12,10 +12,9 @@ from typing import Annotated, Any, get_args
 from pydantic import BeforeValidator
 
 from mmedit.cases import Cases, Split
-from mmedit.errors import ConfigError, DataError, UnknownNameError
+from mmedit.errors import ConfigError, DataError, UnknownNameError, shortened
 from mmedit.progress import Progress, silent
 from mmedit.settings import Settings
-from mmedit.storage import shortened
 
 MAX_BYTES = 1 << 30
 """Maximum size of a text file, in bytes."""

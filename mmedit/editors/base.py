@@ -20,9 +20,8 @@ from mmedit.deltas import LowRank, together
 from mmedit.editors import saved
 from mmedit.editors.fitting import Fitting, as_fitting
 from mmedit.editors.saved import Origin
-from mmedit.errors import ConfigError, EditorError, SiteError
+from mmedit.errors import ConfigError, EditorError, SiteError, shortened
 from mmedit.settings import Settings
-from mmedit.storage import shortened
 from mmedit.training.checkpoints import dotted
 from mmedit.vlm.interface import VLM, as_vlm
 

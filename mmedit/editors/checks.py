@@ -12,8 +12,8 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from mmedit.errors import EditorError
-from mmedit.storage import broken_text, shortened
+from mmedit.errors import EditorError, shortened
+from mmedit.storage import broken_text
 
 FIELDS: Mapping[str, type] = {"method": str, "config": dict, "notes": dict, "sha256": str}
 ORIGIN: Mapping[str, type] = {

@@ -12,10 +12,10 @@ from types import TracebackType
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from mmedit.errors import DataError, RunError
+from mmedit.errors import DataError, RunError, shortened
 from mmedit.records.checks import require_each_once, require_of_run
 from mmedit.records.schema import Record, RunManifest
-from mmedit.storage import shortened, write_atomically, write_durably
+from mmedit.storage import write_atomically, write_durably
 
 RECORDS = "records.jsonl"
 PACKED = "records.jsonl.xz"

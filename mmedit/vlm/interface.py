@@ -16,8 +16,7 @@ from mmedit.adapters.generation import Answer
 from mmedit.arguments import check_arguments
 from mmedit.cases import Example
 from mmedit.deltas import Delta
-from mmedit.errors import ModelError
-from mmedit.storage import shortened
+from mmedit.errors import ModelError, shortened
 from mmedit.vlm.doors import DOORS
 from mmedit.vlm.frozen import Frozen
 from mmedit.vlm.identity import Identity

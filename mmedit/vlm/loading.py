@@ -35,8 +35,8 @@ from mmedit.adapters.checkpoint import (
 from mmedit.adapters.matching import require_matching_processor
 from mmedit.adapters.weights import keep_weights_in_place, require_finite
 from mmedit.cache import TensorCache
-from mmedit.errors import ModelError, UnknownNameError, one_line
-from mmedit.storage import is_hub_id, shortened
+from mmedit.errors import ModelError, UnknownNameError, one_line, shortened
+from mmedit.storage import is_hub_id
 from mmedit.vlm.network import NetworkVLM
 
 BUILT_IN = {"embedded": "assets/embedded-vlm"}

@@ -195,7 +195,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     ),
     "a lone surrogate": (
         [RECORD, RECORD | {"loc": "a\ud800"}],
-        r"row 1: loc: 'a\\ud800' holds half of a surrogate pair",
+        r"row 1: loc: 'a\\ud800' contains half of a character",
     ),
     "a lone surrogate below": (
         [RECORD | {"port_new": [{"port_q": "a", "port_a": "\ud800"}]}],

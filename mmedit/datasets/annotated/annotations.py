@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmedit.datasets.base import read_text
-from mmedit.errors import DataError
-from mmedit.storage import shortened
+from mmedit.errors import DataError, shortened
+from mmedit.storage import broken_text
 
 TOGETHER = (("loc", "loc_ans"), ("m_loc", "m_loc_q", "m_loc_a"))
 """Groups of keys: a record has all keys of a group, or none."""
@@ -162,16 +162,7 @@ def _check(annotation: Annotation, file: Path, row: int, required: Sequence[str]
                 f"{file}, row {row}: port_new.{number} must hold port_q and port_a, or Q&A"
             )
     for key, text in texts(annotation.model_dump()):
-        if not _is_unicode(text):
+        if fault := broken_text(text):
             raise DataError(
-                f"{file}, row {row}: {key}: {shortened(text)} holds half of a surrogate pair, "
-                "which is not a character; write the character itself"
+                f"{file}, row {row}: {key}: {shortened(text)} {fault}; write the whole character"
             )
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -11,10 +11,10 @@ from pathlib import Path
 from mmedit.datasets.annotated.annotations import Annotation, texts
 from mmedit.datasets.annotated.cases import Source
 from mmedit.datasets.annotated.releases import RELEASES, ReleaseSettings
-from mmedit.errors import DataError
+from mmedit.errors import DataError, shortened
 from mmedit.images import corrupt_images
 from mmedit.progress import Progress
-from mmedit.storage import sha256, shortened
+from mmedit.storage import sha256
 
 LONG_ANSWER = 10
 """Answers of this many words or more are counted together."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from mmedit.cases import Split
 from mmedit.datasets.base import existing_folder, read_text
 from mmedit.datasets.fetch.origins import how_to_get
-from mmedit.errors import DataError
-from mmedit.storage import inside, shortened
+from mmedit.errors import DataError, shortened
+from mmedit.storage import inside
 
 FETCH = f"{how_to_get('grocery')} Then: --set dataset.root=DIR."
 COLUMNS = (
