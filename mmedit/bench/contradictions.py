@@ -49,7 +49,7 @@ class Contradictions:
     """The cases without the contradicted probes, and how many of these there are."""
 
     cases: tuple[EditCase, ...]
-    """Of requests that exclude each other, the first one stays."""
+    """The first of requests that exclude each other stays."""
     counts: Mapping[str, int]
     """Number of contradicted probes by name, and of left-out cases as `REQUEST`."""
     example: str = ""

@@ -1,4 +1,4 @@
-"""What an edit costs: wall time and peak memory, on every device that the VLM's network is on."""
+"""Costs of an edit: wall time and peak memory, on every device that the VLM's network is on."""
 
 from __future__ import annotations
 

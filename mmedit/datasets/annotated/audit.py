@@ -52,9 +52,9 @@ DOUBTS: dict[str, Callable[[Annotation], bool]] = {
         _repeats((hop.question_and_answer or ("",))[0], r.src) for hop in r.port_new
     ),
 }
-"""What may spoil a number beside missing and empty things, by its row in the table. A rephrase that
-repeats the question makes text generality repeat reliability; a text that holds the new answer can
-be answered by copying.
+"""Texts that may spoil a number beside missing and empty things, by their row in the table. A
+rephrase that repeats the question makes text generality repeat reliability; a text that holds the
+new answer can be answered by copying.
 """
 
 
