@@ -15,13 +15,14 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check fuzz bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    train MEND on the embedded model, edit the model and show what changed"
 	@echo "make test    run all tests on the CPU; no network is needed"
 	@echo "make check   run ruff, pyright and import-linter"
+	@echo "make fuzz    give mmedit 10,000 odd inputs, and count tracebacks, hangs and silent skips"
 	@echo "make bench   run the benchmark on the embedded model into runs/bench; the same command continues a stopped run"
 	@echo "make clean   remove caches and build outputs; keep .venv and runs/"
 
@@ -36,6 +37,9 @@ check: .venv/.installed-dev
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
+
+fuzz: .venv/.installed-dev
+	$(BIN)/python scripts/fuzz $(ARGS)
 
 bench: .venv/.installed
 	$(BIN)/mmedit bench --out runs/bench $(ARGS)
