@@ -68,14 +68,7 @@ class RunFolder:
         earlier = on_main(lambda: earlier_manifest(plan, directory))
         length = generation_length(plan, earlier, vlm, cases)
         plan = replace(plan, max_new_tokens=length)
-        hashes = {"vlm": vlm.identity.hash, "dataset": dataset_hash(cases)}
-        sites = {label: editor.edited_sites(vlm) for label, editor in plan.editors.items()}
-        found = {label: names for label, names in sites.items() if names}
-        now = plan.manifest({})
-        asked = now.run.model_copy(update={"protocol": dict(vlm.protocol)})
-        now = now.model_copy(
-            update={"cases": len(cases), "hashes": hashes, "sites": found, "run": asked}
-        )
+        now = _manifest(plan, vlm, cases)
         if earlier is not None:
             require_same_content(directory, earlier, now, cases)
         with ExitStack() as opened:
@@ -156,6 +149,20 @@ def generation_length(
             f"generation.max_new_tokens={kept}: longer answers are then cut off."
         )
     return kept
+
+
+def _manifest(plan: Plan, vlm: VLM, cases: Sequence[EditCase]) -> RunManifest:
+    """Return the manifest of a plan, with what is known once the VLM is loaded."""
+    manifest = plan.manifest({})
+    sites = {label: editor.edited_sites(vlm) for label, editor in plan.editors.items()}
+    return manifest.model_copy(
+        update={
+            "cases": len(cases),
+            "hashes": {"vlm": vlm.identity.hash, "dataset": dataset_hash(cases)},
+            "sites": {label: names for label, names in sites.items() if names},
+            "run": manifest.run.model_copy(update={"protocol": dict(vlm.protocol)}),
+        }
+    )
 
 
 def _learnt_hash(editor: Editor) -> str | None:
