@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from itertools import product
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -35,6 +36,10 @@ def _listed(value: object) -> object:
 Texts = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 
 
+def _text_of_path(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
 class VLMFile(Settings):
     """A file of `configs/vlm`: a VLM and how to load it."""
 
@@ -51,7 +56,7 @@ class VLMFile(Settings):
     """Placement of the weights by Accelerate, for example auto or cuda:1."""
     max_memory: dict[Annotated[int, BeforeValidator(int)] | str, int | str] | None = None
     """Memory limit by device: a GPU's number, or "cpu"."""
-    offload_folder: str | None = None
+    offload_folder: Annotated[str, BeforeValidator(_text_of_path)] | None = None
     """Folder for the weights that do not fit into memory."""
     quantization: Literal["8bit", "4bit"] | None = None
     trust_remote_code: bool = False

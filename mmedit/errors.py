@@ -34,7 +34,7 @@ def shortened(value: object, length: int = 60) -> str:
 
 
 def one_line(error: object, length: int = 400) -> str:
-    """Return the text of an error on one line, at most `length` characters of it.
+    r"""Return the text of an error on one line, at most `length` characters of it.
 
     >>> one_line("first\n  second")
     'first second'

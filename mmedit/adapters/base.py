@@ -266,8 +266,11 @@ class Adapter(Hashed):
     @cached_property
     def limits(self) -> Limits:
         """The limits that every row must keep to."""
-        name = self.tokenizer.convert_ids_to_tokens(self.image_token)
-        return Limits(self.max_tokens, self.image_token, str(name))
+
+        def name() -> str:
+            return str(self.tokenizer.convert_ids_to_tokens(self.image_token))
+
+        return Limits(self.max_tokens, self.image_token, name)
 
     @property
     def _padding(self) -> int:

@@ -60,7 +60,7 @@ def read_stops(network: Any, tokenizer: Any) -> Stops:
     language model's config, that of the tokenizer.
     """
     text = getattr(network.config.get_text_config(), "eos_token_id", None)
-    found = (network.generation_config.eos_token_id, text, tokenizer.eos_token_id)
+    found = (network.generation_config.eos_token_id, text, getattr(tokenizer, "eos_token_id", None))
     ends = next((_ids(given) for given in found if _ids(given)), ())
     padding = tokenizer.pad_token_id
     return Stops(

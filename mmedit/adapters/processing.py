@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
+from transformers import PreTrainedTokenizerBase
+from transformers.image_processing_base import ImageProcessingMixin
 
 from mmedit.errors import ModelError
 
@@ -41,7 +43,7 @@ def processing_hash(tokenizers: Sequence[Any], image_processor: Any, others: obj
     """
     described = {
         "tokenizers": [_described(tokenizer) for tokenizer in tokenizers],
-        "images": _settings(image_processor.to_dict()),
+        "images": _image_settings(image_processor),
         "others": others,
     }
     text = json.dumps(described, sort_keys=True, default=str)
@@ -61,6 +63,10 @@ def require_tokenizer(tokenizer: Any) -> None:
 
 
 def _described(tokenizer: Any) -> object:
+    """Return what a tokenizer makes of texts. One of your own counts by the sample texts alone."""
+    samples = tokenizer(list(SAMPLE_TEXTS), add_special_tokens=False)["input_ids"]
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return samples
     added = tokenizer.added_tokens_decoder
     special = {str(number): [str(token), token.special] for number, token in added.items()}
     backend = getattr(tokenizer, "backend_tokenizer", None)  # tokenizers in Python have none
@@ -68,8 +74,14 @@ def _described(tokenizer: Any) -> object:
         "vocabulary": _hash(sorted(f"{n} {token}" for token, n in tokenizer.get_vocab().items())),
         "merges": _merges(backend),
         "added": special,
-        "samples": tokenizer(list(SAMPLE_TEXTS), add_special_tokens=False)["input_ids"],
+        "samples": samples,
     }
+
+
+def _image_settings(image_processor: Any) -> object:
+    if not isinstance(image_processor, ImageProcessingMixin):
+        return f"{type(image_processor).__module__}.{type(image_processor).__qualname__}"
+    return _settings(image_processor.to_dict())
 
 
 def _merges(backend: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mmedit.cases import Example
@@ -16,8 +16,8 @@ class Limits:
     """Length of the longest sequence that the language model takes, in tokens."""
     image_token: int
     """The id of the tokens that stand for an image."""
-    image_name: str
-    """The text of that token."""
+    image_name: Callable[[], str]
+    """Returns the text of that token; asked for only where it is at fault."""
 
 
 def row_fault(
@@ -36,7 +36,7 @@ def row_fault(
     context, prompt, answer = map(len, texts)
     if any(limits.image_token in text for text in texts):
         return (
-            f"{example.prompt[:60]!r} or its context or answer contains {limits.image_name!r}, "
+            f"{example.prompt[:60]!r} or its context or answer contains {limits.image_name()!r}, "
             "which stands for the image; leave it out: the image is put before the text by itself."
         )
     length = around + context + prompt + answer

@@ -17,7 +17,7 @@ from mmedit.bench.costs import forget_peak_memory, peak_memory_bytes, timed
 from mmedit.bench.generation import GenerationScorer
 from mmedit.bench.scoring import measure
 from mmedit.cases import EditCase, Example, Probe, require_distinct_ids
-from mmedit.editors.base import Editor, EditorConfig, as_editor
+from mmedit.editors.base import Editor, EditorConfig, as_editor, label_of
 from mmedit.records.schema import ProbeRecord, Record, Test
 from mmedit.report.scores import BASE
 from mmedit.vlm.interface import VLM, as_vlm
@@ -51,7 +51,8 @@ def evaluate(
     """Edit the base model with each case's request alone and test its probes; yield one record per
     case, in order.
 
-    `name` is the editor's name in the records, by default its label. With `max_new_tokens` > 0 the
+    `name` is the editor's name in the records, by default its label. An editor of your own needs
+    only `apply_each`, and then a name. With `max_new_tokens` > 0 the
     records also hold free generations before and after the edit, and their scores. Costs per batch
     of cases: one `apply_each`, and per probe one forward of the base and of the edited model.
     Several editors share the forwards of the base through `Meter`. Raises ConfigError, ModelError
@@ -67,7 +68,7 @@ def evaluate(
         require_finite(vlm, cases[0].request)
     meter = Meter(
         BaseOutputs(vlm),
-        name=name or editor.label,
+        name=name or label_of(editor),
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
     )

@@ -83,6 +83,8 @@ class _Run:
             return f"the editor is {record.editor!r}, and the run has {known}"
         if record.seed != self._seed:
             return f"the seed is {record.seed}, and the run has seed {self._seed}"
+        if self._is_sequence and record.editor == BASE and record.test != "checkpoint":
+            return f"the base model has a test of kind {record.test}, and a sequence tests it once"
         if record.order >= self._orders:
             return f"it is of order {record.order}, and the run has {self._orders} (from 0)"
         if not self._is_sequence and record.test != "edit":

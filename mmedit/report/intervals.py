@@ -76,7 +76,7 @@ def summarise(
     >>> summarise([1.0, 0.0, 1.0, 1.0], ["a", "a", "b", "c"])
     Summary(mean=0.75, low=0.5, high=1.0, n=4)
     >>> summarise([0.5, 0.5, 0.5, 0.5], ["a", "b", "c", "d"], bounds=(0, 1))
-    Summary(mean=0.5, low=0.150039..., high=0.849961..., n=4)
+    Summary(mean=0.5, low=0.150038..., high=0.84996..., n=4)
     """
     array = _checked(values, clusters)
     kinds, counts = _kinds_of_cluster(array, clusters)

@@ -54,7 +54,8 @@ def _request() -> Example:
 
 
 def _examples(data: st.DataObject, folder: Path) -> None:
-    odd = st.one_of(python_values, st.just(_request()), st.lists(texts, max_size=2).map(tuple))
+    several = st.lists(texts, max_size=2).map(tuple)
+    odd = st.one_of(texts, texts, texts, several, python_values, st.just(_request()))
     fields: dict[str, Any] = {"prompt": "what?", "target": "red"}
     for name in data.draw(
         st.sets(st.sampled_from(("prompt", "target", "image", "context", "answers")))
@@ -206,7 +207,7 @@ def _keywords(data: st.DataObject, folder: Path) -> None:
     name = data.draw(st.sampled_from(("ft", "ft-l", "ike", "mend", "ke", "serac")))
     fields = sorted(load_editor(name, vlm()).config.model_dump())
     key = data.draw(st.one_of(st.sampled_from(fields), texts))
-    value = data.draw(st.one_of(numbers, json_values))
+    value = data.draw(st.one_of(numbers, st.integers(0, 100), st.floats(0, 1), json_values))
     config = load_editor(name, vlm(), **{key: value}).config.model_dump()
     if isinstance(value, int | float) and not isinstance(value, bool):
         require(config[key] == value, f"{key}={value!r} became {config[key]!r}")

@@ -234,7 +234,7 @@ def test_a_record_that_is_there_twice_stops_reading_and_a_resumed_run(tmp_path):
     write(tmp_path / RECORDS, record("1"), record("2"))
     with (tmp_path / RECORDS).open("a") as file:
         file.write(record("1").model_dump_json() + "\n")
-    problem = r"records\.jsonl, row 3: the record of mend, case '1' is in row 1 already"
+    problem = r"records\.jsonl, row 3: the record of ft, case '1' is in row 1 already"
     with pytest.raises(DataError, match=problem):
         read_records(tmp_path)
     with pytest.raises(DataError, match=problem), RecordWriter(tmp_path / RECORDS):

@@ -25,7 +25,7 @@ def as_csv(table: pandas.DataFrame, published: Comparison | None) -> str:
 def all_as_csv(tables: Sequence[RunTable]) -> str:
     """Write tables of runs as one CSV, one line per cell, with the origin of each line."""
     rows = [
-        _origin(one) | row | _cost_row(one.frame, row["editor"])
+        row | _cost_row(one.frame, row["editor"]) | _origin(one)
         for one in tables
         for row in _long_rows(one.frame, one.published)
     ]
