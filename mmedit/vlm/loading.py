@@ -46,8 +46,8 @@ LOADING_ERRORS = (
     OSError, ValueError, RuntimeError, ImportError, SafetensorError, StrictDataclassError,
     LookupError, TypeError, AttributeError, ArithmeticError,
 )  # fmt: skip
-"""Errors that transformers raises for the files of a folder; the last four for settings of a wrong type or
-size, which it does not check.
+"""Errors that transformers raises for the files of a folder; the last four for settings of a wrong
+type or size, which it does not check.
 """
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 Quantization = Literal["8bit", "4bit"]

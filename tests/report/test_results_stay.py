@@ -38,7 +38,11 @@ def only_what_a_table_shows(run: Path, folder: Path) -> Path:
 
 
 def last_checkpoints(lines: Iterable[str]) -> list[str]:
+    """Return the lines of each editor's last checkpoint; all lines of separate edits."""
+    lines = list(lines)
     tests = [line for line in lines if '"test":"checkpoint"' in line]
+    if not tests:
+        return lines
     edits = [int(re.findall(r'"edits":(\d+)', line)[0]) for line in tests]
     editors = [re.findall(r'"editor":("[^"]*")', line)[0] for line in tests]
     last: dict[str, int] = {}
