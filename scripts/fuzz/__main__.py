@@ -85,7 +85,7 @@ def _try_all(kind: Kind, watch: Watch, inputs: int, first_seed: int) -> None:
             database=None,
             deadline=None,
             phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=[*HealthCheck.__members__.values()],
         )
         @given(data=st.data())
         def one(data: st.DataObject) -> None:

@@ -50,7 +50,7 @@ def _annotations(data: st.DataObject, folder: Path) -> None:
     records = changed(data, json.loads(file.read_text()))
     content = written(data, records)
     file.write_bytes(content)
-    there = {split: file} if name == "json" else {"root": root}
+    there: dict[str, Any] = {split: file} if name == "json" else {"root": root}
     way = data.draw(st.sampled_from(("error", "skip")))
     cases = load_cases(name, split, on_missing_image=way, **there)
     number = len(json.loads(content.decode("utf-8-sig")))

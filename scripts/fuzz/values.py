@@ -40,7 +40,8 @@ def _metrics(data: st.DataObject, folder: Path) -> None:
     answer, said = data.draw(texts), data.draw(st.sampled_from(MARKS))
     text = said.format(answer) if data.draw(st.booleans()) else data.draw(texts)
     normalise(text)
-    fluency(text), repeated(text)
+    fluency(text)
+    repeated(text)
     scores = (contains(text, [answer]), exact(text, [answer]), rouge_l(text, [answer]))
     require(all(0 <= score <= 1 for score in scores), f"{text!r}, {answer!r}: {scores}")
     if any(unicodedata.category(letter)[0] in "LN" for letter in answer):
@@ -66,7 +67,7 @@ def _examples(data: st.DataObject, folder: Path) -> None:
         if name in fields:
             require(getattr(example, name) == fields[name], f"{name} is {fields[name]!r}")
     require(all(isinstance(answer, str) for answer in example.accepted), repr(example.accepted))
-    probes = {
+    probes: Any = {
         data.draw(st.one_of(st.sampled_from(Probe), texts)): data.draw(
             st.one_of(python_values, st.just((example,)), st.just([example]))
         )
