@@ -181,7 +181,12 @@ def _processor(source: str, *, trusted: bool) -> Any:
         require_sentencepiece(folder)
         if not trusted:  # code of a checkpoint may read other files
             require_tokenizer_files(folder)
-    processor: Any = AutoProcessor.from_pretrained(source, trust_remote_code=trusted)
+    try:
+        processor: Any = AutoProcessor.from_pretrained(source, trust_remote_code=trusted)
+    except Exception as error:  # `tokenizers` raises bare ones for a tokenizer.json of a wrong form
+        if type(error) is not Exception:
+            raise
+        raise ModelError(f"its tokenizer.json is not of the form that is read: {error}") from error
     if isinstance(processor, ProcessorMixin):
         return processor
     raise ModelError(
