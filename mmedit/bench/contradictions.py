@@ -123,7 +123,7 @@ def find_contradictions(cases: Sequence[EditCase]) -> Contradictions:
 
 @dataclass(frozen=True)
 class _Asked:
-    """What the cases ask in wordings that could contradict each other."""
+    """Wordings of the cases in which they could contradict each other."""
 
     contested: frozenset[_Wording]
     """Wordings of requests that occur with several targets, or in locality."""
