@@ -18,7 +18,8 @@ import torch
 from mmedit import load_cases, load_editor, load_vlm
 from mmedit.bench.base_outputs import BaseOutputs
 from mmedit.bench.protocol import Meter
-from mmedit.editors.base import Editor, Fitting
+from mmedit.editors.base import Editor
+from mmedit.editors.fitting import Fitting
 
 CASES, BATCH, ROUNDS = 50, 25, 3
 

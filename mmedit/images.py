@@ -29,9 +29,9 @@ def open_image(image: Path | Image.Image) -> Image.Image:
     `MAX_PIXELS` pixels or more than 8 bits per pixel and channel.
     """
     if isinstance(image, Image.Image):
-        return decoded(lambda: nullcontext(image), "the given image")
+        return decoded(lambda: nullcontext(image), shown(image))
     _require_file(image)
-    return decoded(lambda: Image.open(image), str(image))
+    return decoded(lambda: Image.open(image), shown(image))
 
 
 def require_header(image: Path | Image.Image) -> tuple[int, int]:
@@ -41,10 +41,15 @@ def require_header(image: Path | Image.Image) -> tuple[int, int]:
     bits per pixel. A file that is cut off is not noticed.
     """
     if isinstance(image, Image.Image):
-        return _size(image, "the given image")
+        return _size(image, shown(image))
     _require_file(image)
-    with _faults_of(str(image)), Image.open(image) as opened:
-        return _size(opened, str(image))
+    with _faults_of(shown(image)), Image.open(image) as opened:
+        return _size(opened, shown(image))
+
+
+def shown(image: Path | Image.Image) -> str:
+    """Return how an error names an image: by its path, if it has one."""
+    return str(image) if isinstance(image, Path) else "the given image"
 
 
 def image_key(image: Path | Image.Image) -> str:

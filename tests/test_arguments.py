@@ -16,7 +16,7 @@ from mmedit import evaluate
 from mmedit.bench.protocol import NoEdit
 from mmedit.cases import EditCase
 from mmedit.deltas import LowRank
-from mmedit.editors.base import Fitting
+from mmedit.editors.fitting import Fitting
 from mmedit.errors import ConfigError, DataError, EditorError, MmeditError, ModelError, SiteError
 from mmedit.methods.ft import FT, FTConfig
 from mmedit.methods.ike import IKE, IKEConfig

@@ -32,7 +32,7 @@ from mmedit.adapters.seen import Layout, Pixels, SeenImage, prepared
 from mmedit.adapters.weights import devices_of
 from mmedit.cases import Example
 from mmedit.errors import ModelError
-from mmedit.images import image_key, open_image, require_header
+from mmedit.images import image_key, open_image, require_header, shown
 
 Stage = Literal["vision", "bridge", "language"]
 STAGES: tuple[Stage, ...] = ("vision", "bridge", "language")
@@ -161,7 +161,7 @@ class Adapter(Hashed):
         return SeenImage(example, key, layout, lambda: pixels)
 
     def _prepared(self, image: Path | Image.Image) -> tuple[Layout, Pixels]:
-        return prepared(self.prepare, open_image(image), _name(image))
+        return prepared(self.prepare, open_image(image), shown(image))
 
     def _known_layout(self, key: str) -> Layout | None:
         """Return the layout of an image that was prepared before, or that all images share."""
@@ -211,7 +211,7 @@ class Adapter(Hashed):
         size = require_header(image)
         key = "{} x {}".format(*size)
         if (layout := self._known_layout(key)) is None:
-            layout, _ = prepared(self.prepare, Image.new("RGB", size), _name(image))
+            layout, _ = prepared(self.prepare, Image.new("RGB", size), shown(image))
             self._layouts[key] = layout
         return layout
 
@@ -277,7 +277,3 @@ class Adapter(Hashed):
         """The padding token. Without one it is the end token, as padding is masked."""
         token = self.tokenizer.pad_token_id
         return self.tokenizer.eos_token_id if token is None else token
-
-
-def _name(image: Path | Image.Image) -> str:
-    return str(image) if isinstance(image, Path) else "the given image"

@@ -62,9 +62,20 @@ def require_finite(weights: Mapping[str, Tensor]) -> None:
     weights are passed over: `weights_hash` checks these. So are 8-bit and 4-bit numbers, which
     cannot hold NaN.
     """
+    if broken := not_finite(weights):
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        raise ModelError(
+            f"{len(broken)} of its weights hold NaN or infinity: {', '.join(broken[:3])}{more}; "
+            "expected finite numbers. Fetch or save the checkpoint again, or, if its numbers are "
+            "too large for float16, load it with dtype=bfloat16"
+        )
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the tensors that hold NaN or infinity. One wait for each device."""
     checked = {
         name: tensor.detach()
-        for name, tensor in weights.items()
+        for name, tensor in tensors.items()
         if tensor.is_floating_point() and tensor.numel() and not tensor.is_meta
     }
     by_device: dict[torch.device, list[str]] = {}
@@ -74,13 +85,7 @@ def require_finite(weights: Mapping[str, Tensor]) -> None:
     for names in by_device.values():
         sound = torch.stack([_is_finite(checked[name]) for name in names]).tolist()
         broken += [name for name, is_sound in zip(names, sound, strict=True) if not is_sound]
-    if broken:
-        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
-        raise ModelError(
-            f"{len(broken)} of its weights hold NaN or infinity: {', '.join(broken[:3])}{more}; "
-            "expected finite numbers. Fetch or save the checkpoint again, or, if its numbers are "
-            "too large for float16, load it with dtype=bfloat16"
-        )
+    return broken
 
 
 def config_hash(config: Any) -> str:

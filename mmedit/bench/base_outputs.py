@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from cachetools import LRUCache
 from torch import Tensor
 
 from mmedit.adapters.generation import Answer
+from mmedit.bench.batches import content_of
 from mmedit.cache import GIGABYTE
 from mmedit.cases import Example
 from mmedit.errors import ModelError
@@ -101,7 +101,7 @@ class BaseOutputs:
     def _outputs(
         self, examples: Sequence[Example], kind: Hashable, compute: Callable[[], list[Any]]
     ) -> list[Any]:
-        key = (kind, tuple(map(_content, examples)))
+        key = (kind, tuple(map(content_of, examples)))
         kept = self._kept.get(key)
         if kept is None:
             kept = Kept(tuple(examples), compute())
@@ -174,13 +174,6 @@ def _text_lengths(predictions: Predictions) -> list[int]:
     """Return the position behind the last text token of every row."""
     place = torch.arange(1, predictions.is_text.shape[1] + 1, device=predictions.is_text.device)
     return (predictions.is_text * place).max(1).values.tolist()
-
-
-def _content(example: Example) -> Hashable:
-    """Return what identifies an example: its texts, and its image's path or id in memory."""
-    image = example.image
-    seen = image if image is None or isinstance(image, Path) else id(image)
-    return (example.prompt, example.target, example.context, seen)
 
 
 def _size(kept: Kept) -> int:

@@ -115,7 +115,7 @@ def find_contradictions(cases: Sequence[EditCase]) -> Contradictions:
             if other is not None and not sound:
                 counts[probe.value] += 1
                 examples.append(_example(probe, case, example, other))
-        if len(list(_probed(case))) > sum(map(len, probes.values())):
+        if probes != case.probes:
             kept[place] = replace(case, probes=probes)
     ordered = {str(name): counts[name] for name in (REQUEST, *Probe) if counts[name]}
     return Contradictions(tuple(kept), ordered, examples[0] if examples else "")

@@ -17,9 +17,9 @@ from mmedit.bench.costs import forget_peak_memory, peak_memory_bytes, timed
 from mmedit.bench.generation import GenerationScorer
 from mmedit.bench.scoring import measure
 from mmedit.cases import EditCase, Example, Probe, require_distinct_ids
-from mmedit.editors.base import Editor, EditorConfig, as_editor, label_of
-from mmedit.records.schema import ProbeRecord, Record, Test
-from mmedit.report.scores import BASE
+from mmedit.editors.base import Editor, EditorConfig
+from mmedit.editors.given import as_editor, label_of
+from mmedit.records.schema import BASE, ProbeRecord, Record, Test
 from mmedit.vlm.interface import VLM, as_vlm
 
 

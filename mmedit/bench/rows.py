@@ -5,9 +5,8 @@ row would otherwise stop the run after everything before it was computed.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from pathlib import Path
 
-from mmedit.bench.batches import chunks
+from mmedit.bench.batches import chunks, content_of
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.errors import DataError
 from mmedit.progress import Progress, silent
@@ -39,7 +38,7 @@ def require_sound_rows(
     rows: dict[Hashable, tuple[Example, int]] = {}
     for case, place, example in _rows(cases):
         room = rooms[Probe(place)] if place != REQUEST else 0
-        key = (*_content(example), room)
+        key = (content_of(example), room)
         rows.setdefault(key, (example, room))
         places.setdefault(key, []).append((case.id, place))
     faults: list[str] = []
@@ -65,12 +64,6 @@ def _rows(cases: Sequence[EditCase]) -> Iterator[tuple[EditCase, str, Example]]:
         for probe, examples in case.probes.items():
             for example in examples:
                 yield case, probe.value, example
-
-
-def _content(example: Example) -> tuple[Hashable, ...]:
-    image = example.image
-    seen = image if image is None or isinstance(image, Path) else id(image)
-    return example.prompt, example.target, example.context, seen
 
 
 def _message(faults: Sequence[str]) -> str:

@@ -23,11 +23,11 @@ from mmedit.bench.rows import require_sound_rows
 from mmedit.bench.sequential import Schedule, sequential_jobs
 from mmedit.bench.snapshots import Snapshot, Snapshots
 from mmedit.cases import EditCase, Probe, require_distinct_ids
-from mmedit.editors.base import Editor, Fitting
+from mmedit.editors.base import Editor
+from mmedit.editors.fitting import Fitting
 from mmedit.processes import attempt, gather, number_of_processes, on_main, process_number
 from mmedit.progress import Progress, named
-from mmedit.records.schema import Key, Record
-from mmedit.report.scores import BASE
+from mmedit.records.schema import BASE, Key, Record
 from mmedit.training.resume import discard, seconds_spent
 from mmedit.vlm.interface import VLM
 

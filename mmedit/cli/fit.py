@@ -178,7 +178,7 @@ def fit_editor(
     The last `validation` cases choose the best checkpoint. Checkpoints are in `directory`.
     """
     from mmedit.bench.rows import require_sound_rows
-    from mmedit.editors.base import Fitting
+    from mmedit.editors.fitting import Fitting
 
     _require_cases_left(validation, len(cases))
     number = len(cases) - validation

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, cast, runtime_checkable
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import BaseModel
 from torch import Tensor
@@ -249,32 +249,6 @@ class Editor(ABC, Generic[Config]):
 check_arguments(Editor, DOORS)
 
 
-@runtime_checkable
-class EditsEach(Protocol):
-    """The one method that measuring separate edits needs. A class of your own need not be an
-    `Editor` for it.
-    """
-
-    def apply_each(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
-        """Return a VLM whose row i is edited with requests[i] alone."""
-        ...
-
-
-def as_editor(given: Any) -> Editor[Any]:
-    """Return an editor, or what edits like one, as it is. Raises EditorError for anything else,
-    such as its name.
-    """
-    if isinstance(given, Editor):
-        return given
-    if isinstance(given, EditsEach) and not isinstance(given, type):
-        return cast(Editor, given)
-    name = given if isinstance(given, str) else "ft"
-    raise EditorError(
-        f"{shortened(given)} was given where an editor is expected; load one: "
-        f"editor = mmedit.load_editor({shortened(name)}, vlm)"
-    )
-
-
 class DeltaEditor(Editor[Config]):
     """An editor that turns every request into a low-rank delta at each site, independently of the
     other requests.
@@ -306,12 +280,3 @@ def _changed(config: EditorConfig) -> dict[str, Any]:
     defaults, missing = dotted(plain), object()
     found = dotted(config.model_dump())
     return {name: v for name, v in found.items() if defaults.get(name, missing) != v}
-
-
-def label_of(editor: Editor) -> str:
-    """Return an editor's label. Raises EditorError for one of your own that has none."""
-    if isinstance(editor, Editor):
-        return editor.label
-    raise EditorError(
-        f"{shortened(editor)} has no label for its records; give one: evaluate(..., name=...)"
-    )

@@ -12,6 +12,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
+from mmedit.adapters.weights import not_finite
 from mmedit.errors import EditorError, shortened
 from mmedit.storage import broken_text
 
@@ -56,12 +57,11 @@ def _require_kinds(where: str, found: Any, kinds: Mapping[str, type]) -> None:
 
 def require_finite(tensors: Mapping[str, Tensor]) -> None:
     """Raise EditorError, which names the tensor, if a value is NaN or infinite."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise EditorError(
-                f"the tensor {shortened(name)} holds NaN or infinite values, so every edit would; "
-                "fit the editor anew"
-            )
+    if broken := not_finite(tensors):
+        raise EditorError(
+            f"the tensor {shortened(broken[0])} holds NaN or infinite values, so every edit would; "
+            "fit the editor anew"
+        )
 
 
 def require_same_tensors(

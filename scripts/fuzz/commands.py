@@ -89,11 +89,7 @@ def plan(*argv: str) -> str:
         raise Planned(PLANNED)
 
     with ExitStack() as patched:
-        for place in (
-            "mmedit.suite.run_block",
-            "mmedit.cli.fit.fit_editor",
-            "mmedit.cli.edit.fit_editor",
-        ):
+        for place in MEASURING:
             patched.enter_context(mock.patch(place, planned))
         try:
             return run(*argv)

@@ -24,7 +24,7 @@ from mmedit.bench.modes import MODES
 from mmedit.config import load_table
 from mmedit.config_files import VLMFile
 from mmedit.datasets.easyvqa.cases import EasyVQA
-from mmedit.editors.base import Fitting
+from mmedit.editors.fitting import Fitting
 from mmedit.records.store import read_records
 
 ROOT = Path(__file__).parents[2]

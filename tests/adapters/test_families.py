@@ -24,7 +24,7 @@ from mmedit.adapters.inputs import PaddingSide
 from mmedit.cache import TensorCache
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.deltas import LowRank, linear_at
-from mmedit.editors.base import Fitting
+from mmedit.editors.fitting import Fitting
 from mmedit.errors import ImageError, ModelError, SiteError
 from mmedit.methods.ft import FT, FTConfig
 from mmedit.methods.ke import KE, KEConfig

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 from made_records import REL, asked, generation, record, reliability
+from plans import make_plan
 
 from mmedit.bench.base_outputs import BaseOutputs
 from mmedit.bench.folder import generation_length
@@ -40,16 +41,7 @@ def tokens(vlm: NetworkVLM, text: str) -> int:
 
 
 def plan(max_new_tokens: int | None) -> Plan:
-    return Plan(
-        vlm_name="tiny",
-        dataset="mine",
-        limit=None,
-        seed=0,
-        editors={},
-        batch_size=1,
-        max_new_tokens=max_new_tokens,
-        command="",
-    )
+    return make_plan(batch_size=1, max_new_tokens=max_new_tokens)
 
 
 def test_the_longest_accepted_answer_of_any_probe_decides(tiny_vlm: NetworkVLM):

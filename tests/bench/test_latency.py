@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import tiny
 from made_records import reliability
+from plans import make_plan
 
-from mmedit.bench.plan import Plan
 from mmedit.bench.protocol import NoEdit
 from mmedit.bench.run import run
 from mmedit.cases import EditCase, Example, Probe
@@ -47,17 +47,7 @@ class Noted(NoEdit):
 
 
 def timed(editor: Noted, folder: Path, vlm: VLM, latency: int) -> tuple[float, ...]:
-    plan = Plan(
-        vlm_name="tiny",
-        dataset="mine",
-        limit=None,
-        seed=0,
-        editors={"X": editor},
-        batch_size=2,
-        max_new_tokens=0,
-        command="",
-        latency=latency,
-    )
+    plan = make_plan(editors={"X": editor}, latency=latency)
     run(plan, folder, vlm, CASES, lambda _: [], progress=silent)
     return read_manifest(folder).latencies.get("X", ())
 

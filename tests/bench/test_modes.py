@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from counted_vlm import CountedVLM
+from plans import make_plan
 
 from mmedit.bench.base_outputs import BaseOutputs
 from mmedit.bench.jobs import Past
@@ -50,14 +51,11 @@ def plan(mode: Mode, editor: Editor | None = None, **changed: Any) -> Plan:
         "vlm_name": "embedded",
         "dataset": "easyvqa",
         "limit": EDITS,
-        "seed": 0,
         "editors": {"FT": editor or ft()},
         "batch_size": 5,
-        "max_new_tokens": 0,
-        "command": "mmedit bench",
         "mode": mode,
     }
-    return Plan(**given | changed)
+    return make_plan(**given | changed)
 
 
 def measure(plan: Plan, folder: Path, vlm: VLM, cases: Sequence[EditCase], progress=silent):

@@ -13,7 +13,7 @@ from mmedit.bench.protocol import Meter, NoEdit, evaluate
 from mmedit.cache import TensorCache
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.datasets.easyvqa import cases as easyvqa
-from mmedit.errors import ConfigError
+from mmedit.errors import ConfigError, EditorError
 from mmedit.images import image_key
 from mmedit.methods.ft import FT, FTConfig
 from mmedit.methods.ike import IKE, IKEConfig
@@ -205,3 +205,18 @@ def test_a_name_is_the_editors_label_by_default(vlm, cases):
 def test_a_batch_size_below_one_is_refused(vlm, cases, batch_size):
     with pytest.raises(ConfigError, match=f"batch_size is {batch_size}; expected a whole"):
         evaluate(vlm, NoEdit(), cases, batch_size=batch_size)
+
+
+def test_an_object_of_your_own_that_edits_each_needs_a_name_and_nothing_else(vlm, cases):
+    class Nothing:
+        def apply_each(self, vlm, requests):
+            return vlm
+
+    own: Any = Nothing()
+    name: Any = "ft"
+    records = list(evaluate(vlm, own, cases[:2], name="nothing"))
+    assert [record.editor for record in records] == ["nothing", "nothing"]
+    with pytest.raises(EditorError, match=r"has no label for its records; give one: .*name="):
+        evaluate(vlm, own, cases[:2])
+    with pytest.raises(EditorError, match="was given where an editor is expected"):
+        evaluate(vlm, name, cases[:2])

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import tiny
+from plans import make_plan
 
-from mmedit.bench.plan import Plan
 from mmedit.bench.run import run
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.methods.ft import FT, FTConfig
@@ -39,16 +39,7 @@ def cases() -> list[EditCase]:
 
 def measure(vlm: NetworkVLM, folder: Path) -> None:
     editors = {f"FT-{n}": FT(FTConfig(sites=(SITE,), lr=5e-2, steps=n)) for n in (1, 2)}
-    plan = Plan(
-        vlm_name="tiny",
-        dataset="made",
-        limit=None,
-        seed=0,
-        editors=editors,
-        batch_size=3,
-        max_new_tokens=3,
-        command="mmedit bench",
-    )
+    plan = make_plan(editors=editors, batch_size=3, max_new_tokens=3)
     run(plan, folder, vlm, cases(), lambda progress: [], progress=silent)
 
 

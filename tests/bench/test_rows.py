@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tiny_families
 from PIL import Image
+from plans import make_plan
 from tiny import random_image
 
 from mmedit.bench.plan import Plan
@@ -39,16 +40,7 @@ def case(id: str, **given: object) -> EditCase:
 
 def plan() -> Plan:
     editors: dict[str, Editor] = {"IKE": IKE(IKEConfig(k=1))}
-    return Plan(
-        vlm_name="embedded",
-        dataset="easyvqa",
-        limit=6,
-        seed=0,
-        editors=editors,
-        batch_size=2,
-        max_new_tokens=0,
-        command="mmedit bench",
-    )
+    return make_plan(vlm_name="embedded", dataset="easyvqa", limit=6, editors=editors)
 
 
 def refused(vlm: VLM, cases: Sequence[EditCase], new_tokens: int = 0) -> str:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from plans import make_plan
 
 from mmedit.bench.generation import GenerationSettings
 from mmedit.bench.modes import Batch, Sequential
@@ -12,7 +13,8 @@ from mmedit.bench.plan import Plan
 from mmedit.bench.run import run
 from mmedit.cases import HASH_VERSION, EditCase, Probe
 from mmedit.datasets.easyvqa import cases as easyvqa
-from mmedit.editors.base import Editor, Fitting
+from mmedit.editors.base import Editor
+from mmedit.editors.fitting import Fitting
 from mmedit.errors import EditorError, RunError, SiteError
 from mmedit.methods.ft import FT, FTConfig
 from mmedit.methods.ike import IKE, IKEConfig
@@ -41,16 +43,7 @@ def plan() -> Plan:
         "FT": FT(FTConfig(sites=(SITE,), lr=2e-3, steps=3)),
         "IKE": IKE(IKEConfig(k=1)),
     }
-    return Plan(
-        vlm_name="embedded",
-        dataset="easyvqa",
-        limit=6,
-        seed=0,
-        editors=editors,
-        batch_size=2,
-        max_new_tokens=0,
-        command="mmedit bench",
-    )
+    return make_plan(vlm_name="embedded", dataset="easyvqa", limit=6, editors=editors)
 
 
 def training(progress: Progress) -> list[EditCase]:

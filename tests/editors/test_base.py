@@ -8,7 +8,7 @@ import pytest
 
 from mmedit.cases import EditCase
 from mmedit.datasets.easyvqa import cases as easyvqa
-from mmedit.editors.base import Fitting
+from mmedit.editors.fitting import Fitting
 from mmedit.errors import EditorError, SiteError
 from mmedit.methods import EDITORS
 from mmedit.methods.ft import FT, FTConfig

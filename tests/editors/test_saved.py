@@ -25,7 +25,8 @@ from mmedit.config import load_editor
 from mmedit.datasets.easyvqa import cases as easyvqa
 from mmedit.datasets.easyvqa.pictures import load_pictures
 from mmedit.editors import saved
-from mmedit.editors.base import Editor, Fitting
+from mmedit.editors.base import Editor
+from mmedit.editors.fitting import Fitting
 from mmedit.editors.saved import origin_of
 from mmedit.errors import EditorError
 from mmedit.methods.ft import FT, FTConfig

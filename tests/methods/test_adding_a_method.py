@@ -18,7 +18,8 @@ import torch
 from mmedit import catalog, config_files, evaluate, load_editor
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.datasets.easyvqa import cases as easyvqa
-from mmedit.editors.base import Editor, Fitting
+from mmedit.editors.base import Editor
+from mmedit.editors.fitting import Fitting
 from mmedit.methods import EDITORS
 from mmedit.storage import config_folder
 from mmedit.training.settings import TrainingConfig

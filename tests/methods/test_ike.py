@@ -13,7 +13,7 @@ from torch import Tensor
 from mmedit.adapters.generation import Answer
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.deltas import Dense
-from mmedit.editors.base import Fitting
+from mmedit.editors.fitting import Fitting
 from mmedit.errors import DataError, EditorError, ModelError
 from mmedit.methods.ike import IKE, IKEConfig
 from mmedit.methods.ike.context import InContextVLM

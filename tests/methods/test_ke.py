@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mmedit.cases import EditCase, Example
 from mmedit.datasets.easyvqa import cases as easyvqa
 from mmedit.deltas import LowRank
-from mmedit.editors.base import Fitting
+from mmedit.editors.fitting import Fitting
 from mmedit.errors import DataError
 from mmedit.methods.ke import (
     KE,

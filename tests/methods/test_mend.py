@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmedit.cases import EditCase, Example, Probe
-from mmedit.editors.base import Fitting
+from mmedit.editors.fitting import Fitting
 from mmedit.errors import DataError, EditorError, TrainingError
 from mmedit.methods.ft import FT, FTConfig
 from mmedit.methods.mend import IDMLP, MEND, EditNetwork, GradientTransform, MENDConfig, RunningNorm

@@ -10,7 +10,8 @@ import torch
 from mmedit.adapters.weights import weights_hash
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.datasets.easyvqa import cases as easyvqa
-from mmedit.editors.base import Editor, Fitting
+from mmedit.editors.base import Editor
+from mmedit.editors.fitting import Fitting
 from mmedit.errors import SiteError
 from mmedit.methods import EDITORS
 from mmedit.methods.ft import FT, FTConfig

@@ -18,7 +18,7 @@ from transformers import DistilBertConfig, DistilBertModel, OPTConfig, OPTForCau
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.config import load_editor
 from mmedit.datasets.easyvqa import cases as easyvqa
-from mmedit.editors.base import Fitting
+from mmedit.editors.fitting import Fitting
 from mmedit.errors import ConfigError, DataError, ModelError
 from mmedit.methods.serac import SERAC, SERACConfig, SERACNetwork, scope
 from mmedit.methods.serac.counterfactual import Briefing, make_inputs

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmedit.cases import EditCase, Example
-from mmedit.editors.base import Fitting
+from mmedit.editors.fitting import Fitting
 from mmedit.training.learner import Learner
 from mmedit.training.loop import train
 from mmedit.training.settings import TrainingConfig

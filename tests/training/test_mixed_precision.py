@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmedit.datasets.easyvqa import cases as easyvqa
-from mmedit.editors.base import Fitting
+from mmedit.editors.fitting import Fitting
 from mmedit.methods.ke import KE, KEConfig
 from mmedit.methods.mend import MEND, MENDConfig
 from mmedit.methods.serac import SERAC, SERACConfig

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mmedit.cases import EditCase, Example
-from mmedit.editors.base import Fitting
+from mmedit.editors.fitting import Fitting
 from mmedit.errors import DataError, MmeditError, TrainingError
 from mmedit.progress import Progress, silent
 from mmedit.training import loop

@@ -23,7 +23,7 @@ from toy_learner import VALIDATION, Meddle, Toy, log_lines, train_toy
 
 from mmedit.cases import EditCase
 from mmedit.datasets.easyvqa import cases as easyvqa
-from mmedit.editors.base import Fitting
+from mmedit.editors.fitting import Fitting
 from mmedit.errors import ConfigError, TrainingError
 from mmedit.methods.mend import MEND, MENDConfig
 from mmedit.training import accelerator, checkpoints, loop
