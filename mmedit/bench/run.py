@@ -97,8 +97,16 @@ def _new_tokens(plan: Plan) -> dict[Probe, int]:
 def _fit_all(
     plan: Plan, folder: RunFolder, vlm: VLM, training_cases: TrainingCases, progress: Progress
 ) -> dict[str, Editor]:
-    """Return the plan's editors, each one fitted. The training cases are read once at most."""
-    read = cache(lambda: training_cases(named(progress, "reading training cases")))
+    """Return the plan's editors, each one fitted. The training cases are read and checked once at
+    most.
+    """
+
+    @cache
+    def read() -> Sequence[EditCase]:
+        cases = training_cases(named(progress, "reading training cases"))
+        require_sound_rows(vlm, cases, progress=named(progress, "checking training cases"))
+        return cases
+
     editors = {}
     for label in plan.editors:
         editors[label] = _fitted(plan, folder, label, vlm, read, progress)
@@ -126,7 +134,6 @@ def _fitted(
         return type(editor).load(earlier, label=editor.label)
     place = editor_folder(folder.directory, label)
     cases = read_training_cases()
-    require_sound_rows(vlm, cases, progress=named(progress, "checking training cases"))
     begun = time.perf_counter() - seconds_spent(place)
     named_progress = named(progress, f"fitting {label}")
     fitted = editor.fit(vlm, Fitting(cases, seed=plan.seed, progress=named_progress, folder=place))

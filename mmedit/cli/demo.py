@@ -48,7 +48,7 @@ def demo(
         f"{', '.join(plan.plan.editors)}."
     )
     say(
-        "On 2 cores it takes about 3 minutes with AMX and 6 with AVX2 alone: 2 to 4 minutes for "
+        "On 2 cores it takes about 3 minutes with AMX and 4 with AVX2 alone: 2 to 4 minutes for "
         "training MEND, 10 to 20 seconds for IKE's index, up to a minute for measuring. "
         f"Output: {out_folder}/"
     )

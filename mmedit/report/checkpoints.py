@@ -23,8 +23,6 @@ class Checkpoint:
 
     rows: Mapping[str, list[Record]]
     edits: int
-    unready: tuple[str, ...] = ()
-    """Methods that have not reached a checkpoint yet, and are left out."""
 
 
 def complete_checkpoints(records: Sequence[Record], orders: int) -> set[int]:
@@ -72,8 +70,4 @@ def after(rows: Rows, edits: int, orders: int) -> Checkpoint:
         if is_base(label)
     }
     kept = base | ready
-    return Checkpoint(
-        {label: kept[label] for label in rows if label in kept},
-        edits,
-        tuple(label for label in methods if label not in ready),
-    )
+    return Checkpoint({label: kept[label] for label in rows if label in kept}, edits)
