@@ -24,7 +24,8 @@ from mmedit.errors import ModelError
 from mmedit.metrics.locality import ranked
 from mmedit.metrics.multiclass_log_probs import multiclass_log_probs
 from mmedit.records.schema import Scores
-from mmedit.vlm.interface import VLM, Predictions
+from mmedit.vlm.interface import VLM
+from mmedit.vlm.outputs import Predictions
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -17,7 +17,8 @@ from mmedit.cases import Example, Probe, image_name
 from mmedit.metrics.generation import fluency, repeated, unchanged
 from mmedit.metrics.locality import Ranked, locality_to
 from mmedit.records.schema import Generation, Locality, ProbeRecord, Scores
-from mmedit.vlm.interface import VLM, Predictions
+from mmedit.vlm.interface import VLM
+from mmedit.vlm.outputs import Predictions
 
 Measured = TypeVar("Measured", Scores, Locality | None, Generation | None)
 Asked = Sequence[tuple[Probe, Example]]

@@ -24,7 +24,8 @@ from mmedit.errors import DataError
 from mmedit.metrics.locality import kl, top1
 from mmedit.metrics.multiclass_log_probs import answer_nll, exact_match, token_accuracy
 from mmedit.training.learner import SCORE
-from mmedit.vlm.interface import VLM, Predictions
+from mmedit.vlm.interface import VLM
+from mmedit.vlm.outputs import Predictions
 
 NAMES = {
     Probe.RELIABILITY: "inner",

@@ -28,7 +28,8 @@ from mmedit.cases import Example
 from mmedit.deltas import Dense
 from mmedit.editors.base import Editor, EditorConfig, SitesConfig
 from mmedit.metrics.multiclass_log_probs import answer_nll
-from mmedit.vlm.interface import VLM, Predictions
+from mmedit.vlm.interface import VLM
+from mmedit.vlm.outputs import Predictions
 
 
 class FTConfig(SitesConfig):

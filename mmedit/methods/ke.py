@@ -42,7 +42,8 @@ from mmedit.editors.learned import LearnedEditor
 from mmedit.editors.objective import NAMES, ObjectiveConfig, outcome, require_probes
 from mmedit.training.learner import Learner
 from mmedit.training.settings import TrainingConfig
-from mmedit.vlm.interface import VLM, Captured
+from mmedit.vlm.interface import VLM
+from mmedit.vlm.outputs import Captured
 
 EDITED = (Probe.RELIABILITY, Probe.TEXT_GENERALITY, Probe.IMAGE_GENERALITY)
 KEPT = (Probe.TEXT_LOCALITY, Probe.IMAGE_LOCALITY)

@@ -42,7 +42,8 @@ from mmedit.editors.learned import LearnedEditor
 from mmedit.editors.objective import ObjectiveConfig, outcome, require_probes
 from mmedit.training.learner import Learner
 from mmedit.training.settings import TrainingConfig
-from mmedit.vlm.interface import VLM, Captured, reached
+from mmedit.vlm.interface import VLM
+from mmedit.vlm.outputs import Captured, reached
 
 EPSILON = 1e-7
 """Added to σ before the division."""

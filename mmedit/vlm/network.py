@@ -22,7 +22,8 @@ from mmedit.errors import SiteError
 from mmedit.metrics.multiclass_log_probs import answer_nll
 from mmedit.vlm.frozen import Frozen
 from mmedit.vlm.identity import Identity
-from mmedit.vlm.interface import VLM, Captured, Predictions
+from mmedit.vlm.interface import VLM
+from mmedit.vlm.outputs import Captured, Predictions
 from mmedit.vlm.passes import Pass, Recorder, aligned, by_row
 
 

@@ -17,7 +17,7 @@ from mmedit.adapters.seen import SeenImage
 from mmedit.deltas import Delta, added, linear_at
 from mmedit.errors import SiteError
 from mmedit.vlm.frozen import Frozen
-from mmedit.vlm.interface import Predictions
+from mmedit.vlm.outputs import Predictions
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -21,7 +21,8 @@ from mmedit.errors import ModelError
 from mmedit.metrics.locality import exact, locality, top1, topk_ordered, topk_set
 from mmedit.metrics.multiclass_log_probs import exact_match, multiclass_log_probs, token_accuracy
 from mmedit.records.schema import ProbeRecord, Record
-from mmedit.vlm.interface import VLM, Predictions
+from mmedit.vlm.interface import VLM
+from mmedit.vlm.outputs import Predictions
 
 LOCAL = Example(prompt="what is the capital of Albania?", target="Tirana", image=tiny.IMAGES[0])
 OTHER = replace(LOCAL, prompt="is there a red circle?")

@@ -20,9 +20,10 @@ from mmedit.cases import EditCase, Example, Probe
 from mmedit.deltas import Dense
 from mmedit.editors.base import Editor, EditorConfig
 from mmedit.records.schema import Locality, ProbeRecord
-from mmedit.vlm.interface import VLM, Predictions
+from mmedit.vlm.interface import VLM
 from mmedit.vlm.loading import load_vlm
 from mmedit.vlm.network import NetworkVLM
+from mmedit.vlm.outputs import Predictions
 
 UNMOVED = Locality(
     top1_answer=1, exact_answer=1, top1_all=1, top10_ordered_all=1, top10_set_answer=1, kl=0

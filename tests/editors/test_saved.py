@@ -37,9 +37,10 @@ from mmedit.metrics.multiclass_log_probs import answer_nll
 from mmedit.training import loop
 from mmedit.training.resume import steps_done
 from mmedit.training.settings import TrainingConfig
-from mmedit.vlm.interface import VLM, Predictions
+from mmedit.vlm.interface import VLM
 from mmedit.vlm.loading import load_vlm
 from mmedit.vlm.network import NetworkVLM
+from mmedit.vlm.outputs import Predictions
 
 SITES = tuple(f"language_model.model.decoder.layers.3.{name}" for name in ("fc1", "fc2"))
 FILES = ["editor.json", "editor.safetensors"]

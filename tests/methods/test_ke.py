@@ -24,8 +24,8 @@ from mmedit.methods.ke import (
     root_mean_square,
 )
 from mmedit.training.settings import TrainingConfig
-from mmedit.vlm.interface import Captured
 from mmedit.vlm.network import NetworkVLM
+from mmedit.vlm.outputs import Captured
 
 LAST = tuple(f"language_model.model.decoder.layers.3.{name}" for name in ("fc1", "fc2"))
 

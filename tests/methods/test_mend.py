@@ -18,8 +18,9 @@ from mmedit.errors import DataError, EditorError, TrainingError
 from mmedit.methods.ft import FT, FTConfig
 from mmedit.methods.mend import IDMLP, MEND, EditNetwork, GradientTransform, MENDConfig, RunningNorm
 from mmedit.training.settings import TrainingConfig
-from mmedit.vlm.interface import VLM, Captured
+from mmedit.vlm.interface import VLM
 from mmedit.vlm.network import NetworkVLM
+from mmedit.vlm.outputs import Captured
 
 SITES = tuple(f"language_model.model.decoder.layers.1.{name}" for name in ("fc1", "fc2"))
 SHAPES = dict(zip(SITES, ((64, 32), (32, 64)), strict=True))

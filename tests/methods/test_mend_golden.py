@@ -23,8 +23,9 @@ from mmedit.deltas import LowRank
 from mmedit.editors.saved import origin_of
 from mmedit.methods.mend import IDMLP, MEND, EditNetwork, GradientTransform, MENDConfig
 from mmedit.metrics.multiclass_log_probs import NOT_SCORED, MulticlassLogProbs, multiclass_log_probs
-from mmedit.vlm.interface import VLM, Captured, reached
+from mmedit.vlm.interface import VLM
 from mmedit.vlm.network import NetworkVLM
+from mmedit.vlm.outputs import Captured, reached
 
 KNOWINGLY_NOT_OURS = {
     "xavier": "MMEdit trains with init id only; without residual an editor does not start as MEND",

@@ -14,7 +14,7 @@ from mmedit.cases import Example
 from mmedit.methods.serac import memory
 from mmedit.methods.serac.memory import SERACVLM, Memory
 from mmedit.methods.serac.similarity import Distance, classification_loss, log_similarity, mix
-from mmedit.vlm.interface import Predictions
+from mmedit.vlm.outputs import Predictions
 
 CASES = golden_cases("serac")
 SIMILARITIES = [case for case in CASES if case.name.startswith("similarity")]

@@ -8,7 +8,8 @@ import torch
 
 from mmedit.adapters.generation import Answer
 from mmedit.cases import Example
-from mmedit.vlm.interface import VLM, Captured, Predictions, WrappedVLM
+from mmedit.vlm.interface import VLM, WrappedVLM
+from mmedit.vlm.outputs import Captured, Predictions
 
 
 class CountedVLM(WrappedVLM):

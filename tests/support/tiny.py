@@ -26,8 +26,8 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 
 from mmedit.adapters.blip2 import Blip2Adapter
 from mmedit.cases import Example
-from mmedit.vlm.interface import Predictions
 from mmedit.vlm.network import NetworkVLM
+from mmedit.vlm.outputs import Predictions
 
 PIXELS = 28
 QUERIES = 4

@@ -35,9 +35,10 @@ from mmedit.deltas import LowRank, linear_at
 from mmedit.errors import SiteError
 from mmedit.metrics.multiclass_log_probs import answer_nll
 from mmedit.vlm.frozen import GROUP
-from mmedit.vlm.interface import VLM, Captured, Predictions
+from mmedit.vlm.interface import VLM
 from mmedit.vlm.loading import load_vlm
 from mmedit.vlm.network import NetworkVLM
+from mmedit.vlm.outputs import Captured, Predictions
 
 every_stage = pytest.mark.parametrize("where", ["language", "bridge", "vision"])
 

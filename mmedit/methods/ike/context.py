@@ -21,7 +21,8 @@ from mmedit.cases import Example
 from mmedit.deltas import require_rows
 from mmedit.errors import DataError, ModelError
 from mmedit.vlm.frozen import Frozen
-from mmedit.vlm.interface import VLM, Captured, Predictions, WrappedVLM
+from mmedit.vlm.interface import VLM, WrappedVLM
+from mmedit.vlm.outputs import Captured, Predictions
 
 
 class Demonstration(NamedTuple):

@@ -17,7 +17,8 @@ from mmedit.errors import DataError
 from mmedit.methods.serac.counterfactual import Counterfactual, make_inputs
 from mmedit.methods.serac.scope import Scope
 from mmedit.methods.serac.similarity import log_similarity, mix, over_vocabulary
-from mmedit.vlm.interface import VLM, Captured, Predictions, WrappedVLM
+from mmedit.vlm.interface import VLM, WrappedVLM
+from mmedit.vlm.outputs import Captured, Predictions
 
 Embeddings = Float[Tensor, "batch width"]
 
