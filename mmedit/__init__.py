@@ -16,16 +16,19 @@ if TYPE_CHECKING:
     from mmedit.config import load_cases, load_editor, load_vlm
     from mmedit.config_files import Block
     from mmedit.editors.base import Editor
+    from mmedit.edits.loading import load_edit
     from mmedit.metrics.multiclass_log_probs import multiclass_log_probs
     from mmedit.records.store import read_records
     from mmedit.report.table import method_table
     from mmedit.suite import RunOptions, run_suite
+    from mmedit.vlm.edit import Edit
     from mmedit.vlm.interface import VLM
 
     __version__: str
 
 _HOMES = {
     "Block": "mmedit.config_files",
+    "Edit": "mmedit.vlm.edit",
     "EditCase": "mmedit.cases",
     "Editor": "mmedit.editors.base",
     "Example": "mmedit.cases",
@@ -34,6 +37,7 @@ _HOMES = {
     "VLM": "mmedit.vlm.interface",
     "evaluate": "mmedit.bench.protocol",
     "load_cases": "mmedit.config",
+    "load_edit": "mmedit.edits.loading",
     "load_editor": "mmedit.config",
     "load_vlm": "mmedit.config",
     "method_table": "mmedit.report.table",
@@ -45,6 +49,7 @@ _HOMES = {
 __all__ = [
     "VLM",
     "Block",
+    "Edit",
     "EditCase",
     "Editor",
     "Example",
@@ -53,6 +58,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "load_cases",
+    "load_edit",
     "load_editor",
     "load_vlm",
     "method_table",

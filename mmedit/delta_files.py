@@ -18,27 +18,38 @@ NUMBERED = ("number", "kind", "name")
 """Parts of the name of a tensor in a sum."""
 
 
-def save_deltas(path: Path, deltas: Mapping[str, Delta]) -> None:
-    """Write deltas, by site, to one safetensors file."""
-    tensors = {
+def as_tensors(deltas: Mapping[str, Delta]) -> dict[str, Tensor]:
+    """Return deltas, by site, as the tensors of a safetensors file."""
+    return {
         f"{site}|{kind_of(delta)}|{name}": tensor.detach().clone(
             memory_format=torch.contiguous_format
         )  # safetensors refuses memory that two names share
         for site, delta in deltas.items()
         for name, tensor in delta.tensors().items()
     }
-    save_file(tensors, path)
+
+
+def save_deltas(path: Path, deltas: Mapping[str, Delta]) -> None:
+    """Write deltas, by site, to one safetensors file."""
+    save_file(as_tensors(deltas), path)
 
 
 def load_deltas(path: Path, device: str | torch.device = "cpu") -> dict[str, Delta]:
     """Read the deltas that `save_deltas` wrote. Raises DataError if the file is damaged, or has
     other tensors.
     """
-    groups: dict[tuple[str, str], dict[str, Tensor]] = {}
     try:
         tensors = load_file(path, device=str(device))
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path} cannot be read: {error}; expected a file of deltas") from error
+    return from_tensors(path, tensors)
+
+
+def from_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Delta]:
+    """Return the deltas in the tensors that `as_tensors` gave; `path` is the file for errors.
+    Raises DataError if they are not deltas.
+    """
+    groups: dict[tuple[str, str], dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         site, kind, name = _split(path, key, "|")
         groups.setdefault((site, kind), {})[name] = tensor

@@ -100,6 +100,10 @@ class EditorError(MmeditError, RuntimeError):
     """
 
 
+class EditError(MmeditError, RuntimeError):
+    """An edit that cannot be saved or loaded, or that belongs to another VLM."""
+
+
 class TrainingError(MmeditError, ArithmeticError):
     """Training that ran into NaN or infinity."""
 

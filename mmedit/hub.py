@@ -1,11 +1,16 @@
-"""Asks the Hugging Face hub once whether a repository is there, before anything is fetched.
+"""The Hugging Face hub: one question whether a repository is there, before anything is fetched, and
+folders that are fetched and uploaded.
 
 Its own client tries again for half a minute, and does not say that a folder of the name is missing.
 """
 
 from __future__ import annotations
 
-from mmedit.errors import ModelError, shortened
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmedit.errors import EditError, ModelError, shortened
+from mmedit.storage import is_hub_id
 
 SECONDS_TO_ANSWER = 10
 """Time that the hub has to answer before a name on it is refused, in seconds."""
@@ -41,3 +46,53 @@ def require_on_hub(name: str, file: str, kind: str) -> None:
             f"{found}; the hub refuses it too (HTTP {answer.status_code}). Check the name; for a "
             "private or gated one log in: hf auth login"
         )
+
+
+def pull_files(
+    name: str, files: Sequence[str], *, revision: str | None, token: str | None, kind: str
+) -> Path:
+    """Return the folder of a repository, of which only `files` are fetched. Raises EditError."""
+    from httpx2 import HTTPError
+    from huggingface_hub import snapshot_download
+
+    if not is_hub_id(name):
+        raise EditError(f"there is no folder {shortened(name)}; expected the folder of an {kind}")
+    try:
+        require_on_hub(name, files[0], kind)
+        return Path(
+            snapshot_download(name, revision=revision, token=token, allow_patterns=list(files))
+        )
+    except ModelError as error:
+        raise EditError(str(error)) from None
+    except (HTTPError, OSError, ValueError) as error:
+        raise EditError(f"{name} cannot be fetched from the hub: {error}") from error
+
+
+def push_files(
+    path: Path,
+    repo_id: str,
+    files: Sequence[str],
+    *,
+    private: bool,
+    token: str | None,
+    message: str,
+) -> str:
+    """Upload files of a folder and return the address of the commit. Raises EditError."""
+    from httpx2 import HTTPError
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
+
+    if not is_hub_id(repo_id):
+        raise EditError(f"{repo_id!r} is not a valid hub id; expected owner/name")
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id, folder_path=path, allow_patterns=list(files), commit_message=message
+        )
+    except (HTTPError, HFValidationError, OSError) as error:
+        raise EditError(
+            f"{path} cannot be pushed to {repo_id}: {error}. Are you online, and logged in "
+            "(hf auth login)?"
+        ) from error
+    return str(commit)

@@ -160,7 +160,8 @@ class SequenceOfEdits:
         """Make the edit of this number; return the edited VLM and the seconds that it took."""
         forget_peak_memory(vlm.devices)
         request = self.schedule.cases[edits - 1].request
-        return timed(lambda: editor.apply(vlm, [request]), vlm.devices)
+        edited, seconds = timed(lambda: editor.apply(vlm, [request]), vlm.devices)
+        return edited.merged(), seconds  # the weights of each edit would fill the memory
 
     def _first_missing(self, known: Mapping[Key, Record]) -> int | None:
         """Return the first number of edits after which a record is missing."""

@@ -4,6 +4,7 @@ is. An editor is a value too: fitting returns a new editor.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,9 +21,10 @@ from mmedit.deltas import LowRank, together
 from mmedit.editors import saved
 from mmedit.editors.fitting import Fitting, as_fitting
 from mmedit.editors.saved import Origin
-from mmedit.errors import ConfigError, EditorError, SiteError, shortened
+from mmedit.errors import ConfigError, DataError, EditError, EditorError, SiteError, shortened
 from mmedit.settings import Settings
 from mmedit.training.checkpoints import dotted
+from mmedit.vlm.edit import Change, DeltaChange, Edit, require_name
 from mmedit.vlm.interface import VLM, as_vlm
 
 
@@ -59,6 +61,8 @@ DOORS: Doors = {
     "fit": {"vlm": as_vlm, "fitting": as_fitting},
     "apply": EDITS,
     "apply_each": EDITS,
+    "change": EDITS,
+    "edit": EDITS,
     "deltas": EDITS,
     "require_fits": {"vlm": as_vlm},
     "require_fitted_on": {"vlm": as_vlm},
@@ -155,9 +159,44 @@ class Editor(ABC, Generic[Config]):
             )
         saved.require_same_vlm(vlm, self.origin, self.method)
 
-    @abstractmethod
+    def change(self, vlm: VLM, requests: Sequence[Example]) -> Change:
+        """Return what all requests together, at least one, add to the VLM.
+
+        A method that does not implement it must implement `apply`, and its edits cannot be saved.
+        """
+        raise EditError(f"{self.label} does not say what its edits add: implement `change`")
+
+    def edit(self, vlm: VLM, requests: Sequence[Example], *, name: str = "") -> Edit:
+        """Return one edit of all requests together, at least one, made on this VLM.
+
+        `vlm.with_edit(edit)` is the edited VLM. It is called `name`, or else like the method.
+        Raises DataError without requests.
+        """
+        if not requests:
+            raise DataError("no requests were given; an edit needs at least one")
+        begun = time.perf_counter()
+        change = self.change(vlm, requests)
+        require_name(name or self.method)
+        return Edit(
+            name=name or self.method,
+            method=self.method,
+            label=self.label,
+            requests=tuple(requests),
+            change=change,
+            config=self.config.model_dump(mode="json"),
+            seconds=time.perf_counter() - begun,
+            on=tuple(edit.name for edit in vlm.edits),
+            vlm_name=vlm.name,
+            source=vlm.base,
+        )
+
     def apply(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
-        """Return the VLM with all requests edited in together; without requests, the VLM itself."""
+        """Return the VLM with all requests edited in together; without requests, the VLM itself.
+
+        The VLM keeps each of its edits apart, so that any can be taken out (`VLM.without`); a long
+        sequence of edits of whole weights should drop them (`VLM.merged`).
+        """
+        return vlm.with_edit(self.edit(vlm, requests)) if requests else vlm
 
     @abstractmethod
     def apply_each(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
@@ -225,6 +264,23 @@ class Editor(ABC, Generic[Config]):
         except saved.UNREADABLE as error:
             raise saved.other_version(path, error) from error
 
+    @classmethod
+    def load_change(
+        cls,
+        kind: str,
+        tensors: Mapping[str, Tensor],
+        notes: Mapping[str, Any],
+        *,
+        requests: Sequence[Example],
+        editor: Any,
+    ) -> Change:
+        """Return a change from what `Change.tensors`, `notes` and `editor` gave.
+
+        A method whose edits wrap a VLM implements it; changes of weights need none. Raises
+        EditorError.
+        """
+        raise EditorError(f"{cls.method} makes no edits of the kind {shortened(kind)}")
+
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
         """Save to a model repository of the Hugging Face hub, with a model card, and return the
         address of the commit. Raises EditorError.
@@ -258,8 +314,8 @@ class DeltaEditor(Editor[Config]):
     def deltas(self, vlm: VLM, requests: Sequence[Example]) -> Mapping[str, LowRank]:
         """Return the separate edits by site: u [batch, rank, out], v [batch, rank, in]."""
 
-    def apply(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
-        return vlm.with_deltas(together(self.deltas(vlm, requests))) if requests else vlm
+    def change(self, vlm: VLM, requests: Sequence[Example]) -> Change:
+        return DeltaChange(together(self.deltas(vlm, requests)))
 
     def apply_each(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
         return vlm.with_deltas(self.deltas(vlm, requests)) if requests else vlm

@@ -92,24 +92,9 @@ def require_same_vlm(vlm: VLM, origin: Origin, method: str) -> None:
 
     An edited VLM counts as the VLM it was made from.
     """
-    here, there = vlm.identity, origin.vlm
-    part = here.difference(there)
-    if part is None:
+    differs = vlm.identity.described(origin.vlm)
+    if differs is None:
         return
-    differs = {
-        "family": f"a {there.family!r} model, and this is a {here.family!r}",
-        "config": (
-            f"a {there.family} of another config ({there.config[:12]}, here {here.config[:12]})"
-        ),
-        "weights": (
-            f"a {there.family} of the same config with other weights, or the same in another "
-            f"number format ({there.weights[:12]}, here {here.weights[:12]})"
-        ),
-        "processing": (
-            f"a {there.family} of the same weights with another tokenizer, chat template, image "
-            f"processor or end tokens ({there.processing[:12]}, here {here.processing[:12]})"
-        ),
-    }[part]
     raise EditorError(
         f"this {method} editor was fitted on {differs}. Load that VLM, or fit the editor on this "
         f"one: mmedit fit --editor {method} --vlm ..."

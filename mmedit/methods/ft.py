@@ -28,6 +28,7 @@ from mmedit.cases import Example
 from mmedit.deltas import Dense
 from mmedit.editors.base import Editor, EditorConfig, SitesConfig
 from mmedit.metrics.multiclass_log_probs import answer_nll
+from mmedit.vlm.edit import Change, DeltaChange
 from mmedit.vlm.interface import VLM
 from mmedit.vlm.outputs import Predictions
 
@@ -60,13 +61,18 @@ class FT(Editor[FTConfig]):
     )
     config_class: ClassVar[type[EditorConfig]] = FTConfig
 
-    def apply(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
-        return self._descend(vlm, requests, edits=()) if requests else vlm
+    def change(self, vlm: VLM, requests: Sequence[Example]) -> Change:
+        return DeltaChange(self._descend(vlm, requests, edits=()))
 
     def apply_each(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
-        return self._descend(vlm, requests, edits=(len(requests),)) if requests else vlm
+        if not requests:
+            return vlm
+        return vlm.with_deltas(self._descend(vlm, requests, edits=(len(requests),)))
 
-    def _descend(self, vlm: VLM, requests: Sequence[Example], edits: tuple[int, ...]) -> VLM:
+    def _descend(
+        self, vlm: VLM, requests: Sequence[Example], edits: tuple[int, ...]
+    ) -> dict[str, Dense]:
+        """Return the changes of the weights, with an edits axis of that length or without one."""
         sites = self.config.sites_of(vlm)
         vlm.require_reach(requests, sites)
         start = [vlm.weight(site) for site in sites]
@@ -85,7 +91,7 @@ class FT(Editor[FTConfig]):
                 loss = losses.sum() if edits else losses.mean()
                 gradients = torch.autograd.grad(loss, changes)
             self._step(optimizer, changes, start, gradients)
-        return vlm.with_deltas({s: Dense(c.detach()) for s, c in zip(sites, changes, strict=True)})
+        return {site: Dense(c.detach()) for site, c in zip(sites, changes, strict=True)}
 
     def _loss(self, predictions: Predictions) -> Float[Tensor, " batch"]:
         if self.config.objective == "target_new":

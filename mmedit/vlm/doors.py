@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmedit.adapters.base import STAGES
 from mmedit.arguments import Doors, as_count, as_examples, as_rows, as_site, as_sites, one_of
 from mmedit.deltas import Delta
-from mmedit.errors import SiteError
+from mmedit.errors import EditError, SiteError, shortened
+from mmedit.vlm.edit import Edit, stack
 
 
 def as_deltas(given: Any) -> Mapping[str, Delta]:
@@ -18,6 +19,18 @@ def as_deltas(given: Any) -> Mapping[str, Delta]:
     raise SiteError(
         f"the deltas are of type {type(given).__name__}; expected a dictionary of LowRank or Dense "
         "deltas by site"
+    )
+
+
+def as_edit(given: Any) -> Edit:
+    """Return an edit; a list of edits is a stack. Raises EditError."""
+    if isinstance(given, Edit):
+        return given
+    if isinstance(given, Sequence) and given and all(isinstance(edit, Edit) for edit in given):
+        return stack("stack", given)
+    raise EditError(
+        f"{shortened(given)} was given where an edit is expected; load one with mmedit.load_edit, "
+        "or make one with editor.edit(vlm, requests)"
     )
 
 
@@ -32,6 +45,8 @@ DOORS: Doors = {
     "shape": {"site": as_site},
     "weight": {"site": as_site},
     "with_deltas": {"deltas": as_deltas},
+    "with_edit": {"edit": as_edit},
+    "ask": {"max_new_tokens": as_count("max_new_tokens")},
     "select": {"rows": as_rows},
 }
 """Checks of the arguments of a VLM, by method."""

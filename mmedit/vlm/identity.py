@@ -30,6 +30,30 @@ class Identity(NamedTuple):
         ours, theirs = (identity.processing.partition("-") for identity in (self, other))
         return "processing" if ours[0] == theirs[0] and ours != theirs else None
 
+    def described(self, other: Identity) -> str | None:
+        """Return in words what VLM `other` is, seen from this one; None if they are the same."""
+        part = self.difference(other)
+        here, there = self, other
+        return (
+            part
+            and {
+                "family": f"a {there.family!r} model, and this is a {here.family!r}",
+                "config": (
+                    f"a {there.family} of another config ({there.config[:12]}, here "
+                    f"{here.config[:12]})"
+                ),
+                "weights": (
+                    f"a {there.family} of the same config with other weights, or the same in "
+                    f"another number format ({there.weights[:12]}, here {here.weights[:12]})"
+                ),
+                "processing": (
+                    f"a {there.family} of the same weights with another tokenizer, chat template, "
+                    f"image processor or end tokens ({there.processing[:12]}, here "
+                    f"{here.processing[:12]})"
+                ),
+            }[part]
+        )
+
     @property
     def hash(self) -> str:
         """The hash of the weights, a hyphen, and a hash of everything else."""

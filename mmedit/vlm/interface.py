@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,11 +16,17 @@ from mmedit.adapters.generation import Answer
 from mmedit.arguments import check_arguments
 from mmedit.cases import Example
 from mmedit.deltas import Delta
-from mmedit.errors import ModelError, shortened
+from mmedit.errors import DataError, EditError, ModelError, UnknownNameError, shortened
+from mmedit.image_inputs import ImageInput
 from mmedit.vlm.doors import DOORS
+from mmedit.vlm.edit import MADE_APART, Edit, stack
+from mmedit.vlm.edit_files import write_edits
 from mmedit.vlm.frozen import Frozen
 from mmedit.vlm.identity import Identity
 from mmedit.vlm.outputs import Captured, Predictions
+
+MAX_NEW_TOKENS = 64
+"""Length of an answer to a person, in tokens, at most."""
 
 
 class VLM(ABC):
@@ -96,8 +103,77 @@ class VLM(ABC):
         """
 
     @abstractmethod
-    def with_deltas(self, deltas: Mapping[str, Delta]) -> VLM:
-        """Return the VLM with these deltas added to the ones it already carries."""
+    def with_deltas(self, deltas: Mapping[str, Delta], *, edit: Edit | None = None) -> VLM:
+        """Return the VLM with these deltas added to the ones it already carries.
+
+        `edit` is the edit that they are, for `edits`; by default one without a maker.
+        """
+
+    @property
+    @abstractmethod
+    def edits(self) -> tuple[Edit, ...]:
+        """The edits that this VLM holds, in the order in which they were added."""
+
+    @abstractmethod
+    def noting(self, edit: Edit) -> VLM:
+        """Return the same VLM with one more entry in `edits`; for edits that wrap a VLM."""
+
+    @abstractmethod
+    def merged(self) -> VLM:
+        """Return a VLM that answers the same and holds one edit of weights, the sum of all it had.
+
+        None of them can be taken out any more, and their own weights are free: for long sequences.
+        """
+
+    def with_edit(self, edit: Edit) -> VLM:
+        """Return the VLM with an edit, or a stack of edits, added after those it holds.
+
+        Costs no forward. Raises EditError if it was made on another VLM: comparing two VLMs reads
+        every weight, the first time.
+        """
+        vlm: VLM = self
+        for part in edit.parts:
+            part.require_fits(vlm)
+            vlm = part.change.added_to(vlm, part)
+        return vlm
+
+    def without(self, name: str) -> VLM:
+        """Return the VLM without one of its edits: the others are added to the base model again.
+
+        Those made after it stay as they were made. Raises UnknownNameError.
+        """
+        names = [edit.name for edit in self.edits]
+        if name not in names:
+            raise UnknownNameError("edit of this VLM", str(name), names)
+        vlm = self.base
+        for edit in self.edits:
+            vlm = vlm if edit.name == name else vlm.with_edit(edit)
+        return vlm
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write all edits of this VLM as one folder, which `mmedit.load_edit` reads.
+
+        One edit alone takes the folder's name. Raises EditError: there is nothing to write, the
+        folder exists (unless it is an edit and is to be overwritten), or it cannot be written.
+        """
+        save_edits(path, self, overwrite=overwrite)
+
+    def ask(
+        self, prompt: str, image: ImageInput | None = None, *, max_new_tokens: int = MAX_NEW_TOKENS
+    ) -> str:
+        """Return the greedy answer to one question, with an image or without.
+
+        Costs one forward per new token. An answer longer than `max_new_tokens`, or than the VLM has
+        room for, is cut off. Raises DataError, ImageError, ModelError.
+        """
+        asked = [Example(prompt=prompt, target="?", image=image)]
+        if not prompt.strip():
+            raise DataError("the question is empty")
+        for fault in self.frozen.faults(asked, new_tokens=1):
+            if fault is not None:
+                raise DataError(fault)
+        room = self.frozen.room(asked, 1)[0] + 1
+        return self.generate(asked, max_new_tokens=min(max_new_tokens, room))[0]
 
     @abstractmethod
     def select(self, rows: Sequence[int]) -> VLM:
@@ -143,6 +219,29 @@ class VLM(ABC):
 check_arguments(VLM, DOORS)
 
 
+def save_edits(path: str | Path, vlm: VLM, *, overwrite: bool) -> None:
+    """Write the edits of a VLM. Raises EditError, also for a wrapper that no edit stands for."""
+    if not vlm.edits:
+        raise EditError("this VLM holds no edit, so there is nothing to save")
+    for edit in vlm.edits:
+        if edit.change.is_separate:
+            raise EditError(f"the edit {edit.name!r} {MADE_APART}")
+    again = vlm.base.with_edit(stack("all", vlm.edits))
+    if (found := _wrappers(vlm)) != (known := _wrappers(again)):
+        missing = next((kind for kind in found if kind not in known), found[0])
+        raise EditError(
+            f"a {missing} in this VLM is not the work of a known edit, so it would be lost; its "
+            "editor must implement `change` (docs/adding-a-method.md)"
+        )
+    write_edits(path, vlm.edits, vlm.identity, vlm_name=vlm.name, overwrite=overwrite)
+
+
+def _wrappers(vlm: VLM) -> list[str]:
+    """Return the names of the classes of a VLM and of those inside it."""
+    inner = _wrappers(vlm.inner) if isinstance(vlm, WrappedVLM) else []
+    return [type(vlm).__name__, *inner]
+
+
 def as_vlm(given: Any) -> VLM:
     """Return a VLM as it is. Raises ModelError for anything else, such as the name of one."""
     if isinstance(given, VLM):
@@ -183,8 +282,18 @@ class WrappedVLM(VLM):
     def require_reach(self, examples: Sequence[Example], sites: Sequence[str]) -> None:
         self.inner.require_reach(examples, sites)
 
-    def with_deltas(self, deltas: Mapping[str, Delta]) -> VLM:
-        return self.rewrap(self.inner.with_deltas(deltas))
+    def with_deltas(self, deltas: Mapping[str, Delta], *, edit: Edit | None = None) -> VLM:
+        return self.rewrap(self.inner.with_deltas(deltas, edit=edit))
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        return self.inner.edits
+
+    def noting(self, edit: Edit) -> VLM:
+        return self.rewrap(self.inner.noting(edit))
+
+    def merged(self) -> VLM:
+        return self.rewrap(self.inner.merged())
 
     @property
     def device(self) -> torch.device:

@@ -20,6 +20,7 @@ from mmedit.cases import Example
 from mmedit.deltas import Delta, compose_all, linear_at
 from mmedit.errors import SiteError
 from mmedit.metrics.multiclass_log_probs import answer_nll
+from mmedit.vlm.edit import Edit, merged, nameless, with_own_name
 from mmedit.vlm.frozen import Frozen
 from mmedit.vlm.identity import Identity
 from mmedit.vlm.interface import VLM
@@ -43,11 +44,13 @@ class NetworkVLM(VLM):
         features: TensorCache | None = None,
         padding_side: PaddingSide = "right",
         sites: Mapping[Stage, tuple[str, ...]] | None = None,
+        edits: tuple[Edit, ...] = (),
     ) -> None:
         self.adapter = adapter
         self._name = name
         self._sites = dict(sites or {})
         self.deltas = dict(deltas or {})
+        self._edits = edits or ((nameless(self.deltas),) if self.deltas else ())
         self._frozen = Frozen(adapter, features or TensorCache())
         self.padding_side: PaddingSide = padding_side
 
@@ -130,16 +133,28 @@ class NetworkVLM(VLM):
                 "change that site. Give the request an image, or edit the language model."
             )
 
-    def with_deltas(self, deltas: Mapping[str, Delta]) -> NetworkVLM:
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        return self._edits
+
+    def noting(self, edit: Edit) -> NetworkVLM:
+        return self._with(self.deltas, with_own_name(self._edits, edit))
+
+    def merged(self) -> NetworkVLM:
+        return self._with(self.deltas, merged(self._edits, self.deltas))
+
+    def with_deltas(self, deltas: Mapping[str, Delta], *, edit: Edit | None = None) -> NetworkVLM:
         for site, delta in deltas.items():
             if delta.shape != self.shape(site):
                 raise SiteError(
                     f"the delta for {site} is {delta.shape}, the weight there {self.shape(site)}"
                 )
-        return self._with(compose_all(self.deltas, deltas))
+        edits = with_own_name(self._edits, edit or nameless(deltas))
+        return self._with(compose_all(self.deltas, deltas), edits)
 
     def select(self, rows: Sequence[int]) -> NetworkVLM:
-        return self._with({site: delta.select(rows) for site, delta in self.deltas.items()})
+        chosen = {site: delta.select(rows) for site, delta in self.deltas.items()}
+        return self._with(chosen, self._edits)
 
     @property
     def device(self) -> torch.device:
@@ -174,13 +189,13 @@ class NetworkVLM(VLM):
 
     @property
     def base(self) -> NetworkVLM:
-        return self._with({}) if self.deltas else self
+        return self._with({}, ()) if self._edits else self
 
     @property
     def extra_parameters(self) -> int:
         return sum(delta.parameters for delta in self.deltas.values())
 
-    def _with(self, deltas: Mapping[str, Delta]) -> NetworkVLM:
+    def _with(self, deltas: Mapping[str, Delta], edits: tuple[Edit, ...]) -> NetworkVLM:
         return NetworkVLM(
             self.adapter,
             name=self.name,
@@ -188,6 +203,7 @@ class NetworkVLM(VLM):
             features=self.features,
             padding_side=self.padding_side,
             sites=self._sites,
+            edits=edits,
         )
 
     def _pass(self, examples: Sequence[Example], recorder: Recorder | None = None) -> Pass:

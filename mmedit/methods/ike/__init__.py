@@ -30,14 +30,15 @@ from mmedit.editors.fitting import Fitting
 from mmedit.editors.saved import Origin, origin_of
 from mmedit.errors import DataError, EditorError
 from mmedit.methods.ike.context import (
-    Context,
     Demonstration,
     Fact,
-    InContextVLM,
+    FactsChange,
     as_prompt,
+    in_context,
     new_fact,
 )
 from mmedit.progress import Progress, silent
+from mmedit.vlm.edit import Change, separate
 from mmedit.vlm.interface import VLM
 
 BATCH = 64
@@ -100,19 +101,14 @@ class IKE(Editor[IKEConfig]):
         index = Index(demonstrations, F.normalize(keys - mean, dim=-1), mean)
         return self.with_learnt(index, origin_of(vlm, (), cases, fitting.seed))
 
-    def apply(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
-        if not requests:
-            return vlm
-        return self._opened(vlm).with_facts(self._facts(vlm, requests), self.config.k)
+    def change(self, vlm: VLM, requests: Sequence[Example]) -> Change:
+        return FactsChange(self._facts(vlm, requests), self.config.k)
 
     def apply_each(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
         if not requests:
             return vlm
-        return self._opened(vlm).with_each(self._facts(vlm, requests), self.config.k)
-
-    def _opened(self, vlm: VLM) -> InContextVLM:
-        """Return the VLM with the context that it has, or an empty one."""
-        return vlm if isinstance(vlm, InContextVLM) else InContextVLM(vlm, Context((), 0))
+        edited = in_context(vlm).with_each(self._facts(vlm, requests), self.config.k)
+        return edited.noting(separate(self.label, self.method, requests))
 
     def _facts(self, vlm: VLM, requests: Sequence[Example]) -> list[Fact]:
         texts = self._index.demonstrations
@@ -149,6 +145,20 @@ class IKE(Editor[IKEConfig]):
                 "width] and [width]; fit the editor anew"
             )
         return self.with_learnt(Index(demonstrations, keys, mean), origin)
+
+    @classmethod
+    def load_change(
+        cls,
+        kind: str,
+        tensors: Mapping[str, Tensor],
+        notes: Mapping[str, Any],
+        *,
+        requests: Sequence[Example],
+        editor: Any,
+    ) -> Change:
+        if kind != FactsChange.kind:
+            return super().load_change(kind, tensors, notes, requests=requests, editor=editor)
+        return FactsChange.of_notes(notes)
 
     def _retrieve(self, vlm: VLM, requests: Sequence[Example]) -> list[list[int]]:
         """Return the numbers of the k nearest training cases of every request, the nearest first;

@@ -7,19 +7,20 @@ all edits together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import zip_longest
-from typing import NamedTuple
+from typing import Any, NamedTuple, final
 
 from jaxtyping import Float
 from torch import Tensor
 
 from mmedit.adapters.generation import Answer
-from mmedit.cases import Example
+from mmedit.cases import Example, require_text
 from mmedit.deltas import require_rows
 from mmedit.errors import DataError, ModelError
+from mmedit.vlm.edit import Change, Edit
 from mmedit.vlm.frozen import Frozen
 from mmedit.vlm.interface import VLM, WrappedVLM
 from mmedit.vlm.outputs import Captured, Predictions
@@ -197,6 +198,48 @@ class InContextVLM(WrappedVLM):
             replace(e, context=context.within(left, e, self.frozen) + e.context)
             for e, context, left in zip(examples, contexts, room, strict=True)
         ]
+
+
+def in_context(vlm: VLM) -> InContextVLM:
+    """Return the VLM with the context that it has, or an empty one."""
+    return vlm if isinstance(vlm, InContextVLM) else InContextVLM(vlm, Context((), 0))
+
+
+@final
+class FactsChange(Change):
+    """New facts for the context, with their demonstrations."""
+
+    kind = "facts"
+
+    def __init__(self, facts: Sequence[Fact], k: int) -> None:
+        self._facts = tuple(facts)
+        self._k = k
+
+    @classmethod
+    def of_notes(cls, notes: Mapping[str, Any]) -> FactsChange:
+        """Return the change that gave these `notes`. Raises KeyError, TypeError, ValueError, or
+        DataError.
+        """
+        facts = [
+            Fact(
+                _text(fact["line"]),
+                tuple(Demonstration(int(number), _text(text)) for number, text in fact["nearest"]),
+            )
+            for fact in notes["facts"]
+        ]
+        return cls(facts, int(notes["k"]))
+
+    def added_to(self, vlm: VLM, edit: Edit) -> VLM:
+        return in_context(vlm).with_facts(self._facts, self._k).noting(edit)
+
+    def notes(self) -> dict[str, Any]:
+        facts = [{"line": fact.line, "nearest": [*map(list, fact.nearest)]} for fact in self._facts]
+        return {"facts": facts, "k": self._k}
+
+
+def _text(found: object) -> str:
+    require_text(found, "a text of the context")
+    return str(found)
 
 
 def new_fact(prompt: str, target: str) -> str:

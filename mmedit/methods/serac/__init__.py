@@ -34,8 +34,9 @@ from mmedit.cases import EditCase, Example, Probe
 from mmedit.editors.base import EditorConfig
 from mmedit.editors.learned import LearnedEditor
 from mmedit.editors.objective import ObjectiveConfig, groups, outcome, require_probes
+from mmedit.errors import EditorError
 from mmedit.methods.serac.counterfactual import Counterfactual, counterfactual_facts
-from mmedit.methods.serac.memory import Memory, SoftSERACVLM, remember
+from mmedit.methods.serac.memory import Memory, MemoryChange, SoftSERACVLM, with_memory
 from mmedit.methods.serac.scope import (
     MultimodalScope,
     Scope,
@@ -46,6 +47,7 @@ from mmedit.methods.serac.scope import (
 from mmedit.methods.serac.similarity import Distance, classification_loss, log_similarity
 from mmedit.training.learner import Learner
 from mmedit.training.settings import TrainingConfig
+from mmedit.vlm.edit import Change, separate
 from mmedit.vlm.interface import VLM
 
 SCOPES: dict[str, type[Scope]] = {"text": TextScope, "multimodal": MultimodalScope}
@@ -234,14 +236,37 @@ class SERAC(LearnedEditor[SERACConfig]):
         require_probes(cases, list(self.config.probe_weights), self.method)
         return SERACLearner(vlm, network, self.config)
 
-    def apply(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
-        return self._remember(vlm, requests, each=False)
+    def change(self, vlm: VLM, requests: Sequence[Example]) -> Change:
+        return MemoryChange(requests, self._keys(vlm, requests), self)
 
     def apply_each(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
-        return self._remember(vlm, requests, each=True)
-
-    def _remember(self, vlm: VLM, requests: Sequence[Example], *, each: bool) -> VLM:
         if not requests:
             return vlm
-        network = self.network_on(vlm)
-        return remember(vlm, network, requests, threshold=self.config.threshold, each=each)
+        keys = self._keys(vlm, requests)
+        opened = with_memory(vlm, self, keys.shape[1])
+        edited = opened.holding(opened.memory.with_each(requests, keys))
+        return edited.noting(separate(self.label, self.method, requests))
+
+    @torch.no_grad()
+    def _keys(self, vlm: VLM, requests: Sequence[Example]) -> Tensor:
+        return self.network_on(vlm).scope(requests, vlm.frozen)
+
+    @classmethod
+    def load_change(
+        cls,
+        kind: str,
+        tensors: Mapping[str, Tensor],
+        notes: Mapping[str, Any],
+        *,
+        requests: Sequence[Example],
+        editor: Any,
+    ) -> Change:
+        if kind != MemoryChange.kind or editor is None:
+            return super().load_change(kind, tensors, notes, requests=requests, editor=editor)
+        keys = tensors["keys"]
+        if keys.ndim != 2 or len(keys) != len(requests) or not keys.is_floating_point():
+            raise EditorError(
+                f"the embeddings of {len(requests)} requests have shape {list(keys.shape)}; "
+                f"expected [{len(requests)}, width], in floating-point numbers"
+            )
+        return MemoryChange(requests, keys, editor)

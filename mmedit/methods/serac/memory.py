@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,6 +17,7 @@ from mmedit.errors import DataError
 from mmedit.methods.serac.counterfactual import Counterfactual, make_inputs
 from mmedit.methods.serac.scope import Scope
 from mmedit.methods.serac.similarity import log_similarity, mix, over_vocabulary
+from mmedit.vlm.edit import Change, Edit
 from mmedit.vlm.interface import VLM, WrappedVLM
 from mmedit.vlm.outputs import Captured, Predictions
 
@@ -33,6 +34,10 @@ class Network(Protocol):
 
     def parameters(self) -> Any:
         """Return all parameters."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return all that is learnt, by name."""
         ...
 
 
@@ -120,6 +125,10 @@ class SERACVLM(WrappedVLM):
 
     def select(self, rows: Sequence[int]) -> SERACVLM:
         return self._with(self.inner.select(rows), self.memory.select(rows))
+
+    def holding(self, memory: Memory) -> SERACVLM:
+        """Return the VLM with another cache."""
+        return self._with(self.inner, memory)
 
     def _with(self, inner: VLM, memory: Memory) -> SERACVLM:
         return type(self)(
@@ -220,20 +229,49 @@ def empty(width: int, device: torch.device) -> Memory:
     return Memory(edits=(), keys=torch.empty(0, width, device=device))
 
 
-def remember(
-    vlm: VLM,
-    network: Any,
-    edits: Sequence[Example],
-    *,
-    threshold: float,
-    each: bool,
-) -> SERACVLM:
-    """Return the VLM with more edits in its cache, after the ones in it already."""
-    with torch.no_grad():
-        keys = network.scope(edits, vlm.frozen)
-    if isinstance(vlm, SERACVLM) and vlm.network is network:
-        inner, memory = vlm.inner, vlm.memory
-    else:
-        inner, memory = vlm, empty(keys.shape[1], keys.device)
-    more = memory.with_each(edits, keys) if each else memory.with_all(edits, keys)
-    return SERACVLM(inner, network, more, threshold=threshold)
+@final
+class MemoryChange(Change):
+    """Requests for the cache, with their embeddings and the editor that made them."""
+
+    kind = "memory"
+
+    def __init__(self, requests: Sequence[Example], keys: Embeddings, editor: Any) -> None:
+        self._requests = tuple(requests)
+        self._keys = keys
+        self._editor = editor
+
+    @property
+    def editor(self) -> Any:
+        return self._editor
+
+    def added_to(self, vlm: VLM, edit: Edit) -> VLM:
+        keys = self._keys.to(vlm.device)
+        opened = with_memory(vlm, self._editor, keys.shape[1])
+        return opened.holding(opened.memory.with_all(self._requests, keys)).noting(edit)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"keys": self._keys}
+
+
+def with_memory(vlm: VLM, editor: Any, width: int) -> SERACVLM:
+    """Return the VLM with the cache that it has if it is of this editor, or with an empty one for
+    embeddings of this width.
+
+    Editors with the same learnt networks and threshold are the same, wherever they were loaded.
+    """
+    network, threshold = editor.network_on(vlm), editor.config.threshold
+    if isinstance(vlm, SERACVLM) and vlm.threshold == threshold and _same(vlm.network, network):
+        return vlm
+    return SERACVLM(vlm, network, empty(width, vlm.device), threshold=threshold)
+
+
+def _same(first: Network, second: Network) -> bool:
+    """Tell whether two networks are the same: one object, or equal in all that they have learnt."""
+    if first is second:
+        return True
+    ours, theirs = first.state_dict(), second.state_dict()
+    return (
+        first.similarity == second.similarity
+        and ours.keys() == theirs.keys()
+        and all(torch.equal(ours[name], theirs[name].to(ours[name])) for name in ours)
+    )

@@ -1,0 +1,1 @@
+"""Edits as things of their own: loaded, shared, and answered many at a time."""

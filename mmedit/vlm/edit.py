@@ -1,0 +1,281 @@
+"""An edit as a value: what an editor added to a VLM, with the requests it was made of.
+
+    edited = vlm.with_edit(edit)         edited.edits == (edit,)
+
+A VLM lists its edits in the order in which they were added. Leaving one out takes it out: the
+others are added to the base model again, which costs no forward.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from mmedit.cases import Example
+from mmedit.delta_files import as_tensors
+from mmedit.deltas import Delta, Sum, compose_all
+from mmedit.errors import EditError, shortened
+from mmedit.vlm.identity import Identity
+
+MERGED, NAMELESS, STACK = "merged", "deltas", "stack"
+"""Names of edits that no editor made."""
+
+
+class Change(ABC):
+    """What an edit adds to a VLM: deltas of weights, or the state of a wrapper."""
+
+    kind: ClassVar[str]
+    """Name of this kind of change in files."""
+
+    @abstractmethod
+    def added_to(self, vlm: Any, edit: Edit) -> Any:
+        """Return the VLM with this change, and with `edit` at the end of its `edits`."""
+
+    @property
+    def deltas(self) -> Mapping[str, Delta] | None:
+        """The deltas by site; None if the change is not one of weights."""
+        return None
+
+    @property
+    def is_separate(self) -> bool:
+        """Whether each row of a batch has an edit of its own (`Editor.apply_each`)."""
+        return False
+
+    @property
+    def editor(self) -> Any:
+        """The fitted editor without which the change means nothing; None if there is no such."""
+        return None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that a file keeps, by name."""
+        return {}
+
+    def notes(self) -> dict[str, Any]:
+        """Return what a file keeps besides tensors and requests, as plain JSON."""
+        return {}
+
+
+@final
+class DeltaChange(Change):
+    """Deltas of weights, by site."""
+
+    kind = "deltas"
+
+    def __init__(self, deltas: Mapping[str, Delta]) -> None:
+        self._deltas = dict(deltas)
+
+    def added_to(self, vlm: Any, edit: Edit) -> Any:
+        there = {site: _moved(delta, vlm.device) for site, delta in self._deltas.items()}
+        return vlm.with_deltas(there, edit=edit)
+
+    @property
+    def deltas(self) -> Mapping[str, Delta]:
+        return self._deltas
+
+    @property
+    def is_separate(self) -> bool:
+        return any(delta.edits is not None for delta in self._deltas.values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        return as_tensors(self._deltas)
+
+
+@final
+class SeparateChange(Change):
+    """A mark that a wrapper answers each row under an edit of its own, so none can be taken out."""
+
+    kind = "separate"
+
+    @property
+    def is_separate(self) -> bool:
+        return True
+
+    def added_to(self, vlm: Any, edit: Edit) -> Any:
+        raise EditError(f"the edit {edit.name!r} {MADE_APART}")
+
+
+MADE_APART = (
+    "was made by apply_each: every row of a batch is answered under an edit of its own. Make the "
+    "edits one by one with editor.apply to keep them, or to take one out"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """One question as it was answered before and after an edit, when the edit was made."""
+
+    prompt: str
+    target: str
+    """The answer that the edit asks for; "" for an unrelated question."""
+    before: str
+    after: str
+    has_image: bool = False
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Edit:
+    """One edit, or a stack of them (`parts`)."""
+
+    name: str
+    """Its name: `VLM.without(name)` takes it out."""
+    method: str
+    """Name of the method, as in `mmedit.methods.EDITORS`."""
+    label: str
+    """Name of the editor that made it, as in tables."""
+    requests: tuple[Example, ...] = ()
+    """The requests that were edited in together."""
+    change: Change
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The editor's settings, as plain JSON."""
+    seconds: float | None = None
+    """Duration of making it, in seconds."""
+    made: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    """Date and time of making it, in UTC."""
+    on: tuple[str, ...] = ()
+    """Names of the edits that the VLM held before."""
+    seen: tuple[Seen, ...] = ()
+    """Questions with their answers before and after, as far as they were asked."""
+    vlm_name: str = ""
+    """The name that its VLM was loaded by."""
+    source: Any = None
+    """The base model, or its `Identity` for an edit that was loaded; None: of any VLM."""
+    of: tuple[Edit, ...] = ()
+    """The edits of a stack, in order."""
+
+    @property
+    def parts(self) -> tuple[Edit, ...]:
+        """The single edits in their order; of a single one, itself."""
+        return self.of or (self,)
+
+    @property
+    def deltas(self) -> Mapping[str, Delta] | None:
+        """What is added to the weights, by site; None if a part is not a change of weights."""
+        total: Mapping[str, Delta] = {}
+        for part in self.parts:
+            if (found := part.change.deltas) is None:
+                return None
+            total = compose_all(total, found)
+        return total
+
+    @property
+    def identity(self) -> Identity | None:
+        """The identity of its base model. Reads all weights once, unless the edit was loaded."""
+        return self.source if isinstance(self.source, Identity | None) else self.source.identity
+
+    def named(self, name: str) -> Edit:
+        """Return the edit under another name. Raises EditError if it cannot be one."""
+        require_name(name)
+        return replace(self, name=name)
+
+    def require_fits(self, vlm: Any) -> None:
+        """Raise EditError, which says what differs, if this is an edit of another VLM."""
+        source = self.source
+        if source is None or getattr(source, "frozen", None) is vlm.frozen:
+            return
+        there: Identity = self.identity or vlm.identity
+        if differs := vlm.identity.described(there):
+            raise EditError(
+                f"the edit {shortened(self.name)} was made on {differs}. Load that VLM"
+                f"{f' ({self.vlm_name})' if self.vlm_name else ''}, or make the edit on this one"
+            )
+
+    def __repr__(self) -> str:
+        count = len(self.requests)
+        requests = "1 request" if count == 1 else f"{count} requests"
+        parts = f", {len(self.of)} edits" if self.of else ""
+        return f"<Edit {self.name!r} by {self.label}: {requests}{parts}>"
+
+
+def require_name(name: object) -> None:
+    """Raise EditError unless `name` can be the name of an edit: a short text without slashes,
+    control characters and "+" (which joins the names of a stack).
+    """
+    if not (
+        isinstance(name, str)
+        and name.strip() == name != ""
+        and len(name) <= 100
+        and name.isprintable()
+        and not set("/\\+") & set(name)
+        and name not in (".", "..")
+    ):
+        raise EditError(
+            f"{shortened(name)} cannot be the name of an edit; expected 1 to 100 printable "
+            "characters without /, \\ and +"
+        )
+
+
+def stack(name: str, edits: Sequence[Edit]) -> Edit:
+    """Return edits as one, which adds them in their order. One edit alone keeps what it says."""
+    require_name(name)
+    parts = tuple(part for edit in edits for part in edit.parts)
+    if not parts:
+        raise EditError("no edit was given; a stack needs at least one")
+    if len(parts) == 1:
+        return parts[0].named(name)
+    labels = tuple(dict.fromkeys(part.label for part in parts))
+    return Edit(
+        name=name,
+        method=STACK,
+        label=" + ".join(labels),
+        requests=tuple(request for part in parts for request in part.requests),
+        change=DeltaChange({}),
+        made=parts[-1].made,
+        vlm_name=parts[0].vlm_name,
+        source=parts[0].source,
+        of=parts,
+    )
+
+
+def nameless(deltas: Mapping[str, Delta]) -> Edit:
+    """Return the edit that stands for deltas which no editor made."""
+    return Edit(name=NAMELESS, method=NAMELESS, label="deltas", change=DeltaChange(deltas))
+
+
+def separate(label: str, method: str, requests: Sequence[Example]) -> Edit:
+    """Return the edit that stands for separate edits of a wrapper."""
+    return Edit(
+        name=method, method=method, label=label, requests=tuple(requests), change=SeparateChange()
+    )
+
+
+def merged(edits: Sequence[Edit], deltas: Mapping[str, Delta]) -> tuple[Edit, ...]:
+    """Return one edit of `deltas` in place of all edits of weights; the others follow it."""
+    weights = [edit for edit in edits if edit.change.deltas is not None]
+    if len(weights) < 2:
+        return tuple(edits)
+    one = replace(
+        weights[-1],
+        name=MERGED,
+        requests=tuple(request for edit in weights for request in edit.requests),
+        change=DeltaChange(deltas),
+        seconds=None,
+        on=(),
+        seen=(),
+    )
+    return (one, *(edit for edit in edits if edit.change.deltas is None))
+
+
+def with_own_name(edits: Sequence[Edit], edit: Edit) -> tuple[Edit, ...]:
+    """Return the edits with one more. If its name is taken, it gets the next number: "ft-2"."""
+    taken = {known.name for known in edits}
+    name, number = edit.name, 2
+    while name in taken:
+        name, number = f"{edit.name}-{number}", number + 1
+    return (*edits, edit if name == edit.name else replace(edit, name=name))
+
+
+def _moved(delta: Delta, device: torch.device) -> Delta:
+    """Return a delta on a device; one that is there already stays as it is."""
+    if isinstance(delta, Sum):
+        return Sum(tuple(_moved(part, device) for part in delta.parts))
+    tensors = delta.tensors()
+    if all(tensor.device == device for tensor in tensors.values()):
+        return delta
+    return type(delta)(**{name: tensor.to(device) for name, tensor in tensors.items()})

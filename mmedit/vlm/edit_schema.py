@@ -1,0 +1,79 @@
+"""The content of an edit.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from mmedit.settings import Settings
+from mmedit.vlm.identity import Identity
+
+
+class SavedRequest(Settings):
+    """A request in edit.json."""
+
+    prompt: str
+    target: str
+    image: str | None = None
+    """Path of the image inside the folder."""
+    context: str = ""
+    answers: tuple[str, ...] = ()
+
+
+class SavedSeen(Settings):
+    """A `Seen` in edit.json."""
+
+    prompt: str
+    target: str
+    before: str
+    after: str
+    has_image: bool = False
+
+
+class SavedEdit(Settings):
+    """An edit in edit.json."""
+
+    name: str
+    method: str
+    label: str
+    kind: str
+    """Kind of its change (`Change.kind`)."""
+    config: dict[str, Any]
+    requests: tuple[SavedRequest, ...]
+    made: str
+    seconds: float | None = None
+    on: tuple[str, ...] = ()
+    seen: tuple[SavedSeen, ...] = ()
+    notes: dict[str, Any] = Field(default_factory=dict)
+    editor: str | None = None
+    """Path of its fitted editor inside the folder."""
+
+
+class SavedVLM(Settings):
+    """The base model in edit.json."""
+
+    name: str
+    family: str
+    config: str
+    weights: str
+    processing: str = ""
+
+
+class SavedEdits(Settings):
+    """The content of edit.json."""
+
+    format: int
+    mmedit: str
+    """Version of mmedit that wrote it."""
+    name: str
+    vlm: SavedVLM
+    edits: tuple[SavedEdit, ...]
+    sha256: str
+    """SHA-256 of the file of tensors, in hexadecimal digits."""
+
+    @property
+    def identity(self) -> Identity:
+        """The identity of the base model."""
+        vlm = self.vlm
+        return Identity(vlm.family, vlm.config, vlm.weights, vlm.processing)
