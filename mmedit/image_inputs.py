@@ -26,6 +26,7 @@ CHANNELS = (1, 3, 4)
 ADDRESS = re.compile(r"(https?|ftp|s3|gs|hf):/|data:", re.IGNORECASE)
 
 
+@runtime_checkable
 class Array(Protocol):
     """An array or a tensor."""
 
