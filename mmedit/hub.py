@@ -56,7 +56,9 @@ def pull_files(
     from huggingface_hub import snapshot_download
 
     if not is_hub_id(name):
-        raise EditError(f"there is no folder {shortened(name)}; expected the folder of an {kind}")
+        raise EditError(
+            f"the folder {shortened(name)} does not exist; expected the folder of an {kind}, or a hub id"
+        )
     try:
         require_on_hub(name, files[0], kind)
         return Path(
