@@ -12,7 +12,8 @@ from mmedit.cases import EditCase, Example, Probe
 from mmedit.datasets.easyvqa import cases as easyvqa
 from mmedit.editors.base import Editor
 from mmedit.editors.fitting import Fitting
-from mmedit.errors import SiteError
+from mmedit.edits.loading import load_edit
+from mmedit.errors import EditError, SiteError
 from mmedit.methods import EDITORS
 from mmedit.methods.ft import FT, FTConfig
 from mmedit.methods.ike import IKE, IKEConfig
@@ -224,6 +225,43 @@ def test_save_and_load_give_the_same_edit(editor, vlm, requests_, probes, tmp_pa
     loaded = type(editor).load(tmp_path / "editor")
     first = editor.apply(vlm, requests_[:1]).predict(probes).logits
     assert torch.equal(loaded.apply(vlm, requests_[:1]).predict(probes).logits, first)
+
+
+def test_a_saved_stack_of_edits_answers_bit_for_bit_as_before(
+    editor, vlm, requests_, probes, tmp_path
+):
+    tuned = FT(FTConfig(sites=LAST[:1], lr=1e-3, steps=2)).apply(vlm, requests_[1:2])
+    edited = editor.apply(editor.apply(tuned, requests_[:1]), requests_[1:])
+    edited.save(tmp_path / "edits" / "all")
+    loaded = vlm.with_edit(load_edit(tmp_path / "edits" / "all"))
+    asked = [*probes, *requests_[:2]]
+    assert torch.equal(loaded.predict(asked).logits, edited.predict(asked).logits)
+    assert loaded.generate(asked, max_new_tokens=6) == edited.generate(asked, max_new_tokens=6)
+    assert [edit.name for edit in loaded.edits] == [edit.name for edit in edited.edits]
+
+
+def test_an_edit_taken_out_leaves_the_others(editor, vlm, requests_, probes):
+    tuned = FT(FTConfig(sites=LAST[:1], lr=1e-3, steps=2))
+    edited = editor.apply(tuned.apply(vlm, requests_[1:2]), requests_[:1])
+    without = edited.without(edited.edits[0].name)
+    alone = vlm.with_edit(edited.edits[1])
+    assert torch.equal(without.predict(probes).logits, alone.predict(probes).logits)
+    base = without.without(without.edits[0].name)
+    assert base.edits == ()
+    assert torch.equal(base.predict(probes).logits, vlm.predict(probes).logits)
+
+
+def test_merged_edits_answer_as_before(editor, vlm, requests_, probes):
+    edited = editor.apply(editor.apply(vlm, requests_[:1]), requests_[1:2])
+    merged = edited.merged()
+    assert torch.equal(merged.predict(probes).logits, edited.predict(probes).logits)
+    assert sum(edit.change.deltas is not None for edit in merged.edits) <= 1
+
+
+def test_separate_edits_are_not_saved_as_one(editor, vlm, requests_, tmp_path):
+    with pytest.raises(EditError, match="apply_each"):
+        editor.apply_each(vlm, requests_).save(tmp_path / "edit")
+    assert not any(tmp_path.iterdir())
 
 
 def test_generation_is_edited_as_prediction_is(editor, vlm, requests_):
