@@ -30,7 +30,7 @@ from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from mmedit.adapters.base import Adapter, Stage
-from mmedit.adapters.generation import Answer
+from mmedit.adapters.generation import Answer, Decoding
 from mmedit.adapters.inputs import Inputs, only_at
 from mmedit.adapters.prompts import PromptFormat, chat_formats
 from mmedit.adapters.seen import Layout, Pixels, SeenImage
@@ -172,15 +172,20 @@ class TransformersAdapter(Adapter):
             return self.network(**self._asked(inputs, features), use_cache=False).logits
 
     def generate(
-        self, inputs: Inputs, features: Sequence[Tensor], *, max_new_tokens: int
+        self,
+        inputs: Inputs,
+        features: Sequence[Tensor],
+        *,
+        max_new_tokens: int,
+        decoding: Decoding | None = None,
     ) -> list[Answer]:
-        self.require_room(inputs, max_new_tokens)
-        both = self.network.generate(
-            **self._asked(inputs, features),
-            **self.settings_of(max_new_tokens),
+        self.require_room(inputs, max_new_tokens, decoding)
+        asked, prompt = self._asked(inputs, features), inputs.input_ids.shape[1]
+        return self.answers_of(
+            lambda **settings: self.network.generate(**asked, **settings)[:, prompt:],
+            max_new_tokens=max_new_tokens,
+            decoding=decoding,
         )
-        new = both[:, inputs.input_ids.shape[1] :]
-        return self.answers(new, max_new_tokens=max_new_tokens)
 
     def _asked(self, inputs: Inputs, features: Sequence[Tensor]) -> dict[str, Any]:
         asked: dict[str, Any] = {

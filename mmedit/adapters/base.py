@@ -22,7 +22,15 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from mmedit.adapters.generation import Answer, read_answers, read_stops, set_greedy, text_before
+from mmedit.adapters.generation import (
+    Answer,
+    Decoding,
+    Generate,
+    generate_answers,
+    read_stops,
+    set_greedy,
+    text_before,
+)
 from mmedit.adapters.hashed import Hashed
 from mmedit.adapters.inputs import Inputs, PaddingSide, Row, padded
 from mmedit.adapters.processing import require_tokenizer
@@ -125,9 +133,17 @@ class Adapter(Hashed):
 
     @abstractmethod
     def generate(
-        self, inputs: Inputs, features: Sequence[Tensor], *, max_new_tokens: int
+        self,
+        inputs: Inputs,
+        features: Sequence[Tensor],
+        *,
+        max_new_tokens: int,
+        decoding: Decoding | None = None,
     ) -> list[Answer]:
-        """Return greedy continuations of `inputs`, which must be padded on the left."""
+        """Return continuations of `inputs`, which must be padded on the left.
+
+        They are greedy without a decoding.
+        """
 
     def feature_count(self, features: Tensor) -> int:
         """Return for how many tokens the features of one image are."""
@@ -232,14 +248,23 @@ class Adapter(Hashed):
         """Return the tokens around an example."""
         return self.text_format if example.image is None else self.image_format
 
-    def require_room(self, inputs: Inputs, max_new_tokens: int) -> None:
-        """Raise ModelError if that many new tokens do not fit after the prompts."""
-        length = inputs.input_ids.shape[1]
-        if length + max_new_tokens > self.max_tokens:
-            raise ModelError(
-                f"{max_new_tokens} new tokens do not fit after a prompt of {length} tokens; this "
-                f"model takes {self.max_tokens} in total"
-            )
+    def require_room(
+        self, inputs: Inputs, max_new_tokens: int, decoding: Decoding | None = None
+    ) -> None:
+        """Raise ModelError if that many new tokens do not fit after the prompts.
+
+        With a decoding every row needs room for its own number.
+        """
+        lengths, limits = [inputs.input_ids.shape[1]], [max_new_tokens]
+        if decoding is not None:
+            lengths = inputs.attention_mask.sum(1).tolist()
+            limits = decoding.limits(max_new_tokens)
+        for length, new in zip(lengths, limits, strict=True):
+            if length + new > self.max_tokens:
+                raise ModelError(
+                    f"{new} new tokens do not fit after a prompt of {length} tokens; this "
+                    f"model takes {self.max_tokens} in total"
+                )
 
     def decode(self, tokens: Int[Tensor, "batch new"]) -> list[str]:
         """Return the text of tokens, stripped, without special tokens.
@@ -249,14 +274,21 @@ class Adapter(Hashed):
         texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return [text_before(self.stops.strings, text) for text in texts]
 
-    def answers(self, tokens: Int[Tensor, "batch new"], *, max_new_tokens: int) -> list[Answer]:
-        """Return generated tokens as answers. One copy to the host."""
-        return read_answers(self.tokenizer, self.stops, tokens, max_new_tokens=max_new_tokens)
-
-    def settings_of(self, max_new_tokens: int) -> dict[str, Any]:
-        """Return the arguments of `generate` that make it greedy and let it end."""
-        tokenizer = {"tokenizer": self.tokenizer} if self.stops.strings else {}
-        return {"generation_config": self.stops.greedy(max_new_tokens), **tokenizer}
+    def answers_of(
+        self,
+        generate: Generate,
+        *,
+        max_new_tokens: int,
+        decoding: Decoding | None = None,
+        ends: Sequence[int] | None = None,
+    ) -> list[Answer]:
+        """Generate, and return the answers. `ends` are the end tokens of a model other than this
+        network that speaks in its tokens.
+        """
+        stops = self.stops if ends is None else self.stops.with_ends(ends)
+        return generate_answers(
+            generate, self.tokenizer, stops, max_new_tokens=max_new_tokens, decoding=decoding
+        )
 
     @property
     def max_tokens(self) -> int:

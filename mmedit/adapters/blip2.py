@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -23,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmedit.adapters.base import Adapter, Stage
-from mmedit.adapters.generation import Answer
+from mmedit.adapters.generation import Answer, Decoding
 from mmedit.adapters.inputs import Inputs, only_at
 from mmedit.adapters.prompts import PROBE, PromptFormat, chat_formats, read_format
 from mmedit.adapters.seen import Layout, Pixels, SeenImage
@@ -109,15 +110,20 @@ class Blip2Family(Adapter):
             ).logits
 
     def generate(
-        self, inputs: Inputs, features: Sequence[Tensor], *, max_new_tokens: int
+        self,
+        inputs: Inputs,
+        features: Sequence[Tensor],
+        *,
+        max_new_tokens: int,
+        decoding: Decoding | None = None,
     ) -> list[Answer]:
-        self.require_room(inputs, max_new_tokens)
-        new = self.network.language_model.generate(
+        self.require_room(inputs, max_new_tokens, decoding)
+        generate = partial(
+            self.network.language_model.generate,
             inputs_embeds=self._embed(inputs, features),
             attention_mask=inputs.attention_mask,
-            **self.settings_of(max_new_tokens),
         )
-        return self.answers(new, max_new_tokens=max_new_tokens)
+        return self.answers_of(generate, max_new_tokens=max_new_tokens, decoding=decoding)
 
     def _embed(
         self, inputs: Inputs, features: Sequence[Tensor]

@@ -33,6 +33,16 @@ def tokens_around(adapter: Adapter, example: Example) -> int:
     return markers + len(adapter.layout_of(example.image).placeholder)
 
 
+def prompt_tokens(adapter: Adapter, examples: Sequence[Example]) -> list[int]:
+    """Return how many tokens the network reads before each answer: image, markers, context and
+    prompt. Of an image file, only the header is read. Raises ImageError.
+    """
+    return [
+        tokens_around(adapter, example) + len(text.context) + len(text.prompt)
+        for example, text in zip(examples, adapter.segments(examples), strict=True)
+    ]
+
+
 def _fault(adapter: Adapter, example: Example, texts: Segments, new_tokens: int) -> str | None:
     try:
         around = tokens_around(adapter, example)

@@ -1,4 +1,4 @@
-"""Greedy generation, whatever a checkpoint's own generation settings say.
+"""Generation: greedy whatever a checkpoint's own generation settings say, or as a `Decoding` says.
 
 A `generation_config.json` may hold some sixty settings that bend the likeliest answer (penalties,
 forced tokens, a time limit) or break a call. Only those that say when an answer ends are kept: the
@@ -7,24 +7,38 @@ end tokens and the stop strings, with the ids for padding and beginning.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from mmedit.errors import DataError
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One greedy continuation of a prompt."""
+    """One continuation of a prompt."""
 
     text: str
     """The text, stripped, without special tokens and without a stop string."""
     is_cut_off: bool
-    """True if the largest number of new tokens was reached before an end token or stop string."""
+    """True if the answer ended before an end token or a stop string: the largest number of new
+    tokens was reached, or the row was cancelled.
+    """
+    tokens: int
+    """Number of new tokens: those of a stop string count, the end token does not."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,103 @@ class Stops:
             pad_token_id=self.padding,
             stop_strings=list(self.strings) or None,
         )
+
+    def with_ends(self, ends: Sequence[int]) -> Stops:
+        """Return the ends of a model that knows these end tokens alone."""
+        return replace(self, ends=tuple(ends), begin=None, padding=next(iter(ends), 0))
+
+
+class Steps(ABC):
+    """One generation of a batch under a `Decoding`, step by step."""
+
+    @abstractmethod
+    def choose(self, scores: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
+        """Return scores of which the largest in a row is the row's next token."""
+
+    @abstractmethod
+    def advance(self, tokens: Int[Tensor, " batch"]) -> list[bool]:
+        """Take the next token of every row, and return which rows have ended."""
+
+    @abstractmethod
+    def answers(self) -> list[Answer]:
+        """Return the answers, after all rows have ended."""
+
+
+class Decoding(ABC):
+    """How the tokens of each row of a batch are chosen, and when a row ends.
+
+    It is a value: `begin` makes the state of one generation.
+    """
+
+    @abstractmethod
+    def limits(self, max_new_tokens: int) -> list[int]:
+        """Return the largest number of new tokens of every row, at most `max_new_tokens`."""
+
+    @abstractmethod
+    def select(self, rows: Sequence[int]) -> Decoding:
+        """Return the decoding of a batch whose row i is row rows[i] of this one."""
+
+    @abstractmethod
+    def silent(self, rows: Sequence[int]) -> Decoding:
+        """Return the same in which these rows end after one token, and nobody is told of it."""
+
+    @abstractmethod
+    def begin(self, tokenizer: Any, stops: Stops, *, max_new_tokens: int) -> Steps:
+        """Return the beginning of a generation."""
+
+
+def require_decoding_of(decoding: Decoding | None, rows: int) -> None:
+    """Raise DataError if a decoding is for another number of rows."""
+    if decoding is not None and (found := len(decoding.limits(1))) != rows:
+        raise DataError(
+            f"the decoding is for {found} rows and {rows} examples were given; give one "
+            "RowDecoding for each example"
+        )
+
+
+Generate = Callable[..., Tensor]
+"""`generate` of transformers for given inputs: takes its settings, returns the new tokens."""
+
+
+def generate_answers(
+    generate: Generate,
+    tokenizer: Any,
+    stops: Stops,
+    *,
+    max_new_tokens: int,
+    decoding: Decoding | None = None,
+) -> list[Answer]:
+    """Generate, and return the answers: greedy ones without a decoding."""
+    if decoding is None:
+        settings: dict[str, Any] = {"tokenizer": tokenizer} if stops.strings else {}
+        tokens = generate(generation_config=stops.greedy(max_new_tokens), **settings)
+        return read_answers(tokenizer, stops, tokens, max_new_tokens=max_new_tokens)
+    steps = decoding.begin(tokenizer, stops, max_new_tokens=max_new_tokens)
+    # Stop strings are left to the steps: they must know of each row when it ended.
+    config = replace(stops, strings=()).greedy(max(decoding.limits(max_new_tokens)))
+    generate(
+        generation_config=config,
+        logits_processor=LogitsProcessorList([_Choosing(steps)]),
+        stopping_criteria=StoppingCriteriaList([_Ending(steps)]),
+    )
+    return steps.answers()
+
+
+class _Choosing(LogitsProcessor):
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return self._steps.choose(scores)
+
+
+class _Ending(StoppingCriteria):
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Bool[Tensor, " batch"]:
+        # The last column alone: before it are the prompts, or not, by the model family.
+        return torch.tensor(self._steps.advance(input_ids[:, -1]), device=input_ids.device)
 
 
 def read_stops(network: Any, tokenizer: Any) -> Stops:
@@ -84,15 +195,23 @@ def set_greedy(network: Any, stops: Stops) -> None:
 def read_answers(
     tokenizer: Any, stops: Stops, tokens: Int[Tensor, "batch new"], *, max_new_tokens: int
 ) -> list[Answer]:
-    """Return generated tokens as answers. One copy to the host."""
+    """Return greedily generated tokens as answers. One copy to the host."""
     tokens = tokens.cpu()
-    ended = torch.isin(tokens, torch.tensor(stops.ends, dtype=tokens.dtype)).any(1)
+    is_end = torch.isin(tokens, torch.tensor(stops.ends, dtype=tokens.dtype))
+    ended = is_end.any(1)
+    lengths = is_end.int().argmax(1).where(ended, tokens.shape[1]).tolist()
     cut_off = ~ended if tokens.shape[1] >= max_new_tokens else torch.zeros_like(ended)
     texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
     whole = tokenizer.batch_decode(tokens) if stops.strings else texts
     return [
-        Answer(text_before(stops.strings, text), is_cut and not _any_in(stops.strings, all_of_it))
-        for text, all_of_it, is_cut in zip(texts, whole, cut_off.tolist(), strict=True)
+        Answer(
+            text=text_before(stops.strings, text),
+            is_cut_off=is_cut and not any_in(stops.strings, all_of_it),
+            tokens=_length_until(stops.strings, row[:length], tokenizer.decode),
+        )
+        for text, all_of_it, is_cut, row, length in zip(
+            texts, whole, cut_off.tolist(), tokens.tolist(), lengths, strict=True
+        )
     ]
 
 
@@ -103,8 +222,20 @@ def text_before(stops: Sequence[str], text: str) -> str:
     return text.strip()
 
 
-def _any_in(stops: Sequence[str], text: str) -> bool:
+def any_in(stops: Sequence[str], text: str) -> bool:
+    """Return whether a text contains a stop string."""
     return any(stop in text for stop in stops)
+
+
+def _length_until(
+    stops: Sequence[str], ids: Sequence[int], decode: Callable[[Sequence[int]], str]
+) -> int:
+    """Return the number of tokens up to the one that completes a stop string; else all."""
+    if not any_in(stops, decode(ids) if stops else ""):
+        return len(ids)
+    return 1 + bisect_left(
+        range(len(ids)), True, key=lambda last: any_in(stops, decode(ids[: last + 1]))
+    )
 
 
 def _ids(given: int | Sequence[int] | None) -> tuple[int, ...]:

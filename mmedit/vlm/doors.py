@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmedit.adapters.base import STAGES
+from mmedit.adapters.generation import Decoding
 from mmedit.arguments import Doors, as_count, as_examples, as_rows, as_site, as_sites, one_of
 from mmedit.deltas import Delta
-from mmedit.errors import EditError, SiteError, shortened
+from mmedit.errors import ConfigError, EditError, SiteError, shortened
 from mmedit.vlm.edit import Edit, stack
 
 
@@ -34,11 +35,22 @@ def as_edit(given: Any) -> Edit:
     )
 
 
+def as_decoding(given: Any) -> Decoding | None:
+    """Return a decoding, or None for greedy answers. Raises ConfigError."""
+    if given is None or isinstance(given, Decoding):
+        return given
+    raise ConfigError(
+        f"decoding is {shortened(given)}; expected RowsDecoding([RowDecoding(temperature=0.7), "
+        "...]), with a row for each example"
+    )
+
+
 ROWS = {"examples": as_examples}
 DOORS: Doors = {
     "predict": ROWS,
-    "answer": ROWS | {"max_new_tokens": as_count("max_new_tokens")},
+    "answer": ROWS | {"max_new_tokens": as_count("max_new_tokens"), "decoding": as_decoding},
     "generate": ROWS | {"max_new_tokens": as_count("max_new_tokens")},
+    "prompt_tokens": ROWS,
     "capture": ROWS | {"sites": as_sites},
     "represent": ROWS,
     "sites": {"where": one_of("part of a VLM", STAGES)},

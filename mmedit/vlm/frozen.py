@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmedit.adapters.base import Adapter, Segments
-from mmedit.adapters.faults import faults, tokens_around
-from mmedit.adapters.generation import Answer
+from mmedit.adapters.faults import faults, prompt_tokens, tokens_around
+from mmedit.adapters.generation import Answer, Decoding, Generate
 from mmedit.adapters.seen import SeenImage
 from mmedit.cache import TensorCache
 from mmedit.cases import Example
@@ -65,18 +65,24 @@ class Frozen:
         """
         return self._adapter.segments(examples)
 
-    def room(self, examples: Sequence[Example], new_tokens: int = 0) -> list[int]:
+    def room(self, examples: Sequence[Example], new_tokens: int | Sequence[int] = 0) -> list[int]:
         """Return the number of tokens that the context of every example has room for.
 
         That is what the language model takes, less image, conversation markers, prompt and answer.
-        With `new_tokens` the answer is to be generated, and they count in its place.
+        With `new_tokens`, one number or one for each example, the answer is to be generated, and
+        they count in its place.
         """
-        left = []
-        for example, text in zip(examples, self.segments(examples), strict=True):
-            last = new_tokens or len(text.answer)
-            around = tokens_around(self._adapter, example)
-            left.append(self.max_tokens - around - len(text.prompt) - last)
-        return left
+        texts = self.segments(examples)
+        last = new_tokens or [len(text.answer) for text in texts]
+        last = [last] * len(texts) if isinstance(last, int) else last
+        return [
+            self.max_tokens - tokens_around(self._adapter, example) - len(text.prompt) - new
+            for example, text, new in zip(examples, texts, last, strict=True)
+        ]
+
+    def prompt_tokens(self, examples: Sequence[Example]) -> list[int]:
+        """Return how many tokens the base model reads before each answer. No forward."""
+        return prompt_tokens(self._adapter, examples)
 
     def faults(self, examples: Sequence[Example], *, new_tokens: int = 0) -> list[str | None]:
         """Return, for every example, why the VLM cannot be asked it, or None if it can.
@@ -93,9 +99,20 @@ class Frozen:
         """Return generated tokens as text, as `VLM.generate` does."""
         return self._adapter.decode(ids)
 
-    def answers(self, ids: Int[Tensor, "batch new"], *, max_new_tokens: int) -> list[Answer]:
-        """Return generated tokens as answers, as `VLM.answer` does."""
-        return self._adapter.answers(ids, max_new_tokens=max_new_tokens)
+    def answers_of(
+        self,
+        generate: Generate,
+        *,
+        ends: Sequence[int],
+        max_new_tokens: int,
+        decoding: Decoding | None = None,
+    ) -> list[Answer]:
+        """Let another model generate that knows these end tokens, and return its answers as
+        `VLM.answer` does.
+        """
+        return self._adapter.answers_of(
+            generate, ends=ends, max_new_tokens=max_new_tokens, decoding=decoding
+        )
 
     @torch.no_grad()
     def embed(self, ids: Int[Tensor, "*batch tokens"]) -> Float[Tensor, "*batch tokens hidden"]:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmedit.adapters.base import Stage
-from mmedit.adapters.generation import Answer
+from mmedit.adapters.generation import Answer, Decoding
 from mmedit.arguments import check_arguments
 from mmedit.cases import Example
 from mmedit.deltas import Delta
@@ -60,12 +60,29 @@ class VLM(ABC):
         """
 
     @abstractmethod
-    def answer(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[Answer]:
-        """Return greedy continuations of the prompts. Targets are not read.
+    def answer(
+        self,
+        examples: Sequence[Example],
+        *,
+        max_new_tokens: int,
+        decoding: Decoding | None = None,
+    ) -> list[Answer]:
+        """Return continuations of the prompts. Targets are not read.
 
-        Costs one forward per new token, until every row has ended or has `max_new_tokens`: a larger
-        number costs only where the VLM does not stop by itself.
+        They are greedy, or as a decoding says (`mmedit.vlm.decoding`), which has a row for each
+        example. Costs one forward per new token, until every row has ended or has `max_new_tokens`:
+        a larger number costs only where the VLM does not stop by itself.
         """
+
+    def prompt_tokens(
+        self, examples: Sequence[Example], *, new_tokens: int | Sequence[int] = 0
+    ) -> list[int]:
+        """Return how many tokens the VLM reads before each answer: image, markers, context, prompt.
+
+        `new_tokens` is the room for a generation, one number or one for each example: in-context
+        edits leave it free. No forward.
+        """
+        return self.frozen.prompt_tokens(examples)
 
     def generate(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[str]:
         """Return the texts of `answer`, stripped."""
@@ -281,6 +298,11 @@ class WrappedVLM(VLM):
 
     def require_reach(self, examples: Sequence[Example], sites: Sequence[str]) -> None:
         self.inner.require_reach(examples, sites)
+
+    def prompt_tokens(
+        self, examples: Sequence[Example], *, new_tokens: int | Sequence[int] = 0
+    ) -> list[int]:
+        return self.inner.prompt_tokens(examples, new_tokens=new_tokens)
 
     def with_deltas(self, deltas: Mapping[str, Delta], *, edit: Edit | None = None) -> VLM:
         return self.rewrap(self.inner.with_deltas(deltas, edit=edit))

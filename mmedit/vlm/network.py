@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmedit.adapters.base import STAGES, Adapter, Stage
-from mmedit.adapters.generation import Answer
+from mmedit.adapters.generation import Answer, Decoding, require_decoding_of
 from mmedit.adapters.inputs import Inputs, PaddingSide
 from mmedit.adapters.protocol import protocol_of
 from mmedit.adapters.weights import weight_of
@@ -76,13 +76,22 @@ class NetworkVLM(VLM):
     def predict(self, examples: Sequence[Example]) -> Predictions:
         return aligned(*self._run(examples))
 
-    def answer(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[Answer]:
+    def answer(
+        self,
+        examples: Sequence[Example],
+        *,
+        max_new_tokens: int,
+        decoding: Decoding | None = None,
+    ) -> list[Answer]:
+        require_decoding_of(decoding, len(examples))
         one = self._pass(examples)
         inputs = self.adapter.inputs(examples, one.images, padding_side="left", with_target=False)
         with torch.no_grad():
             features = one.image_features()
             with one.language():
-                return self.adapter.generate(inputs, features, max_new_tokens=max_new_tokens)
+                return self.adapter.generate(
+                    inputs, features, max_new_tokens=max_new_tokens, decoding=decoding
+                )
 
     def capture(self, examples: Sequence[Example], sites: Sequence[str]) -> Captured:
         self.require_reach(examples, sites)

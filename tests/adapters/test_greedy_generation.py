@@ -66,7 +66,8 @@ def test_a_generation_ends_before_a_stop_string_and_is_then_not_cut_off(family: 
     assert whole.is_cut_off
     stop = whole.text[3]
     (stopped,) = build(family, stop_strings=[stop]).answer(tiny.SEEN[:1], max_new_tokens=6)
-    assert stopped == Answer(whole.text.partition(stop)[0].strip(), is_cut_off=False)
+    assert (stopped.text, stopped.is_cut_off) == (whole.text.partition(stop)[0].strip(), False)
+    assert stopped.tokens < whole.tokens == 6
 
 
 def test_the_end_token_of_the_tokenizer_counts_where_the_checkpoint_names_none():
@@ -88,9 +89,9 @@ def test_only_a_row_that_reached_the_largest_length_without_an_end_is_cut_off():
     stops = Stops(ends=(end,), padding=pad)
     found = read_answers(tokenizer, stops, tokens, max_new_tokens=3)
     assert found == [
-        Answer("y", is_cut_off=False),
-        Answer("yn", is_cut_off=False),
-        Answer("yny", is_cut_off=True),
+        Answer("y", is_cut_off=False, tokens=1),
+        Answer("yn", is_cut_off=False, tokens=2),
+        Answer("yny", is_cut_off=True, tokens=3),
     ]
     shorter = read_answers(tokenizer, stops, tokens[:2], max_new_tokens=9)
     assert not any(answer.is_cut_off for answer in shorter)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -76,9 +77,9 @@ class Noted(CountedVLM):
         self.batches.append(tuple(examples))
         return super().predict(examples)
 
-    def answer(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[Answer]:
+    def answer(self, examples: Sequence[Example], **how: Any) -> list[Answer]:
         self.batches.append(tuple(examples))
-        return super().answer(examples, max_new_tokens=max_new_tokens)
+        return super().answer(examples, **how)
 
 
 def measured(

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,8 +66,8 @@ class OnCircle(WrappedVLM):
     def predict(self, examples: Sequence[Example]) -> Predictions:
         return self.inner.predict(examples)
 
-    def answer(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[Answer]:
-        return self.inner.answer(examples, max_new_tokens=max_new_tokens)
+    def answer(self, examples: Sequence[Example], **how: Any) -> list[Answer]:
+        return self.inner.answer(examples, **how)
 
     def capture(self, examples: Sequence[Example], sites: Sequence[str]) -> Captured:
         return self.inner.capture(examples, sites)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -29,9 +30,9 @@ class CountedVLM(WrappedVLM):
         self.asked += len(examples)
         return self.inner.predict(examples)
 
-    def answer(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[Answer]:
+    def answer(self, examples: Sequence[Example], **how: Any) -> list[Answer]:
         self.asked += len(examples)
-        return self.inner.answer(examples, max_new_tokens=max_new_tokens)
+        return self.inner.answer(examples, **how)
 
     def capture(self, examples: Sequence[Example], sites: Sequence[str]) -> Captured:
         return self.inner.capture(examples, sites)

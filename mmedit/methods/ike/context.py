@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, final
 from jaxtyping import Float
 from torch import Tensor
 
-from mmedit.adapters.generation import Answer
+from mmedit.adapters.generation import Answer, Decoding, require_decoding_of
 from mmedit.cases import Example, require_text
 from mmedit.deltas import require_rows
 from mmedit.errors import DataError, ModelError
@@ -152,9 +152,23 @@ class InContextVLM(WrappedVLM):
     def predict(self, examples: Sequence[Example]) -> Predictions:
         return self.inner.predict(self._in_context(examples))
 
-    def answer(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[Answer]:
-        asked = self._in_context(examples, max_new_tokens)
-        return self.inner.answer(asked, max_new_tokens=max_new_tokens)
+    def answer(
+        self,
+        examples: Sequence[Example],
+        *,
+        max_new_tokens: int,
+        decoding: Decoding | None = None,
+    ) -> list[Answer]:
+        require_decoding_of(decoding, len(examples))
+        room = decoding.limits(max_new_tokens) if decoding else max_new_tokens
+        asked = self._in_context(examples, room)
+        return self.inner.answer(asked, max_new_tokens=max_new_tokens, decoding=decoding)
+
+    def prompt_tokens(
+        self, examples: Sequence[Example], *, new_tokens: int | Sequence[int] = 0
+    ) -> list[int]:
+        asked = self._in_context(examples, new_tokens)
+        return self.inner.prompt_tokens(asked, new_tokens=new_tokens)
 
     def capture(self, examples: Sequence[Example], sites: Sequence[str]) -> Captured:
         return self.inner.capture(self._in_context(examples), sites)
@@ -190,7 +204,9 @@ class InContextVLM(WrappedVLM):
             )
         return self.contexts
 
-    def _in_context(self, examples: Sequence[Example], new_tokens: int = 0) -> list[Example]:
+    def _in_context(
+        self, examples: Sequence[Example], new_tokens: int | Sequence[int] = 0
+    ) -> list[Example]:
         contexts = self._of_rows(len(examples))
         room = self.frozen.room(examples, new_tokens)
         lengths([(c, 0, e) for c, e in zip(contexts, examples, strict=True)], self.frozen)

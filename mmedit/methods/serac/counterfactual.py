@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from mmedit.adapters.base import Segments
-from mmedit.adapters.generation import Answer, Stops, set_greedy
+from mmedit.adapters.generation import Answer, Decoding, Stops, set_greedy
 from mmedit.adapters.inputs import only_at
 from mmedit.cases import Example
 from mmedit.errors import ModelError
@@ -97,19 +98,21 @@ class Counterfactual(nn.Module):
 
     @torch.no_grad()
     def answer(
-        self, inputs: Sequence[Briefing], frozen: Frozen, *, max_new_tokens: int
+        self,
+        inputs: Sequence[Briefing],
+        frozen: Frozen,
+        *,
+        max_new_tokens: int,
+        decoding: Decoding | None = None,
     ) -> list[Answer]:
-        """Return greedy answers."""
+        """Return answers; greedy ones without a decoding."""
         rows = self._rows(inputs, [list(row.asked.prompt) for row in inputs], frozen, side="left")
         ends = tuple(end for end in frozen.ends if end < self.lm.config.vocab_size)
-        stops = Stops(ends=ends, padding=next(iter(ends), 0))
-        set_greedy(self.lm, stops)
-        made = self.lm.generate(
-            inputs_embeds=rows.embedded,
-            attention_mask=rows.mask,
-            generation_config=stops.greedy(max_new_tokens),
+        set_greedy(self.lm, Stops(ends=ends, padding=next(iter(ends), 0)))
+        generate = partial(self.lm.generate, inputs_embeds=rows.embedded, attention_mask=rows.mask)
+        return frozen.answers_of(
+            generate, ends=ends, max_new_tokens=max_new_tokens, decoding=decoding
         )
-        return frozen.answers(made, max_new_tokens=max_new_tokens)
 
     def _rows(
         self,

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mmedit.adapters.generation import Answer
+from mmedit.adapters.generation import Answer, Decoding, require_decoding_of
 from mmedit.cases import Example
 from mmedit.deltas import require_rows
 from mmedit.errors import DataError
@@ -147,18 +147,32 @@ class SERACVLM(WrappedVLM):
         logits[rows, :text] = over_vocabulary(answered, logits[rows, :text]).to(logits)
         return replace(base, logits=logits)
 
-    def answer(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[Answer]:
+    def answer(
+        self,
+        examples: Sequence[Example],
+        *,
+        max_new_tokens: int,
+        decoding: Decoding | None = None,
+    ) -> list[Answer]:
+        require_decoding_of(decoding, len(examples))
         score, nearest = self._scope(examples)
         edited, chosen = (score > self.threshold).tolist(), nearest.tolist()
         ours = [row for row, inside in enumerate(edited) if inside]
         said: list[Answer] = []
         if len(ours) < len(examples):  # the whole batch, as the base model is asked
-            said = self.inner.answer(examples, max_new_tokens=max_new_tokens)
+            said = self.inner.answer(
+                examples,
+                max_new_tokens=max_new_tokens,
+                decoding=decoding.silent(ours) if decoding else None,
+            )
         if ours:
             edits = [self.memory.edits[chosen[row]] for row in ours]
             asked = make_inputs(edits, [examples[row] for row in ours], self.frozen)
             made = self.network.counterfactual.answer(
-                asked, self.frozen, max_new_tokens=max_new_tokens
+                asked,
+                self.frozen,
+                max_new_tokens=max_new_tokens,
+                decoding=decoding.select(ours) if decoding else None,
             )
             replaced = dict(zip(ours, made, strict=True))
             said = [replaced.get(row) or said[row] for row in range(len(examples))]
