@@ -179,10 +179,10 @@ class TransformersAdapter(Adapter):
         max_new_tokens: int,
         decoding: Decoding | None = None,
     ) -> list[Answer]:
-        self.require_room(inputs, max_new_tokens, decoding)
         asked, prompt = self._asked(inputs, features), inputs.input_ids.shape[1]
         return self.answers_of(
             lambda **settings: self.network.generate(**asked, **settings)[:, prompt:],
+            inputs,
             max_new_tokens=max_new_tokens,
             decoding=decoding,
         )

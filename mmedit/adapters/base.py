@@ -28,6 +28,7 @@ from mmedit.adapters.generation import (
     Generate,
     generate_answers,
     read_stops,
+    require_room,
     set_greedy,
     text_before,
 )
@@ -248,24 +249,6 @@ class Adapter(Hashed):
         """Return the tokens around an example."""
         return self.text_format if example.image is None else self.image_format
 
-    def require_room(
-        self, inputs: Inputs, max_new_tokens: int, decoding: Decoding | None = None
-    ) -> None:
-        """Raise ModelError if that many new tokens do not fit after the prompts.
-
-        With a decoding every row needs room for its own number.
-        """
-        lengths, limits = [inputs.input_ids.shape[1]], [max_new_tokens]
-        if decoding is not None:
-            lengths = inputs.attention_mask.sum(1).tolist()
-            limits = decoding.limits(max_new_tokens)
-        for length, new in zip(lengths, limits, strict=True):
-            if length + new > self.max_tokens:
-                raise ModelError(
-                    f"{new} new tokens do not fit after a prompt of {length} tokens; this "
-                    f"model takes {self.max_tokens} in total"
-                )
-
     def decode(self, tokens: Int[Tensor, "batch new"]) -> list[str]:
         """Return the text of tokens, stripped, without special tokens.
 
@@ -277,18 +260,15 @@ class Adapter(Hashed):
     def answers_of(
         self,
         generate: Generate,
+        inputs: Inputs,
         *,
         max_new_tokens: int,
         decoding: Decoding | None = None,
-        ends: Sequence[int] | None = None,
     ) -> list[Answer]:
-        """Generate, and return the answers. `ends` are the end tokens of a model other than this
-        network that speaks in its tokens.
-        """
-        stops = self.stops if ends is None else self.stops.with_ends(ends)
-        return generate_answers(
-            generate, self.tokenizer, stops, max_new_tokens=max_new_tokens, decoding=decoding
-        )
+        """Generate after `inputs`, and return the answers. Raises ModelError without room."""
+        mask, how = inputs.attention_mask, {"max_new_tokens": max_new_tokens, "decoding": decoding}
+        require_room(mask, self.max_tokens, **how)
+        return generate_answers(generate, self.tokenizer, self.stops, **how)
 
     @property
     def max_tokens(self) -> int:

@@ -117,13 +117,12 @@ class Blip2Family(Adapter):
         max_new_tokens: int,
         decoding: Decoding | None = None,
     ) -> list[Answer]:
-        self.require_room(inputs, max_new_tokens, decoding)
         generate = partial(
             self.network.language_model.generate,
             inputs_embeds=self._embed(inputs, features),
             attention_mask=inputs.attention_mask,
         )
-        return self.answers_of(generate, max_new_tokens=max_new_tokens, decoding=decoding)
+        return self.answers_of(generate, inputs, max_new_tokens=max_new_tokens, decoding=decoding)
 
     def _embed(
         self, inputs: Inputs, features: Sequence[Tensor]

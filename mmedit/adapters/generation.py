@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import (
     GenerationConfig,
@@ -24,7 +24,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from mmedit.errors import DataError
+from mmedit.errors import DataError, ModelError
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,27 @@ def require_decoding_of(decoding: Decoding | None, rows: int) -> None:
         )
 
 
+def require_room(
+    mask: Int[Tensor, "batch sequence"],
+    most: int,
+    *,
+    max_new_tokens: int,
+    decoding: Decoding | None = None,
+) -> None:
+    """Raise ModelError if the new tokens do not fit after the prompts, of which `mask` tells the
+    tokens. A decoding says for each row how many these are.
+    """
+    lengths, limits = [mask.shape[1]], [max_new_tokens]
+    if decoding is not None:
+        lengths, limits = mask.sum(1).tolist(), decoding.limits(max_new_tokens)
+    for length, new in zip(lengths, limits, strict=True):
+        if length + new > most:
+            raise ModelError(
+                f"{new} new tokens do not fit after a prompt of {length} tokens; this "
+                f"model takes {most} in total"
+            )
+
+
 Generate = Callable[..., Tensor]
 """`generate` of transformers for given inputs: takes its settings, returns the new tokens."""
 
@@ -159,7 +180,7 @@ class _Ending(StoppingCriteria):
     def __init__(self, steps: Steps) -> None:
         self._steps = steps
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Bool[Tensor, " batch"]:
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
         # The last column alone: before it are the prompts, or not, by the model family.
         return torch.tensor(self._steps.advance(input_ids[:, -1]), device=input_ids.device)
 

@@ -71,7 +71,7 @@ class DeltaChange(Change):
         self._deltas = dict(deltas)
 
     def added_to(self, vlm: Any, edit: Edit) -> Any:
-        there = {site: _moved(delta, vlm.device) for site, delta in self._deltas.items()}
+        there = {site: moved(delta, vlm.device) for site, delta in self._deltas.items()}
         return vlm.with_deltas(there, edit=edit)
 
     @property
@@ -271,10 +271,10 @@ def with_own_name(edits: Sequence[Edit], edit: Edit) -> tuple[Edit, ...]:
     return (*edits, edit if name == edit.name else replace(edit, name=name))
 
 
-def _moved(delta: Delta, device: torch.device) -> Delta:
+def moved(delta: Delta, device: torch.device) -> Delta:
     """Return a delta on a device; one that is there already stays as it is."""
     if isinstance(delta, Sum):
-        return Sum(tuple(_moved(part, device) for part in delta.parts))
+        return Sum(tuple(moved(part, device) for part in delta.parts))
     tensors = delta.tensors()
     if all(tensor.device == device for tensor in tensors.values()):
         return delta

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmedit.adapters.base import Adapter, Segments
 from mmedit.adapters.faults import faults, prompt_tokens, tokens_around
-from mmedit.adapters.generation import Answer, Decoding, Generate
+from mmedit.adapters.generation import Answer, Decoding, Generate, generate_answers
 from mmedit.adapters.seen import SeenImage
 from mmedit.cache import TensorCache
 from mmedit.cases import Example
@@ -110,8 +110,13 @@ class Frozen:
         """Let another model generate that knows these end tokens, and return its answers as
         `VLM.answer` does.
         """
-        return self._adapter.answers_of(
-            generate, ends=ends, max_new_tokens=max_new_tokens, decoding=decoding
+        adapter = self._adapter
+        return generate_answers(
+            generate,
+            adapter.tokenizer,
+            adapter.stops.with_ends(ends),
+            max_new_tokens=max_new_tokens,
+            decoding=decoding,
         )
 
     @torch.no_grad()
