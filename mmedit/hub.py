@@ -57,7 +57,8 @@ def pull_files(
 
     if not is_hub_id(name):
         raise EditError(
-            f"the folder {shortened(name)} does not exist; expected the folder of an {kind}, or a hub id"
+            f"the folder {shortened(name)} does not exist; expected the folder of an {kind}, or a "
+            "hub id"
         )
     try:
         require_on_hub(name, files[0], kind)
