@@ -15,11 +15,12 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help demo test check fuzz bench clean
+.PHONY: help demo play test check fuzz bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    train MEND on the embedded model, edit the model and show what changed"
+	@echo "make play    open the playground: ask the embedded model, edit it, and see what changed, in a browser"
 	@echo "make test    run all tests on the CPU; no network is needed"
 	@echo "make check   run ruff, pyright and import-linter"
 	@echo "make fuzz    give mmedit 10,000 odd inputs, and count tracebacks, hangs and silent skips"
@@ -28,6 +29,9 @@ help:
 
 demo: .venv/.installed
 	$(BIN)/mmedit demo $(ARGS)
+
+play: .venv/.installed-play
+	$(BIN)/mmedit play $(ARGS)
 
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest $(ARGS)
@@ -59,12 +63,17 @@ $(BIN)/pip:
 	echo "Install one (Debian, Ubuntu: apt install python3-venv) or give its path: make PYTHON=/path/to/python3.11" >&2; \
 	exit 1
 
-# The second depends on the first, so that `make -j` never runs two pips in one .venv.
+# The others depend on the first, so that `make -j` never runs two pips in one .venv.
 .venv/.installed: pyproject.toml | $(BIN)/pip
 	@$(BIN)/python -c 'import torch' 2>/dev/null || \
 	    { echo "Installing $(TORCH): minutes, 0.2 GB for a CPU build, several GB with CUDA"; $(PIP) $(TORCH); }
 	@echo "Installing mmedit and what it needs: about a minute, 0.1 GB"
 	@$(PIP) --editable .
+	@touch $@
+
+.venv/.installed-play: .venv/.installed
+	@echo "Installing what the playground needs: half a minute, 0.2 GB"
+	@$(PIP) --editable '.[play]'
 	@touch $@
 
 .venv/.installed-dev: .venv/.installed
