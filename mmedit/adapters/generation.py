@@ -22,6 +22,7 @@ from transformers import (
     LogitsProcessorList,
     StoppingCriteria,
     StoppingCriteriaList,
+    StopStringCriteria,
 )
 
 from mmedit.errors import DataError, ModelError
@@ -79,8 +80,11 @@ class Steps(ABC):
         """Return scores of which the largest in a row is the row's next token."""
 
     @abstractmethod
-    def advance(self, tokens: Int[Tensor, " batch"]) -> list[bool]:
-        """Take the next token of every row, and return which rows have ended."""
+    def advance(self, tokens: Sequence[int], is_stopped: Sequence[bool]) -> list[bool]:
+        """Take the next token of every row, and return which rows have ended.
+
+        `is_stopped` tells the rows that end with a stop string of the checkpoint.
+        """
 
     @abstractmethod
     def answers(self) -> list[Answer]:
@@ -153,17 +157,16 @@ def generate_answers(
     decoding: Decoding | None = None,
 ) -> list[Answer]:
     """Generate, and return the answers: greedy ones without a decoding."""
+    settings: dict[str, Any] = {"tokenizer": tokenizer} if stops.strings else {}
     if decoding is None:
-        settings: dict[str, Any] = {"tokenizer": tokenizer} if stops.strings else {}
         tokens = generate(generation_config=stops.greedy(max_new_tokens), **settings)
         return read_answers(tokenizer, stops, tokens, max_new_tokens=max_new_tokens)
     steps = decoding.begin(tokenizer, stops, max_new_tokens=max_new_tokens)
-    # Stop strings are left to the steps: they must know of each row when it ended.
-    config = replace(stops, strings=()).greedy(max(decoding.limits(max_new_tokens)))
     generate(
-        generation_config=config,
+        generation_config=stops.greedy(max(decoding.limits(max_new_tokens))),
         logits_processor=LogitsProcessorList([_Choosing(steps)]),
-        stopping_criteria=StoppingCriteriaList([_Ending(steps)]),
+        stopping_criteria=StoppingCriteriaList([_Ending(steps, tokenizer, stops.strings)]),
+        **settings,
     )
     return steps.answers()
 
@@ -177,12 +180,19 @@ class _Choosing(LogitsProcessor):
 
 
 class _Ending(StoppingCriteria):
-    def __init__(self, steps: Steps) -> None:
+    def __init__(self, steps: Steps, tokenizer: Any, strings: Sequence[str]) -> None:
         self._steps = steps
+        # The criterion that `generate` has too: both must end a row at the same token, because
+        # `generate` puts padding behind a row that it has ended.
+        self._strings = StopStringCriteria(tokenizer, list(strings)) if strings else None
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        is_stopped = [False] * len(input_ids)
+        if self._strings is not None:
+            is_stopped = self._strings(input_ids, scores).tolist()
         # The last column alone: before it are the prompts, or not, by the model family.
-        return torch.tensor(self._steps.advance(input_ids[:, -1]), device=input_ids.device)
+        is_done = self._steps.advance(input_ids[:, -1].tolist(), is_stopped)
+        return torch.tensor(is_done, device=input_ids.device)
 
 
 def read_stops(network: Any, tokenizer: Any) -> Stops:

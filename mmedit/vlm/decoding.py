@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from mmedit.adapters.generation import Answer, Decoding, Steps, Stops, any_in, text_before
@@ -132,30 +132,29 @@ class _Row:
         drawn = torch.empty(vocabulary, dtype=torch.float64)
         return -drawn.exponential_(generator=self._generator).log().float()
 
-    def advance(self, token: int) -> bool:
-        """Take the next token, and return whether the row has ended."""
+    def advance(self, token: int, is_stopped: bool) -> bool:
+        """Take the next token, and return whether the row has ended. `is_stopped` tells that it
+        ends with a stop string of the checkpoint.
+        """
         if self.answer is not None:
             return True
         if token in self._stops.ends:
             return self._end(is_cut_off=False)
         self._ids.append(token)
         goes_on = self.how.on_tokens is None or self.how.on_tokens(list(self._ids)) is not False
-        if self._is_stopped():
+        if is_stopped or self._has_stop_text():
             return self._end(is_cut_off=False)
         if not goes_on or len(self._ids) == self._limit:
             return self._end(is_cut_off=True)
         return False
 
-    def _is_stopped(self) -> bool:
-        """Return whether a stop text is among the last tokens, each of which has a byte or more."""
-        texts = (*self._stops.strings, *self.how.stop)
-        if not texts:
+    def _has_stop_text(self) -> bool:
+        """Return whether a stop text is in the last tokens, each of which has a byte or more."""
+        stop = self.how.stop
+        if not stop:
             return False
-        last = self._ids[-max(len(text.encode()) for text in texts) - SLACK :]
-        decode = self._tokenizer.decode
-        return any_in(self._stops.strings, decode(last) if self._stops.strings else "") or any_in(
-            self.how.stop, decode(last, skip_special_tokens=True)
-        )
+        last = self._ids[-max(len(text.encode()) for text in stop) - SLACK :]
+        return any_in(stop, self._tokenizer.decode(last, skip_special_tokens=True))
 
     def _end(self, *, is_cut_off: bool) -> bool:
         text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
@@ -181,8 +180,9 @@ class _RowsSteps(Steps):
         chosen = tempered(scores[index].float(), [row.how for row in rows])
         return scores.index_copy(0, index, (chosen + noise.to(scores.device)).to(scores))
 
-    def advance(self, tokens: Int[Tensor, " batch"]) -> list[bool]:
-        return [row.advance(token) for row, token in zip(self._rows, tokens.tolist(), strict=True)]
+    def advance(self, tokens: Sequence[int], is_stopped: Sequence[bool]) -> list[bool]:
+        each = zip(self._rows, tokens, is_stopped, strict=True)
+        return [row.advance(token, stopped) for row, token, stopped in each]
 
     def answers(self) -> list[Answer]:
         return [row.answer for row in self._rows if row.answer is not None]
