@@ -238,7 +238,7 @@ def read_answers(
         Answer(
             text=text_before(stops.strings, text),
             is_cut_off=is_cut and not any_in(stops.strings, all_of_it),
-            tokens=_length_until(stops.strings, row[:length], tokenizer.decode),
+            tokens=length_until(stops.strings, row[:length], tokenizer),
         )
         for text, all_of_it, is_cut, row, length in zip(
             texts, whole, cut_off.tolist(), tokens.tolist(), lengths, strict=True
@@ -258,14 +258,12 @@ def any_in(stops: Sequence[str], text: str) -> bool:
     return any(stop in text for stop in stops)
 
 
-def _length_until(
-    stops: Sequence[str], ids: Sequence[int], decode: Callable[[Sequence[int]], str]
-) -> int:
+def length_until(stops: Sequence[str], ids: Sequence[int], tokenizer: Any) -> int:
     """Return the number of tokens up to the one that completes a stop string; else all."""
-    if not any_in(stops, decode(ids) if stops else ""):
+    if not stops or not any_in(stops, tokenizer.decode(ids)):
         return len(ids)
     return 1 + bisect_left(
-        range(len(ids)), True, key=lambda last: any_in(stops, decode(ids[: last + 1]))
+        range(len(ids)), True, key=lambda last: any_in(stops, tokenizer.decode(ids[: last + 1]))
     )
 
 

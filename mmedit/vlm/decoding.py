@@ -22,7 +22,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mmedit.adapters.generation import Answer, Decoding, Steps, Stops, any_in, text_before
+from mmedit.adapters.generation import (
+    Answer,
+    Decoding,
+    Steps,
+    Stops,
+    any_in,
+    length_until,
+    text_before,
+)
 from mmedit.arguments import as_count
 from mmedit.errors import ConfigError, shortened
 
@@ -139,13 +147,13 @@ class _Row:
         if self.answer is not None:
             return True
         if token in self._stops.ends:
-            return self._end(is_cut_off=False)
+            return self._end([*self._ids, token], is_cut_off=False)
         self._ids.append(token)
         goes_on = self.how.on_tokens is None or self.how.on_tokens(list(self._ids)) is not False
         if is_stopped or self._has_stop_text():
-            return self._end(is_cut_off=False)
+            return self._end(self._ids, is_cut_off=False)
         if not goes_on or len(self._ids) == self._limit:
-            return self._end(is_cut_off=True)
+            return self._end(self._ids, is_cut_off=True)
         return False
 
     def _has_stop_text(self) -> bool:
@@ -156,10 +164,15 @@ class _Row:
         last = self._ids[-max(len(text.encode()) for text in stop) - SLACK :]
         return any_in(stop, self._tokenizer.decode(last, skip_special_tokens=True))
 
-    def _end(self, *, is_cut_off: bool) -> bool:
-        text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
-        stops = (*self._stops.strings, *self.how.stop)
-        self.answer = Answer(text_before(stops, text), is_cut_off, len(self._ids))
+    def _end(self, ids: Sequence[int], *, is_cut_off: bool) -> bool:
+        """Make the answer of all its tokens, those of an end included."""
+        decode, strings = self._tokenizer.decode, self._stops.strings
+        text = decode(ids, skip_special_tokens=True)
+        self.answer = Answer(
+            text=text_before((*strings, *self.how.stop), text),
+            is_cut_off=is_cut_off and not (strings and any_in(strings, decode(ids))),
+            tokens=length_until(strings, self._ids, self._tokenizer),
+        )
         if self.how.on_end is not None:
             self.how.on_end(self.answer)
         return True
