@@ -266,9 +266,15 @@ class Adapter(Hashed):
         decoding: Decoding | None = None,
     ) -> list[Answer]:
         """Generate after `inputs`, and return the answers. Raises ModelError without room."""
-        mask, how = inputs.attention_mask, {"max_new_tokens": max_new_tokens, "decoding": decoding}
-        require_room(mask, self.max_tokens, **how)
-        return generate_answers(generate, self.tokenizer, self.stops, **how)
+        new = max(decoding.limits(max_new_tokens)) if decoding else max_new_tokens
+        require_room(inputs.input_ids.shape[1], self.max_tokens, new)
+        return generate_answers(
+            generate,
+            self.tokenizer,
+            self.stops,
+            max_new_tokens=max_new_tokens,
+            decoding=decoding,
+        )
 
     @property
     def max_tokens(self) -> int:

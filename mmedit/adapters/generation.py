@@ -123,25 +123,13 @@ def require_decoding_of(decoding: Decoding | None, rows: int) -> None:
         )
 
 
-def require_room(
-    mask: Int[Tensor, "batch sequence"],
-    most: int,
-    *,
-    max_new_tokens: int,
-    decoding: Decoding | None = None,
-) -> None:
-    """Raise ModelError if the new tokens do not fit after the prompts, of which `mask` tells the
-    tokens. A decoding says for each row how many these are.
-    """
-    lengths, limits = [mask.shape[1]], [max_new_tokens]
-    if decoding is not None:
-        lengths, limits = mask.sum(1).tolist(), decoding.limits(max_new_tokens)
-    for length, new in zip(lengths, limits, strict=True):
-        if length + new > most:
-            raise ModelError(
-                f"{new} new tokens do not fit after a prompt of {length} tokens; this "
-                f"model takes {most} in total"
-            )
+def require_room(length: int, most: int, new: int) -> None:
+    """Raise ModelError if the new tokens do not fit after the longest prompt of a batch."""
+    if length + new > most:
+        raise ModelError(
+            f"{new} new tokens do not fit after a prompt of {length} tokens; this model takes "
+            f"{most} in total"
+        )
 
 
 Generate = Callable[..., Tensor]

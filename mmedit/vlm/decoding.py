@@ -118,6 +118,27 @@ class RowsDecoding(Decoding):
         )
 
 
+def groups_with_room(lengths: Sequence[int], limits: Sequence[int], most: int) -> list[list[int]]:
+    """Return the rows in groups that can be answered together, with as few groups as comes easily.
+
+    A row that has ended goes on through the network until the last row of its batch has ended, so
+    the longest prompt of a batch needs room for the largest number of new tokens in it.
+
+    >>> groups_with_room([50, 5, 40], [10, 55, 14], 64)
+    [[0, 2], [1]]
+    """
+    groups: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
+        for group in groups:
+            together = [*group, row]
+            if max(lengths[n] for n in together) + max(limits[n] for n in together) <= most:
+                group.append(row)
+                break
+        else:
+            groups.append([row])
+    return [sorted(group) for group in groups]
+
+
 class _Row:
     """One row while its answer is generated."""
 

@@ -20,6 +20,7 @@ from mmedit.cases import Example
 from mmedit.deltas import Delta, compose_all, linear_at
 from mmedit.errors import SiteError
 from mmedit.metrics.multiclass_log_probs import answer_nll
+from mmedit.vlm.decoding import groups_with_room
 from mmedit.vlm.edit import Edit, merged, nameless, with_own_name
 from mmedit.vlm.frozen import Frozen
 from mmedit.vlm.identity import Identity
@@ -86,12 +87,32 @@ class NetworkVLM(VLM):
         require_decoding_of(decoding, len(examples))
         one = self._pass(examples)
         inputs = self.adapter.inputs(examples, one.images, padding_side="left", with_target=False)
+        if decoding is not None:
+            lengths, limits = inputs.attention_mask.sum(1), decoding.limits(max_new_tokens)
+            groups = groups_with_room(lengths.tolist(), limits, self.adapter.max_tokens)
+            if len(groups) > 1:
+                return self._answer_apart(examples, groups, max_new_tokens, decoding)
         with torch.no_grad():
             features = one.image_features()
             with one.language():
                 return self.adapter.generate(
                     inputs, features, max_new_tokens=max_new_tokens, decoding=decoding
                 )
+
+    def _answer_apart(
+        self,
+        examples: Sequence[Example],
+        groups: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        decoding: Decoding,
+    ) -> list[Answer]:
+        found: dict[int, Answer] = {}
+        for rows in groups:
+            asked, how = [examples[row] for row in rows], decoding.select(rows)
+            vlm = self.select(rows)
+            said = vlm.answer(asked, max_new_tokens=max_new_tokens, decoding=how)
+            found |= zip(rows, said, strict=True)
+        return [found[row] for row in range(len(examples))]
 
     def capture(self, examples: Sequence[Example], sites: Sequence[str]) -> Captured:
         self.require_reach(examples, sites)
