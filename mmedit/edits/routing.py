@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from mmedit.deltas import Delta, compose_all
+from mmedit.deltas import Delta, Dense, LowRank, compose_all
 from mmedit.edits.routed_deltas import route
 from mmedit.errors import EditError
 from mmedit.vlm.edit import Edit, moved
@@ -83,5 +83,14 @@ def _deltas_of(edit: Edit, device: torch.device) -> Mapping[str, Delta]:
     kept = _READY.get(edit)
     if kept is None or kept[0] != device:
         found = {site: moved(delta, device) for site, delta in (edit.deltas or {}).items()}
-        kept = _READY[edit] = (device, found)
+        kept = _READY[edit] = (device, {site: _kept_apart(delta) for site, delta in found.items()})
     return kept[1]
+
+
+def _kept_apart(delta: Delta) -> Delta:
+    """Return a low-rank delta with NaN or infinity as a dense one: beside others it would reach
+    their rows, as nothing times NaN is NaN.
+    """
+    if isinstance(delta, LowRank) and not (delta.u.isfinite().all() and delta.v.isfinite().all()):
+        return Dense(delta.weight())
+    return delta

@@ -46,15 +46,15 @@ SLACK = 8
 class RowDecoding:
     """How the tokens of one row are chosen, and when it ends."""
 
-    temperature: float = 0.0
+    temperature: int | float = 0.0
     """Divides the scores before a token is sampled; 0 takes the likeliest token."""
-    top_p: float = 1.0
+    top_p: int | float = 1.0
     """Sample among the likeliest tokens that have this probability together."""
     seed: int = 0
     """Seed of the row's noise."""
     max_new_tokens: int | None = None
     """Largest number of new tokens, if it is below that of the call."""
-    stop: tuple[str, ...] = ()
+    stop: Sequence[str] = ()
     """Texts that end the answer. They are not part of it."""
     on_tokens: Callable[[list[int]], bool] | None = None
     """Called after each step with all new tokens of the row, the end token left out. The row is

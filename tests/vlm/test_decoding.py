@@ -261,7 +261,7 @@ def test_prompt_tokens_are_those_of_the_networks_inputs(any_vlm: NetworkVLM):
     [
         ({"temperature": -1.0}, "temperature is -1.0; expected a number from 0 on"),
         ({"temperature": float("nan")}, "temperature is nan; expected a number from 0 on"),
-        ({"temperature": "hot"}, "temperature is 'hot'; expected a number from 0 on"),
+        ({"temperature": True}, "temperature is True; expected a number from 0 on"),
         ({"top_p": 0.0}, "top_p is 0.0; expected a number above 0, at most 1"),
         ({"top_p": 1.1}, "top_p is 1.1; expected a number above 0, at most 1"),
         ({"seed": -1}, "seed is -1; expected a whole number from 0 on"),
