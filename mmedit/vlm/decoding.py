@@ -92,8 +92,6 @@ class RowsDecoding(Decoding):
 
     def __init__(self, rows: Sequence[RowDecoding]) -> None:
         object.__setattr__(self, "rows", tuple(rows))
-        if wrong := [row for row in self.rows if not isinstance(row, RowDecoding)]:
-            raise ConfigError(f"a row is {shortened(wrong[0])}; expected a RowDecoding")
 
     def limits(self, max_new_tokens: int) -> list[int]:
         return [min(row.max_new_tokens or max_new_tokens, max_new_tokens) for row in self.rows]

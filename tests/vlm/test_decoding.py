@@ -285,5 +285,3 @@ def test_a_decoding_for_another_number_of_rows_is_one_error(tiny_vlm: NetworkVLM
 def test_what_is_not_a_decoding_is_one_error(tiny_vlm: NetworkVLM):
     with pytest.raises(ConfigError, match=r"decoding is 0\.7; expected RowsDecoding"):
         tiny_vlm.answer(SEEN, max_new_tokens=2, decoding=0.7)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ConfigError, match=r"a row is 0\.7; expected a RowDecoding"):
-        RowsDecoding([0.7])  # pyright: ignore[reportArgumentType]
