@@ -117,7 +117,7 @@ class RowsDecoding(Decoding):
 
 
 def groups_with_room(lengths: Sequence[int], limits: Sequence[int], most: int) -> list[list[int]]:
-    """Return the rows in groups that can be answered together, with as few groups as comes easily.
+    """Return the rows in groups, of which each has room to be answered as one batch.
 
     A row that has ended goes on through the network until the last row of its batch has ended, so
     the longest prompt of a batch needs room for the largest number of new tokens in it.

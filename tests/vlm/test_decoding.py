@@ -236,7 +236,7 @@ def test_a_row_in_scope_is_told_the_tokens_of_the_counterfactual_model_alone(vlm
 def remembering(vlm: VLM, edits: Sequence[Example]) -> SERACVLM:
     """Return the VLM with an untrained SERAC, whose scope is the very same questions."""
     small = {"scope_width": 16, "scope_layers": 1, "counterfactual_width": 16}
-    editor = SERAC(SERACConfig(counterfactual_layers=1, **small))
+    editor = SERAC(SERACConfig.model_validate({"counterfactual_layers": 1, **small}))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = editor.build(editor.facts(vlm))
