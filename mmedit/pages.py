@@ -10,26 +10,23 @@ from mmedit.config import read_cases
 from mmedit.errors import MmeditError
 from mmedit.records.schema import Record, RunManifest
 from mmedit.records.store import read_run
-from mmedit.report.render.page import write_report
+from mmedit.report.render.page import EXAMPLES, write_report
 from mmedit.settings import Overrides
 
-PICTURED = 8
-"""Number of edits that a report shows with their images."""
 
-
-def report_run(folder: Path) -> tuple[Path, str]:
+def report_run(folder: Path, *, examples: int = EXAMPLES) -> tuple[Path, str]:
     """Write `report.html` of a finished run from its records, without a model.
 
-    Returns its path, and why it has no images ("" if it has them). Raises DataError for a folder
-    without records.
+    `examples` is the number of edits shown with their images. Returns the path, and why the page
+    has no images ("" if it has them). Raises DataError for a folder without records.
     """
     records, manifest = read_run(folder)
     try:
-        cases, reason = _pictured_cases(manifest), ""
+        cases, reason = _pictured_cases(manifest, examples), ""
     except MmeditError as error:
         cases, reason = [], str(error)
-    path = write_page(folder, records, manifest, cases, title=folder.resolve().name)
-    return path, reason
+    title = folder.resolve().name
+    return write_page(folder, records, manifest, cases, title=title, examples=examples), reason
 
 
 def write_page(
@@ -39,14 +36,15 @@ def write_page(
     cases: Sequence[EditCase],
     *,
     title: str,
+    examples: int = EXAMPLES,
 ) -> Path:
     """Write `report.html` of a run, with the images of the first cases; returns its path."""
     return write_report(
         folder,
         records,
-        images=save_images(cases[:PICTURED], folder / "images"),
+        images=save_images(cases[:examples], folder / "images"),
         title=title,
-        examples=PICTURED,
+        examples=examples,
         manifest=manifest,
     )
 
@@ -70,10 +68,10 @@ def save_images(cases: Sequence[EditCase], folder: Path) -> dict[str, Path]:
     return files
 
 
-def _pictured_cases(manifest: RunManifest) -> Sequence[EditCase]:
+def _pictured_cases(manifest: RunManifest, number: int) -> Sequence[EditCase]:
     """Read the first cases of a run's dataset again."""
     written = manifest.run.overrides
     overrides = Overrides.parse(text for text in written if text.startswith("dataset."))
-    limit = min(manifest.limit or PICTURED, PICTURED)
+    limit = max(1, min(manifest.limit or number, number))
     settings = overrides.of("dataset")
     return read_cases(manifest.dataset, "test", settings, limit=limit, seed=manifest.seed)

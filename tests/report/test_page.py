@@ -1,5 +1,6 @@
 import base64
 import errno
+import hashlib
 import io
 import os
 import re
@@ -62,7 +63,12 @@ def report(directory, *records, images=None, **options):
 
 
 def verdicts(page):
-    return re.findall(r'<li(?: class="(\w+)")?><span class="editor">(\w+)', page)
+    return re.findall(r'<li(?: class="(\w+)")?[^>]*><span class="editor">(\w+)', page)
+
+
+def outcomes(page):
+    """Return method, edit and locality of every answer, as the filter asks for them."""
+    return re.findall(r'data-method="(\w*)" data-edit="(\w*)" data-locality="(\w*)"', page)
 
 
 def test_the_page_is_written_into_the_folder_with_title_edits_and_methods(tmp_path):
@@ -74,7 +80,7 @@ def test_the_page_is_written_into_the_folder_with_title_edits_and_methods(tmp_pa
 
 
 def test_every_element_that_opens_closes(tmp_path):
-    void = {"meta", "br", "img"}
+    void = {"meta", "br", "img", "input"}
     opened = []
 
     class Balance(HTMLParser):
@@ -112,7 +118,7 @@ def test_prompts_targets_answers_and_names_are_escaped_everywhere(tmp_path):
         manifest=manifest,
         images=lambda name: None,
     )
-    assert "<script" not in page
+    assert page.count("<script") == 1
     for suffix in ("t", "1", "2"):
         assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" + suffix in page
 
@@ -120,9 +126,16 @@ def test_prompts_targets_answers_and_names_are_escaped_everywhere(tmp_path):
 def test_nothing_is_loaded_from_outside(tmp_path):
     Image.new("RGB", (10, 10)).save(tmp_path / "a.png")
     page = report(tmp_path, record(reliability=asked(image="a")), images={"a": tmp_path / "a.png"})
-    assert not re.search(r"https?://|url\(|<link|<script|@import", page)
-    assert re.findall(r'src="(data:image/png;base64,)', page)
+    assert not re.search(r"https?://|url\(|<link|<script src|@import", page)
+    assert re.findall(r'src="(data:image/webp;base64,)', page)
     assert "default-src 'none'" in page
+
+
+def test_the_policy_of_the_page_allows_its_own_script_alone(tmp_path):
+    page = report(tmp_path, record())
+    [script] = re.findall(r"<script>(.+?)</script>", page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}';" in page
 
 
 def test_request_rephrase_and_locality_images_are_embedded_as_thumbnails(tmp_path):
@@ -137,10 +150,11 @@ def test_request_rephrase_and_locality_images_are_embedded_as_thumbnails(tmp_pat
         ),
         images=lambda name: tmp_path / f"{name}.jpg",
     )
-    shown = re.findall(r'src="data:image/png;base64,([^"]+)" alt="([\w ]+)"', page)
+    shown = re.findall(r'src="data:image/webp;base64,([^"]+)" alt="([\w ]+)"', page)
     assert [caption for _, caption in shown] == ["request", "image rephrase", "image locality"]
-    sizes = {Image.open(io.BytesIO(base64.b64decode(png))).size for png, _ in shown}
+    sizes = {Image.open(io.BytesIO(base64.b64decode(webp))).size for webp, _ in shown}
     assert sizes == {(128, 64)}
+    assert page.count('<img loading="lazy" decoding="async" width="128" height="64" src=') == 3
 
 
 def test_an_image_that_is_not_to_be_had_leaves_a_placeholder(tmp_path):
@@ -184,12 +198,65 @@ def test_a_locality_answer_is_green_when_it_did_not_change(tmp_path, said, verdi
     assert verdicts(page)[1] == (verdict, "mend")
 
 
-def test_an_answer_that_was_not_generated_has_no_colour_but_its_exact_match(tmp_path):
+def test_an_answer_that_was_not_generated_is_marked_by_its_exact_match(tmp_path):
     local = asked(local=agreement(0.0))
     page = report(tmp_path, record(reliability=asked(em=1.0), text_locality=local))
-    assert verdicts(page) == [("", "mend"), ("", "mend")]
+    assert verdicts(page) == [("right", "mend"), ("wrong", "mend")]
     assert "not generated; EM 0 → 1" in page
     assert "not generated; EM with the base model 0" in page
+
+
+@pytest.mark.parametrize(
+    ("reliable", "local", "outcome"),
+    [
+        (asked(said=("blue", "red")), asked(said=("7", "7"), local=agreement(1)), ("took", "kept")),
+        (
+            asked(said=("blue", "n")),
+            asked(said=("7", "8"), local=agreement(0)),
+            ("failed", "broken"),
+        ),
+        (asked(em=0.0), asked(local=agreement(1.0)), ("failed", "kept")),
+    ],
+)
+def test_an_edit_took_and_its_locality_is_kept_if_those_answers_are_right(
+    tmp_path, reliable, local, outcome
+):
+    page = report(tmp_path, record(reliability=reliable, text_locality=local))
+    assert set(outcomes(page)) == {("mend", *outcome)}
+
+
+def test_one_changed_answer_breaks_the_locality_of_the_edit(tmp_path):
+    kept, changed = (asked(said=("7", said), local=agreement(1.0)) for said in "78")
+    page = report(tmp_path, record(text_locality=kept, image_locality=changed))
+    assert set(outcomes(page)) == {("mend", "took", "broken")}
+
+
+def test_every_choice_of_the_filter_has_the_number_of_edits_it_shows(tmp_path):
+    local = asked(local=agreement(1.0))
+    page = report(
+        tmp_path,
+        record("1", editor="mend", text_locality=local),
+        record("2", editor="mend", reliability=asked(em=0.0), text_locality=local),
+        record("2", editor="ft"),
+    )
+    shown = re.findall(r'name="(\w+)" value="(\w*)".*?<span class="count">(\d+)<', page)
+    assert shown == [
+        ("method", "", "2"),
+        ("method", "mend", "2"),
+        ("method", "ft", "1"),
+        ("edit", "", "2"),
+        ("edit", "took", "2"),
+        ("edit", "failed", "1"),
+        ("locality", "", "2"),
+        ("locality", "kept", "2"),
+        ("locality", "broken", "0"),
+    ]
+
+
+def test_a_run_without_locality_probes_has_no_filter_by_locality(tmp_path):
+    page = report(tmp_path, record())
+    assert 'name="edit"' in page
+    assert 'name="locality"' not in page
 
 
 def test_the_gallery_shows_the_first_cases_under_every_method_that_edits(tmp_path):
@@ -295,6 +362,7 @@ def test_the_page_of_a_sequence_has_its_plots_and_shows_edits_after_the_last_one
     assert page.count("at last") == 2
     assert "at once" not in page
     assert "beside</span>" not in page
+    assert re.search(r'<img class="figure" loading="lazy" [^>]*width="\d', page)
     assert "Each method is shown after its last edit" in page
     assert "2 edits. Methods: ft." in page
 
