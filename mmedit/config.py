@@ -35,7 +35,7 @@ from mmedit.config_files import (
 )
 from mmedit.errors import ConfigError, UnknownNameError, shortened
 from mmedit.hub import require_on_hub
-from mmedit.progress import Progress, silent
+from mmedit.progress import Progress, by_itself, silent
 from mmedit.settings import MAX_SEED, Overrides, Values, merged, validate, validate_set
 from mmedit.storage import config_folder, is_hub_id
 
@@ -171,14 +171,16 @@ def load_cases(
     *,
     limit: int | None = None,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | None = None,
     **settings: Any,
 ) -> Cases:
     """Return the edit cases of a dataset, or the first `limit` of them.
 
     `settings` are the dataset's, for example `load_cases("evqa", "test", root="editing-data")`.
+    Without a `progress`, a Jupyter notebook shows a bar if reading takes longer than a second.
     Raises UnknownNameError for the dataset or the split, ConfigError, DataError.
     """
+    progress = progress or by_itself(delay=1.0)
     return read_cases(name, split, settings, limit=limit, seed=seed, progress=progress)
 
 

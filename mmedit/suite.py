@@ -43,7 +43,7 @@ from mmedit.config_checks import (
 from mmedit.config_files import MAX_BATCH, Block, VLMFile, require_names
 from mmedit.pages import write_page
 from mmedit.processes import is_main_process
-from mmedit.progress import Progress, silent
+from mmedit.progress import Progress, by_itself, silent
 from mmedit.records.notes import notes_of
 from mmedit.records.schema import Record, RunManifest
 from mmedit.records.store import RECORDS, read_manifest
@@ -150,14 +150,16 @@ def run_suite(
     folder: str | Path,
     *,
     options: RunOptions | None = None,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> list[BlockResult]:
     """Run every block in a folder of its name inside `folder`, and write `table.md` of all.
 
     All blocks are checked before the first one starts. Consecutive blocks share a VLM, and blocks
-    with the same VLM, dataset and settings share fitted editors. Raises MmeditError.
+    with the same VLM, dataset and settings share fitted editors. Without a `progress`, bars are
+    shown in a Jupyter notebook, and nothing elsewhere. Raises MmeditError.
     """
     require_path(folder)
+    progress = progress or by_itself()
     plans = prepare_all(named_blocks(blocks), Path(folder), options or RunOptions())
     results, reusable = [], Reusable()
     for plan in plans:

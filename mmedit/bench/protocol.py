@@ -19,6 +19,7 @@ from mmedit.bench.scoring import measure
 from mmedit.cases import EditCase, Example, Probe, require_distinct_ids
 from mmedit.editors.base import Editor, EditorConfig
 from mmedit.editors.given import as_editor, label_of
+from mmedit.progress import Progress, by_itself, counted
 from mmedit.records.schema import BASE, ProbeRecord, Record, Test
 from mmedit.vlm.interface import VLM, as_vlm
 
@@ -47,13 +48,15 @@ def evaluate(
     name: str = "",
     batch_size: int = 1,
     max_new_tokens: int = 0,
+    progress: Progress | None = None,
 ) -> Iterator[Record]:
     """Edit the base model with each case's request alone and test its probes; yield one record per
     case, in order.
 
     `name` is the editor's name in the records, by default its label. An editor of your own needs
     only `apply_each`, and then a name. With `max_new_tokens` > 0 the
-    records also hold free generations before and after the edit, and their scores. Costs per batch
+    records also hold free generations before and after the edit, and their scores. Without a
+    `progress`, a bar is shown in a Jupyter notebook, and nothing elsewhere. Costs per batch
     of cases: one `apply_each`, and per probe one forward of the base and of the edited model.
     Several editors share the forwards of the base through `Meter`. Raises ConfigError, ModelError
     if the base model's outputs are not finite, and an error for an argument of another kind.
@@ -72,7 +75,8 @@ def evaluate(
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
     )
-    return meter.evaluate(editor, cases)
+    records = meter.evaluate(editor, cases)
+    return counted(records, f"measuring {meter.name}", len(cases), progress or by_itself())
 
 
 @dataclass(frozen=True, kw_only=True)

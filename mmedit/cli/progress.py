@@ -3,68 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import timedelta
 
 import rich.progress
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from mmedit.progress import Progress
+from mmedit.progress import Clock, Pace, Progress, followed
 
 PERIOD = 10.0
 """Seconds between two lines of one task, at least."""
-Clock = Callable[[], float]
-"""Returns the time in seconds."""
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How fast one task goes, counted from its first report."""
-
-    begun: float
-    """Time of the first report, in seconds."""
-    at_first: int
-    """Number of items that were done at the first report: 0 unless the task was resumed."""
-    now: float
-    """Time of the latest report, in seconds."""
-    done: int
-    total: int
-    """Number of items in all; 0 if it is unknown."""
-
-    def then(self, done: int, total: int, now: float) -> Pace:
-        """Return the pace after another report."""
-        return replace(self, now=now, done=done, total=total)
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since the first report."""
-        return self.now - self.begun
-
-    @property
-    def rate(self) -> float | None:
-        """Items per second; None before anything was done."""
-        made = self.done - self.at_first
-        return made / self.seconds if made > 0 and self.seconds > 0 else None
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether all items are done."""
-        return 0 < self.total <= self.done
-
-    def __str__(self) -> str:
-        """Return rate and time left, for example "2.3/s, 0:00:35 left"."""
-        if self.rate is None:
-            return ""
-        rate = f"{self.rate:.1f}/s" if self.rate >= 1 else f"{1 / self.rate:.1f} s each"
-        if self.is_finished:
-            return f"{rate}, took {_clock_face(self.seconds)}"
-        if not self.total:
-            return rate
-        return f"{rate}, {_clock_face((self.total - self.done) / self.rate)} left"
 
 
 @contextmanager
@@ -116,7 +66,7 @@ class _Bars(rich.progress.Progress):
         """Move the bar of a task: a `Progress`."""
         rows = {row.description: row for row in self.tasks}
         previous: Pace | None = rows[task].fields["latest"] if task in rows else None
-        pace = _followed(previous, done, total, self.get_time())
+        pace = followed(previous, done, total, self.get_time())
         row: TaskID = rows[task].id if task in rows else self.add_task(task, pace="", latest=pace)
         self.figures = figures
         self.update(row, completed=done, total=total or None, pace=str(pace), latest=pace)
@@ -132,23 +82,11 @@ def _lines(console: Console, clock: Clock) -> Progress:
     printed: dict[str, Pace] = {}
 
     def show(task: str, done: int, total: int, figures: str) -> None:
-        pace = latest[task] = _followed(latest.get(task), done, total, clock())
+        pace = latest[task] = followed(latest.get(task), done, total, clock())
         last = printed.get(task)
         if last is None or _is_new(pace, last) or pace.now - last.now >= PERIOD:
             printed[task] = pace
-            count = f"{task}: {done:,}/{total:,}" if total else f"{task}: {done:,}"
-            parts = [part for part in (count, str(pace), figures) if part]
+            parts = [part for part in (f"{task}: {pace.count}", str(pace), figures) if part]
             console.print(", ".join(parts), markup=False, soft_wrap=True)
 
     return show
-
-
-def _followed(previous: Pace | None, done: int, total: int, now: float) -> Pace:
-    """Return the pace after a report. A count that falls begins the task anew."""
-    if previous is None or done < previous.done:
-        return Pace(begun=now, at_first=done, now=now, done=done, total=total)
-    return previous.then(done, total, now)
-
-
-def _clock_face(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmedit.arguments import as_cases, as_count
 from mmedit.cases import EditCase
 from mmedit.errors import ConfigError
-from mmedit.progress import Progress, silent
+from mmedit.progress import Progress, by_itself
 
 MAX_SEED = 2**63 - 1
 """Largest seed of torch's generators."""
@@ -28,7 +28,8 @@ class Fitting:
     is used.
     """
     seed: int = 0
-    progress: Progress = silent
+    progress: Progress = field(default_factory=by_itself)
+    """Called with every report; by default bars in a Jupyter notebook, and nothing elsewhere."""
     folder: Path | None = None
     """Folder for checkpoints. Training resumes from the last checkpoint in it."""
 

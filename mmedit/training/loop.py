@@ -121,6 +121,8 @@ class _Run:
     def _steps(self, start: int) -> int:
         self.learner.train()
         self.started = begun = time.perf_counter()
+        if self.accelerator.is_main_process:
+            self.given.progress("training", start, self.config.steps, "")
         steps_then = checked = start
         for step in range(start, self.config.steps):
             if self._stopped_early():
