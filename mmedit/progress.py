@@ -44,7 +44,7 @@ def counted(items: Iterable[Item], task: str, total: int, progress: Progress) ->
 
 
 def by_itself(*, delay: float = 0.0) -> Progress:
-    """Return bars in a Jupyter notebook, and `silent` elsewhere: for a caller who gave no `Progress`.
+    """Return bars in a Jupyter notebook, and `silent` elsewhere: for callers who gave no progress.
 
     Tasks that end within `delay` seconds are not shown.
     """
@@ -134,15 +134,16 @@ class NotebookBars:
         """Move the bar of a task: a `Progress`."""
         now, last = self._clock(), self._tasks.get(task)
         pace = followed(last, done, total, now)
-        is_new = last is None or last.begun != pace.begun
-        if is_new and all(one.is_finished for one in self._tasks.values()) and self._display:
-            self._tasks, self._display = {}, None  # other work: below the cell that runs now
+        others = [one for name, one in self._tasks.items() if name != task]
+        again = last is not None and last.begun != pace.begun
+        if again and all(one.is_finished for one in others):
+            self._tasks, self._display = {}, None  # the work is repeated, maybe in another cell
         self._tasks[task], self._figures = pace, figures
-        finished_now = pace.is_finished and not (last and last.is_finished)
+        is_turn = last is None or again or pace.is_finished != last.is_finished
         if self._display is None:
             if self._delay <= now - min(one.begun for one in self._tasks.values()):
                 self._open(now)
-        elif is_new or finished_now or now - self._shown_at >= REFRESH:
+        elif is_turn or now - self._shown_at >= REFRESH:
             self._display.update(self._bundle(), raw=True)
             self._shown_at = now
 
