@@ -1,4 +1,4 @@
-"""Benchmark runs, and the report page of a run."""
+"""Benchmark runs."""
 
 from __future__ import annotations
 
@@ -281,24 +281,3 @@ def _flag_blocks(
     }
     chosen = dict.fromkeys(datasets or ["easyvqa"])
     return out_folder, {name: Block.model_validate(common | {"dataset": name}) for name in chosen}
-
-
-@app.command(epilog=examples("mmedit report runs/x", "mmedit report runs/x --examples 500"))
-def report(
-    run: Annotated[Path, typer.Argument(parser=folder, metavar="RUN", help="A run folder.")],
-    number: Annotated[
-        int,
-        typer.Option("--examples", min=0, metavar="N", help="Show the first N edits with answers."),
-    ] = 40,
-) -> None:
-    """Write report.html of a finished run, from its records.
-
-    The page shows images where the run's dataset can be found. It filters the edits by method and
-    outcome. No model is loaded.
-    """
-    from mmedit.pages import report_run
-
-    path, reason = report_run(run, examples=number)
-    if reason:
-        say(f"the report has no images, because the dataset cannot be read: {reason}", to=err)
-    say(f"written: {path}")

@@ -1,4 +1,4 @@
-"""Tables, comparisons and plots, made from records alone."""
+"""Tables, comparisons, plots and report pages, made from records alone."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from mmedit.cli.console import (
     RunsArgument,
     app,
     either,
+    err,
     examples,
     folder,
     known,
@@ -163,6 +164,27 @@ def plot(
         for write in (write_plots, write_sequence_plots):
             for path in write(one.records, place, title=one.title):
                 say(f"written: {path}")
+
+
+@app.command(epilog=examples("mmedit report runs/x", "mmedit report runs/x --examples 500"))
+def report(
+    run: Annotated[Path, typer.Argument(parser=folder, metavar="RUN", help="A run folder.")],
+    number: Annotated[
+        int,
+        typer.Option("--examples", min=0, metavar="N", help="Show the first N edits with answers."),
+    ] = 40,
+) -> None:
+    """Write report.html of a finished run, from its records.
+
+    The page shows images where the run's dataset can be found. It filters the edits by method and
+    outcome. No model is loaded.
+    """
+    from mmedit.pages import report_run
+
+    path, reason = report_run(run, examples=number)
+    if reason:
+        say(f"the report has no images, because the dataset cannot be read: {reason}", to=err)
+    say(f"written: {path}")
 
 
 def _require_names(published: str | None, model: str | None, dataset: str | None) -> None:
