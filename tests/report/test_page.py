@@ -5,6 +5,7 @@ import io
 import os
 import re
 from html.parser import HTMLParser
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -12,9 +13,10 @@ from PIL import Image
 
 from mmedit import storage
 from mmedit.cases import Probe
+from mmedit.cli.tables import report as report_command
 from mmedit.errors import DataError, ImageError, RunError
 from mmedit.records.schema import Locality, ProbeRecord, Record, RunManifest, Scores
-from mmedit.report.render.page import write_report
+from mmedit.report.render.page import EXAMPLES, write_report
 
 WORDS: dict[str, Any] = {"title": "A run"}
 
@@ -397,3 +399,7 @@ def test_no_records_make_no_page(tmp_path):
     with pytest.raises(DataError, match="no records"):
         report(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_shows_as_many_edits_as_the_page_of_a_run():
+    assert signature(report_command).parameters["number"].default == EXAMPLES

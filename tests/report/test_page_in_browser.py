@@ -207,10 +207,9 @@ def test_pictures_have_their_size_before_they_are_loaded(page):
     for picture in page.locator(".pictures img").all():
         assert picture.get_attribute("loading") == "lazy"
         assert (picture.get_attribute("width"), picture.get_attribute("height")) == ("128", "64")
-    page.locator(".pictures img").last.scroll_into_view_if_needed()
-    page.wait_for_function(
-        "[...document.querySelectorAll('.pictures img')].at(-1).naturalWidth > 0"
-    )
+    last = page.locator(".pictures img").last
+    last.scroll_into_view_if_needed()
+    assert last.evaluate("img => img.decode().then(() => img.naturalWidth)") == 128
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
