@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from chromium import chromium
+from chromium import open_browser
 from PIL import Image
 
 from mmedit.cases import Probe
@@ -67,7 +67,7 @@ def address(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    with chromium() as started:
+    with open_browser() as started:
         yield started
 
 

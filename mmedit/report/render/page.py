@@ -36,6 +36,7 @@ from mmedit.storage import write_atomically
 REPORT = "report.html"
 EXAMPLES = 40
 """Number of edits shown with pictures and answers."""
+PIXELS_PER_POINT = 96 / 72
 SCRIPT = (Path(__file__).parent / "report.js").read_text(encoding="utf-8")
 
 
@@ -93,18 +94,19 @@ def write_report(
 
 @dataclass(frozen=True)
 class Embedded:
-    """A figure as a data URI, with its size in points."""
+    """A figure as a data URI, with its size in pixels."""
 
     name: str
     uri: str
-    width: str
-    height: str
+    width: int
+    height: int
 
 
 def _embedded(name: str, figure: Figure) -> Embedded:
     svg = svg_of(figure)
-    width, height = re.findall(rb'(?:width|height)="([\d.]+)pt"', svg)[:2]
-    return Embedded(name, data_uri(svg, "svg+xml"), width.decode(), height.decode())
+    points = re.findall(rb'(?:width|height)="([\d.]+)pt"', svg)[:2]
+    width, height = (round(float(number) * PIXELS_PER_POINT) for number in points)
+    return Embedded(name, data_uri(svg, "svg+xml"), width, height)
 
 
 def _shown(records: Sequence[Record], manifest: RunManifest | None) -> Measured:
