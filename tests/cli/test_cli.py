@@ -184,11 +184,11 @@ def test_show_lists_every_setting_with_its_value_for_a_vlm(mmedit_):
 def test_report_is_made_again_from_the_records_of_a_run(mmedit_, run_folder):
     page = run_folder / "report.html"
     written = page.read_text()
-    assert "data:image/png;base64" in written
+    assert "data:image/webp;base64" in written
     page.unlink()
     shown = mmedit_("report", run_folder)
     assert shown.code == 0
-    assert page.read_text().count("data:image/png") == written.count("data:image/png")
+    assert page.read_text().count("data:image/webp") == written.count("data:image/webp")
 
 
 def test_report_of_a_run_whose_images_are_gone_has_none(mmedit_, run_folder, tmp_path):
@@ -199,7 +199,7 @@ def test_report_of_a_run_whose_images_are_gone_has_none(mmedit_, run_folder, tmp
     shown = mmedit_("report", tmp_path / "moved")
     assert shown.code == 0
     assert "the report has no images" in shown.err
-    assert "data:image/png" not in (tmp_path / "moved" / "report.html").read_text()
+    assert "data:image/webp" not in (tmp_path / "moved" / "report.html").read_text()
 
 
 def test_a_run_folder_with_brackets_is_named_as_it_is(mmedit_, tmp_path):
@@ -375,4 +375,4 @@ def test_demo_runs_end_to_end_and_writes_a_report(mmedit_, tmp_path, monkeypatch
     assert "try next" in shown.out
     files = {file.name for file in (tmp_path / "runs" / "demo").iterdir()}
     assert files >= {"records.jsonl", "table.md", "table.tex", "report.html"}
-    assert "data:image/png;base64" in (tmp_path / "runs" / "demo" / "report.html").read_text()
+    assert "data:image/webp;base64" in (tmp_path / "runs" / "demo" / "report.html").read_text()
