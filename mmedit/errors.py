@@ -112,5 +112,9 @@ class RunError(MmeditError, RuntimeError):
     """A run folder that cannot be written, or that holds another run."""
 
 
+class ServeError(MmeditError, RuntimeError):
+    """A server that cannot begin to serve."""
+
+
 class JudgeError(MmeditError, RuntimeError):
     """A language model that should judge answers and does not."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.markup import escape
 
-from mmedit.cli import bench, data, demo, edit, fit, models, show, tables
+from mmedit.cli import bench, data, demo, edit, fit, models, serve, show, tables
 from mmedit.cli.console import app, err, out, say
 from mmedit.errors import ConfigError, MmeditError, shortened
 
@@ -73,4 +73,4 @@ def _run() -> int:
     return 0
 
 
-__all__ = ["bench", "data", "demo", "edit", "fit", "main", "models", "show", "tables"]
+__all__ = ["bench", "data", "demo", "edit", "fit", "main", "models", "serve", "show", "tables"]

@@ -176,24 +176,27 @@ class Engine:
         """Return rows with their largest number of new tokens. Those without the room that they ask
         for fail here.
         """
-        vlm = self._vlm([ticket.model for ticket, _ in sound])
-        prompts = vlm.prompt_tokens([example for _, example in sound])
-        rows = []
+        frozen, rows = self._base.frozen, []
+        prompts = frozen.prompt_tokens([example for _, example in sound])
         for (ticket, example), prompt in zip(sound, prompts, strict=True):
-            room = max(vlm.frozen.max_tokens - prompt, 1)
+            room = max(frozen.max_tokens - prompt, 1)
             asked = ticket.question.new_tokens
             if asked is not None and asked > room:
                 ticket.fail(_no_room(asked, room, prompt))
                 continue
-            ticket.usage = Usage(prompt, 0)
-            rows.append(Row(ticket, example, asked or min(room, self._limits.new_tokens)))
+            # In-context edits need room too: half of it is left to them.
+            usual = room if ticket.model.is_routable else max(room // 2, 1)
+            rows.append(Row(ticket, example, asked or min(usual, self._limits.new_tokens)))
         return rows
 
     def _answer_together(self, rows: Sequence[Row]) -> None:
         vlm = self._vlm([row.ticket.model for row in rows])
         decoding = RowsDecoding([self._decoding(row) for row in rows])
-        longest = max(row.new_tokens for row in rows)
-        answers = vlm.answer([row.example for row in rows], max_new_tokens=longest, decoding=decoding)
+        examples, lengths = [row.example for row in rows], [row.new_tokens for row in rows]
+        prompts = vlm.prompt_tokens(examples, new_tokens=lengths)
+        for row, prompt in zip(rows, prompts, strict=True):
+            row.ticket.usage = Usage(prompt, 0)
+        answers = vlm.answer(examples, max_new_tokens=max(lengths), decoding=decoding)
         for row, answer in zip(rows, answers, strict=True):
             row.ticket.finish(answer)
 
@@ -216,8 +219,8 @@ class Engine:
 def _no_room(asked: int, room: int, prompt: int) -> Refusal:
     return Refusal(
         400,
-        f"{asked} new tokens were asked for, and behind the prompt of {prompt} tokens (its image "
-        f"and context included) the model has room for {room}; ask for fewer, or shorten the prompt",
+        f"{asked} new tokens were asked for; behind the prompt of {prompt} tokens (its image and "
+        f"context included) the model has room for {room}. Ask for fewer, or shorten the prompt",
         code=TOO_LONG,
         param="max_tokens",
     )

@@ -1,4 +1,4 @@
-"""The models that a server offers: the base model, and every edit or stack of edits under a name."""
+"""The models that a server offers: the base model, and every edit or stack by its name."""
 
 from __future__ import annotations
 

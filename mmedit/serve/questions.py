@@ -40,9 +40,7 @@ class Question:
     def example(self) -> Example:
         """Return the question as an example, with its image decoded. Raises Refusal, DataError."""
         image = self.picture.decode() if self.picture else None
-        return Example(
-            prompt=self.prompt, target=NOBODY_KNOWS, image=image, context=self.context
-        )
+        return Example(prompt=self.prompt, target=NOBODY_KNOWS, image=image, context=self.context)
 
 
 @dataclass(frozen=True)
@@ -82,6 +80,11 @@ class Ticket:
     def is_done(self) -> bool:
         """Whether the answer is whole, or there will be none."""
         return self.answer is not None or self.error is not None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is something to show: a text, its end, or an error."""
+        return bool(self.text) or self.is_done
 
     @property
     def is_given_up(self) -> bool:

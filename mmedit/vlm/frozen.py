@@ -54,6 +54,11 @@ class Frozen:
         return self._adapter.stops.ends
 
     @property
+    def stop_texts(self) -> tuple[str, ...]:
+        """The texts that end an answer, besides the end tokens. They are not part of it."""
+        return self._adapter.stops.strings
+
+    @property
     def max_tokens(self) -> int:
         """Length of the longest sequence that the language model takes, in tokens."""
         return self._adapter.max_tokens
