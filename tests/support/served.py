@@ -8,8 +8,8 @@ import json
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,12 @@ class Served:
 
     process: Started
     port: int
+    opened: ExitStack = field(default_factory=ExitStack)
+    """The connections to it, closed at its end."""
 
     def client(self, **options: Any) -> openai.OpenAI:
         """Return OpenAI's client. It asks once: tests are about the first answer."""
-        http = openai.DefaultHttpxClient(trust_env=False)
+        http = self.opened.enter_context(openai.DefaultHttpxClient(trust_env=False))
         given = {
             "api_key": KEY,
             "max_retries": 0,
@@ -60,10 +62,11 @@ class Served:
         finally:
             connection.close()
 
-    def opened(self, head: bytes) -> socket.socket:
+    def connect(self, sent: bytes) -> socket.socket:
         """Return a connection over which these bytes were sent."""
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=SECONDS)
-        connection.sendall(head)
+        self.opened.enter_context(connection)
+        connection.sendall(sent)
         return connection
 
 
@@ -78,7 +81,9 @@ def serving(folder: Path, *arguments: object) -> Iterator[Served]:
             if not process.is_running() or time.monotonic() > until:
                 pytest.fail(f"the server did not start: {process.err.read_text()}")
             time.sleep(0.05)
-        yield Served(process, int(port))
+        served = Served(process, int(port))
+        with served.opened:
+            yield served
     finally:
         if process.is_running():
             process.kill()
