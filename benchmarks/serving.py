@@ -47,8 +47,10 @@ def main() -> None:
                 asked(port, bodies, clients=CLIENTS)  # image features, threads
             for _ in range(ROUNDS):
                 for name, port, clients in (
-                    ("alone", batched, 1), ("single", single, CLIENTS), ("batched", batched, CLIENTS),
-                ):  # fmt: skip
+                    ("alone", batched, 1),
+                    ("single", single, CLIENTS),
+                    ("batched", batched, CLIENTS),
+                ):
                     seconds, answers = asked(port, bodies, clients=clients)
                     assert answers == expected, "a batch changed an answer"
                     times[name].append(seconds)
@@ -59,8 +61,8 @@ def show(times: dict[str, list[float]]) -> None:
     """Print the table."""
     print(
         f"torch {torch.__version__}, {os.cpu_count()} cores, {platform.machine()}; {QUESTIONS} "
-        f"questions to {EDITS} edits (FT-M) of the embedded VLM, over HTTP; median of {ROUNDS}. All "
-        "answers were equal.\n"
+        f"questions to {EDITS} edits (FT-M) of the embedded VLM, over HTTP; median of {ROUNDS}. "
+        "All answers were equal.\n"
     )
     print("| clients | answered | requests per second | ratio |")
     print("|--:|---|--:|--:|")

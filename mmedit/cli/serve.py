@@ -222,7 +222,7 @@ def _desk(models: Models, edits_dir: Path, editors: Sequence[Path]) -> Desk:
     from mmedit.config import load_editor
     from mmedit.serve.desk import Desk
 
-    fitted = {path.name: load_editor(path, models.base.vlm) for path in editors}
+    fitted = {path.name: load_editor(path, models.base.base) for path in editors}
     desk = Desk(models, edits_dir, fitted)
     for fault in desk.restore():
         say(f"warning: {fault}", to=err)

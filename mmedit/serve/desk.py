@@ -40,14 +40,15 @@ DELETED = ".deleted"
 def base_model(vlm: VLM) -> Model:
     """Return the base model under the last part of its name: no client learns where it lies."""
     name = Path(vlm.name).name or "base"
-    return Model(name=name, vlm=vlm, created=int(time.time()))
+    return Model(name=name, base=vlm, created=int(time.time()))
 
 
 def model_of(base: VLM, edit: Edit, *, name: str = "", folder: Path | None = None) -> Model:
     """Return the model of an edit or stack. Raises EditError if it is one of another VLM."""
-    name = name or edit.name
-    vlm, made = base.with_edit(edit), datetime.fromisoformat(edit.made)
-    return Model(name=name, vlm=vlm, created=int(made.timestamp()), edit=edit, folder=folder)
+    made = int(datetime.fromisoformat(edit.made).timestamp())
+    model = Model(name=name or edit.name, base=base, created=made, edit=edit, folder=folder)
+    model.edited()  # the check that it fits
+    return model
 
 
 def add_edit(models: Models, written: str) -> None:
@@ -59,7 +60,7 @@ def add_edit(models: Models, written: str) -> None:
     if not equals or Path(written).exists():
         name, path = "", written
     edit = load_edit(path)
-    _offer(models, model_of(models.base.vlm, edit, name=name), f"--edit {written}")
+    _offer(models, model_of(models.base.base, edit, name=name), f"--edit {written}")
 
 
 def add_stack(models: Models, written: str) -> None:
@@ -76,7 +77,7 @@ def add_stack(models: Models, written: str) -> None:
         if part not in known:
             raise UnknownNameError("edit (--edit)", part, known)
     edits = [edit for part in parts if (edit := known[part])]
-    _offer(models, model_of(models.base.vlm, stack(name, edits)), f"--stack {written}")
+    _offer(models, model_of(models.base.base, stack(name, edits)), f"--stack {written}")
 
 
 def _offer(models: Models, model: Model, written: str) -> None:
@@ -141,8 +142,9 @@ class Desk:
         settings: dict[str, Any],
     ) -> Model:
         """Make an edit on a model, save it, and offer it. Raises MmeditError."""
-        editor = self._editor(method, on.vlm, settings)
-        edited = on.vlm.with_edit(editor.edit(on.vlm, requests, name=name))
+        vlm = on.edited()
+        editor = self._editor(method, vlm, settings)
+        edited = vlm.with_edit(editor.edit(vlm, requests, name=name))
         edited.save(self._folder / name)
         return self._open(self._folder / name)
 
@@ -163,7 +165,7 @@ class Desk:
             shutil.rmtree(doomed)
 
     def _open(self, path: Path) -> Model:
-        model = model_of(self._models.base.vlm, load_edit(path), name=path.name, folder=path)
+        model = model_of(self._models.base.base, load_edit(path), name=path.name, folder=path)
         self._models.add(model)
         return model
 

@@ -18,10 +18,9 @@ from typing import NamedTuple, final
 import torch
 
 from mmedit.cases import Example
-from mmedit.edits.routing import routed
 from mmedit.serve.growing import settled
 from mmedit.serve.limits import Limits
-from mmedit.serve.models import Model
+from mmedit.serve.models import Model, vlm_of
 from mmedit.serve.questions import Job, Question, Ticket, Usage
 from mmedit.serve.refusals import Refusal, of_error, stopping, too_slow
 from mmedit.vlm.decoding import RowDecoding, RowsDecoding
@@ -116,15 +115,15 @@ class Engine:
                 if len(together) < self._limits.batch and left > 0 and not self._is_closed:
                     self._changed.wait(left)
                     continue
-                taken = set(map(id, together))
-                self._waiting = deque(one for one in self._waiting if id(one) not in taken)
+                for one in together:
+                    self._waiting.remove(one)
                 return together
 
     def _drop_given_up(self) -> None:
-        for one in self._waiting:
-            if one.is_given_up:
-                one.fail(too_slow(self._limits.seconds))
-        self._waiting = deque(one for one in self._waiting if not one.is_given_up)
+        given_up = [one for one in self._waiting if one.is_given_up]
+        for one in given_up:
+            self._waiting.remove(one)
+            one.fail(too_slow(self._limits.seconds))
 
     def _with(self, first: Ticket) -> list[Ticket]:
         """Return the questions that can be answered together with the first one, it included. None
@@ -165,10 +164,13 @@ class Engine:
                 ticket.fail(error)
         if not found:
             return []
-        faults = self._base.frozen.faults([example for _, example in found], new_tokens=1)
-        for (ticket, _), fault in zip(found, faults, strict=True):
+        frozen = self._base.frozen
+        faults = frozen.faults([example for _, example in found], new_tokens=1)
+        for (ticket, example), fault in zip(found, faults, strict=True):
             if fault is not None:
-                ticket.fail(Refusal(400, fault, code=TOO_LONG, param="messages"))
+                is_long = frozen.prompt_tokens([example])[0] >= frozen.max_tokens
+                code = TOO_LONG if is_long else "invalid_prompt"
+                ticket.fail(Refusal(400, fault, code=code, param="messages"))
         sound = [(ticket, example) for ticket, example in found if not ticket.is_done]
         return self._with_lengths(sound) if sound else []
 
@@ -190,7 +192,7 @@ class Engine:
         return rows
 
     def _answer_together(self, rows: Sequence[Row]) -> None:
-        vlm = self._vlm([row.ticket.model for row in rows])
+        vlm = vlm_of([row.ticket.model for row in rows])
         decoding = RowsDecoding([self._decoding(row) for row in rows])
         examples, lengths = [row.example for row in rows], [row.new_tokens for row in rows]
         prompts = vlm.prompt_tokens(examples, new_tokens=lengths)
@@ -208,12 +210,6 @@ class Engine:
             return settled(frozen.decode(torch.tensor([list(ids)]))[0], stops)
 
         return ticket.decoding(row.new_tokens, text_of)
-
-    def _vlm(self, models: Sequence[Model]) -> VLM:
-        """Return the VLM that answers row i under model i."""
-        if all(model is models[0] for model in models):
-            return models[0].vlm
-        return routed(self._base, [model.parts for model in models])
 
 
 def _no_room(asked: int, room: int, prompt: int) -> Refusal:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import final
 
-from mmedit.edits.routing import is_routable
+from mmedit.edits.routing import is_routable, routed
 from mmedit.serve.refusals import Refusal, unknown_model
 from mmedit.vlm.edit import Edit
 from mmedit.vlm.interface import VLM
@@ -18,10 +19,10 @@ from mmedit.vlm.interface import VLM
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Model:
-    """One name that clients may ask, and the VLM behind it."""
+    """One name that clients may ask, and the edits behind it."""
 
     name: str
-    vlm: VLM
+    base: VLM
     created: int
     """Time of its making, in seconds since 1970."""
     edit: Edit | None = None
@@ -34,10 +35,26 @@ class Model:
         """The single edits, in order."""
         return self.edit.parts if self.edit else ()
 
-    @property
+    @cached_property
     def is_routable(self) -> bool:
         """Whether its questions can be answered in one batch with those of other edits."""
         return is_routable(self.parts)
+
+    @cached_property
+    def wrapped(self) -> VLM:
+        """The VLM of an edit that cannot be routed. Edits of weights are kept once, by `routed`."""
+        return self.edited()
+
+    def edited(self) -> VLM:
+        """Return the base model with its edits. Raises EditError if they are of another VLM."""
+        return self.base.with_edit(self.edit) if self.edit else self.base
+
+
+def vlm_of(models: Sequence[Model]) -> VLM:
+    """Return the VLM that answers row i under model i. Models that cannot be routed are alone."""
+    if not models[0].is_routable:
+        return models[0].wrapped
+    return routed(models[0].base, [[model.edit] if model.edit else [] for model in models])
 
 
 @final
