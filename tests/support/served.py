@@ -58,7 +58,7 @@ class Served:
         try:
             connection.request(method, path, content, usual | dict(headers or {}))
             response = connection.getresponse()
-            return response.status, json.loads(response.read() or b"null"), dict(response.headers)
+            return response.status, json.loads(response.read() or b"null"), response.headers
         finally:
             connection.close()
 
