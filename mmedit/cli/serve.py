@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -137,8 +138,11 @@ def serve(
     from mmedit.serve.server import address_of, bound, is_local
     from mmedit.serve.server import serve as run
 
-    if api_key is not None and not api_key.strip():
-        raise ConfigError("--api-key is empty; give a key, or leave the option out")
+    if api_key is not None and not re.fullmatch("[!-~]+", api_key):
+        raise ConfigError(
+            "--api-key is empty, or holds a space or a letter that is not ASCII; a key that can be "
+            'sent: python -c "import secrets; print(secrets.token_urlsafe())"'
+        )
     if allow_edits and api_key is None:
         raise ConfigError(
             "--allow-edits lets clients write to this machine, so it needs a key; set "
@@ -155,34 +159,34 @@ def serve(
         body_bytes=round(max_body * MEGABYTE),
         pixels=max_pixels,
     )
-    listening = bound(host, port)
-    base = _loaded(vlm, settings)
-    models = _models(base, edit or (), stack or ())
-    desk = _desk(models, edits_dir, editor or ()) if allow_edits else None
-    pictures = Pictures(
-        most_pixels=max_pixels,
-        most_bytes=limits.body_bytes,
-        allow_urls=allow_image_urls,
-        root=image_root,
-    )
-    service = Service(
-        engine=Engine(base, limits),
-        models=models,
-        pictures=pictures,
-        limits=limits,
-        desk=desk,
-        api_key=api_key,
-    )
-    address = address_of(listening)
+    with bound(host, port) as listening:
+        base = _loaded(vlm, settings)
+        models = _models(base, edit or (), stack or ())
+        desk = _desk(models, edits_dir, editor or ()) if allow_edits else None
+        pictures = Pictures(
+            most_pixels=max_pixels,
+            most_bytes=limits.body_bytes,
+            allow_urls=allow_image_urls,
+            root=image_root,
+        )
+        service = Service(
+            engine=Engine(base, limits),
+            models=models,
+            pictures=pictures,
+            limits=limits,
+            desk=desk,
+            api_key=api_key,
+        )
+        address = address_of(listening)
 
-    def announce() -> None:
-        say(f"models: {', '.join(models.names())}")
-        if not is_local(host) and api_key is None:
-            say("warning: other machines can ask this server, and no --api-key is set", to=err)
-        say(f"serving at {address}/v1 (stop with Ctrl+C)")
-        out.file.flush()
+        def announce() -> None:
+            say(f"models: {', '.join(models.names())}")
+            if not is_local(host) and api_key is None:
+                say("warning: other machines can ask this server, and no --api-key is set", to=err)
+            say(f"serving at {address}/v1 (stop with Ctrl+C)")
+            out.file.flush()
 
-    run(create_app(service), listening, limits, announce)
+        run(create_app(service), listening, limits, announce)
     say("stopped: all that was asked is answered")
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
+from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -150,11 +151,11 @@ class Service:
     async def _picture(self, url: str | None) -> Picture | None:
         return None if url is None else await asyncio.to_thread(self.pictures.read, url)
 
-    async def _decoded(self, url: str | None) -> Any:
+    async def _decoded(self, url: str | None) -> Image.Image | None:
         picture = await self._picture(url)
         return None if picture is None else await asyncio.to_thread(picture.decode)
 
-    async def _done(self, request: Request, work: Any) -> object:
+    async def _done(self, request: Request, work: Callable[[], object]) -> object:
         """Return the result of work of the engine's thread. Work that has begun is finished, also
         for a client that has gone.
         """

@@ -7,6 +7,7 @@ every edit that a client was told of is there when the server starts again.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
 import time
@@ -57,7 +58,7 @@ def add_edit(models: Models, written: str) -> None:
     Raises ConfigError, EditError.
     """
     name, equals, path = written.partition("=")
-    if not equals or Path(written).exists():
+    if not equals or os.path.exists(written):
         name, path = "", written
     edit = load_edit(path)
     _offer(models, model_of(models.base.base, edit, name=name), f"--edit {written}")

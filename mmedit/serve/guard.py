@@ -1,5 +1,5 @@
-"""What every request passes before a route sees it: the key, the type of its body, the number of
-open requests, and the time that it may take in all.
+"""Checks that every request passes before a route sees it: the key, the type of its body, the
+number of open requests, and the time that it may take in all.
 """
 
 from __future__ import annotations

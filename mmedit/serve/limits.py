@@ -1,4 +1,4 @@
-"""What one server takes at most, and how it batches."""
+"""Limits of one server, and how it batches."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ NOBODY_KNOWS = "?"
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What one request asks."""
+    """The question of one request, and how it wants the answer."""
 
     prompt: str
     context: str = ""
@@ -68,6 +68,7 @@ class Ticket:
         self.model = model
         self.arrived = time.monotonic()
         self.deadline = self.arrived + seconds
+        self.seed = secrets.randbelow(SEEDS) if question.seed is None else question.seed % SEEDS
         self.text = ""
         """The beginning of the answer, as far as it is settled."""
         self.answer: Answer | None = None
@@ -98,7 +99,6 @@ class Ticket:
     def decoding(self, new_tokens: int, text_of: Callable[[Sequence[int]], str]) -> RowDecoding:
         """Return how its row is decoded. `text_of` returns the settled text of tokens."""
         asked = self.question
-        seed = secrets.randbelow(SEEDS) if asked.seed is None else asked.seed % SEEDS
 
         def on_tokens(ids: Sequence[int]) -> bool:
             if asked.shows_growth and not self.is_done:
@@ -108,7 +108,7 @@ class Ticket:
         return RowDecoding(
             temperature=asked.temperature,
             top_p=asked.top_p,
-            seed=seed,
+            seed=self.seed,
             max_new_tokens=new_tokens,
             stop=asked.stop,
             on_tokens=on_tokens,

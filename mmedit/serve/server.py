@@ -19,10 +19,17 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LOOPBACK = ("127.", "::1", "localhost")
 
 
-def bound(host: str, port: int) -> socket.socket:
-    """Return a socket at an address that nobody listens at yet. Clients are refused until
-    `serve`. Raises ServeError.
+@contextmanager
+def bound(host: str, port: int) -> Iterator[socket.socket]:
+    """Give a socket at an address that nobody listens at yet: clients are refused until `serve`.
+    Raises ServeError.
     """
+    with _bound(host, port) as found:
+        yield found
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    found = None
     try:
         [(family, kind, protocol, _, address), *_] = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -31,6 +38,8 @@ def bound(host: str, port: int) -> socket.socket:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
     except OSError as error:
+        if found is not None:
+            found.close()
         advice = "choose another --host"
         if error.errno == errno.EADDRINUSE:
             advice = "another program uses it; choose another --port"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_families
 from tiny import IMAGES
 
 pytest.importorskip("fastapi", reason="mmedit serve needs the extra serve")
@@ -26,6 +29,7 @@ from mmedit.serve.models import Model
 from mmedit.serve.pictures import Picture
 from mmedit.serve.questions import Job, Question, Ticket
 from mmedit.serve.refusals import Refusal
+from mmedit.vlm.loading import load_vlm
 from mmedit.vlm.network import NetworkVLM
 
 LONG = 30
@@ -251,3 +255,27 @@ def test_a_closed_engine_finishes_what_waits_and_takes_nothing_new(
         with pytest.raises(Refusal, match="stopping") as refused:
             asked.ask()
         assert refused.value.status == 503
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava"])
+def test_other_families_answer_in_a_mixed_batch_as_in_python(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    vlm = load_vlm(tiny_families.save_family(family, tmp_path))
+    file = io.BytesIO()
+    IMAGES[0].save(file, "PNG")
+    picture, prompt = Picture(file.getvalue(), 10**6), "what color is the shape?"
+    with engine_of(vlm, monkeypatch) as asked:
+        expected = []
+        for name in ("base", "blue", "no"):
+            edited = asked.models[name].edited()
+            expected += [edited.ask(prompt, IMAGES[0], max_new_tokens=8)]
+            expected += [edited.ask("a photo of", max_new_tokens=8)]
+        with held(asked):
+            tickets = [
+                asked.ask(name, new_tokens=8, **question)
+                for name in ("base", "blue", "no")
+                for question in ({"prompt": prompt, "picture": picture}, {"prompt": "a photo of"})
+            ]
+        assert [text_of(ticket) for ticket in tickets] == expected
+        assert asked.batches[-1] == 6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import socket
 from pathlib import Path
 
@@ -16,6 +17,7 @@ pytest.importorskip("fastapi", reason="mmedit serve needs the extra serve")
     [
         (("--allow-edits",), "MMEDIT_API_KEY"),
         (("--api-key", " "), "--api-key is empty"),
+        (("--api-key", "schlüssel"), "not ASCII"),
         (("--image-root", "nowhere"), "not a folder"),
         (("--vlm", "embeded"), "Did you mean 'embedded'?"),
         (("--set", "vlm.dtyp=float16"), "dtyp"),
@@ -26,6 +28,15 @@ def test_a_wrong_option_is_one_sentence(mmedit_: Mmedit, arguments: tuple[str, .
     result = mmedit_("serve", "--port", 0, *arguments)
     assert result.code == 2
     assert problem in result.err
+
+
+def test_without_the_extra_the_error_names_it(mmedit_: Mmedit, monkeypatch: pytest.MonkeyPatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "uvicorn" else find(name)
+    )
+    result = mmedit_("serve")
+    assert (result.code, "pip install 'mmedit[serve]'" in result.err) == (2, True)
 
 
 def test_a_port_that_is_taken_is_one_sentence(mmedit_: Mmedit):
