@@ -357,7 +357,7 @@ def test_an_edit_that_cannot_be_made_is_refused(
 
 def test_a_kill_and_a_restart_lose_no_saved_edit(tmp_path: Path):
     given = ("--allow-edits", "--edits-dir", tmp_path / "served")
-    new = {"requests": [{"prompt": CAPITAL, "target": "Rome"}], "settings": {"steps": 8}}
+    new = {"requests": [{"prompt": CAPITAL, "target": "Rome"}], "settings": {"steps": 15}}
     with serving(tmp_path, *given) as served:
         assert served.call("POST", "/v1/edits", new | {"name": "rome"})[0] == 201
         before = ask(served.client(), "rome", "a photo of").choices[0].message.content
