@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
-from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -23,7 +23,7 @@ from mmedit.serve.forms import ChatRequest, NewEdit, read_form
 from mmedit.serve.guard import Guard, refused, too_large
 from mmedit.serve.limits import Limits
 from mmedit.serve.models import Model, Models
-from mmedit.serve.pictures import Picture, Pictures
+from mmedit.serve.pictures import Picture, Pictures, is_remote
 from mmedit.serve.questions import Job, Question, Ticket
 from mmedit.serve.refusals import Refusal, of_error, of_status, too_slow
 from mmedit.serve.replies import (
@@ -36,6 +36,10 @@ from mmedit.serve.replies import (
 )
 from mmedit.serve.waiting import BODY_SECONDS, Bell, until
 
+FETCHING = ThreadPoolExecutor(32, "mmedit-fetch")
+"""Threads that fetch images: those whose hosts are slow hold up no other request."""
+EDIT_IMAGES = 10
+"""The images of one edit may have this many times the pixels of one image."""
 GONE = 499
 """Status of an answer that nobody reads, as the client has gone."""
 
@@ -86,10 +90,7 @@ class Service:
         desk.require_name(form.name)
         on = self.models.get(form.on) if form.on else self.models.base
         with self.models.reserved(form.name):
-            examples = [
-                Example(prompt=one.prompt, target=one.target, image=await self._decoded(one.image))
-                for one in form.requests
-            ]
+            examples = await self._requests(form)
             model = await self._done(
                 request, lambda: desk.make(form.name, form.method, on, examples, form.settings)
             )
@@ -149,11 +150,28 @@ class Service:
         )
 
     async def _picture(self, url: str | None) -> Picture | None:
-        return None if url is None else await asyncio.to_thread(self.pictures.read, url)
+        if url is None:
+            return None
+        pool = FETCHING if is_remote(url) else None
+        return await asyncio.get_running_loop().run_in_executor(pool, self.pictures.read, url)
 
-    async def _decoded(self, url: str | None) -> Image.Image | None:
-        picture = await self._picture(url)
-        return None if picture is None else await asyncio.to_thread(picture.decode)
+    async def _requests(self, form: NewEdit) -> list[Example]:
+        """Return the requests of an edit, with their images decoded. Raises Refusal, DataError."""
+        found, pixels = [], 0
+        most = EDIT_IMAGES * self.limits.pixels
+        for one in form.requests:
+            picture = await self._picture(one.image)
+            image = None if picture is None else await asyncio.to_thread(picture.decode)
+            pixels += image.width * image.height if image else 0
+            if pixels > most:
+                raise Refusal(
+                    400,
+                    f"the images of the requests have more than {most:,} pixels together; scale "
+                    "them down, or make several edits",
+                    param="requests",
+                )
+            found.append(Example(prompt=one.prompt, target=one.target, image=image))
+        return found
 
     async def _done(self, request: Request, work: Callable[[], object]) -> object:
         """Return the result of work of the engine's thread. Work that has begun is finished, also

@@ -76,10 +76,10 @@ class Pictures:
         return picture
 
     def _content(self, url: str) -> bytes:
-        scheme = urlsplit_scheme(url)
+        scheme = scheme_of(url)
         if scheme == "data":
             return _of_data(url)
-        if scheme in ("http", "https"):
+        if is_remote(url):
             if not self.allow_urls:
                 raise _refused(
                     "this server fetches no images; send the image as a data URI "
@@ -112,7 +112,12 @@ class Pictures:
             raise _refused(f"the image file {shortened(name)} cannot be read") from None
 
 
-def urlsplit_scheme(url: str) -> str:
+def is_remote(url: str) -> bool:
+    """Return whether an image would have to be fetched from the web."""
+    return scheme_of(url) in ("http", "https")
+
+
+def scheme_of(url: str) -> str:
     """Return the scheme of an address in small letters; "" for a path."""
     found = re.match(r"([a-z][a-z0-9+.-]*):", url, re.IGNORECASE)
     return found.group(1).lower() if found else ""
