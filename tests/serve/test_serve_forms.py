@@ -6,6 +6,9 @@ import base64
 import io
 import json
 import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +230,46 @@ def test_a_host_with_one_private_address_is_not_fetched(monkeypatch: pytest.Monk
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     with pytest.raises(Refusal, match="not a public address"):
         fetching.public_address("example.org", 80)
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The port of a web server that answers for every public name."""
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.headers["Host"] != f"example.org:{port}":
+                return self.send_error(400)
+            self.send_response({"/moved.png": 302, "/gone.png": 404}.get(self.path, 200))
+            self.send_header("Location", "/a.png")
+            self.end_headers()
+            self.wfile.write(b"x" * 200_000 if self.path == "/large.png" else png())
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        port = server.server_port
+        monkeypatch.setattr(fetching, "public_address", lambda *_: "127.0.0.1")
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield port
+        server.shutdown()
+        thread.join()
+
+
+def test_an_image_is_fetched_where_the_server_was_told_to(host: int):
+    pictures = Pictures(most_pixels=10_000, most_bytes=100_000, allow_urls=True)
+    assert pictures.read(f"http://example.org:{host}/a.png").decode().size == (8, 6)
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [("moved", "status 302"), ("gone", "status 404"), ("large", "more than 100,000 bytes")],
+)
+def test_what_else_an_address_gives_is_refused(host: int, path: str, problem: str):
+    pictures = Pictures(most_pixels=10_000, most_bytes=100_000, allow_urls=True)
+    with pytest.raises(Refusal, match=problem):
+        pictures.read(f"http://example.org:{host}/{path}.png")
 
 
 # Growing texts
