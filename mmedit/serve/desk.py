@@ -108,9 +108,10 @@ class Desk:
         make_folder(self._folder)
         faults = []
         for path in sorted(self._folder.iterdir()):
-            if path.name.endswith(DELETED):
-                shutil.rmtree(path, ignore_errors=True)
-            elif not path.name.startswith(".") and (path / DESCRIPTION).is_file():
+            if path.name.startswith("."):
+                if path.name.endswith(DELETED):
+                    shutil.rmtree(path, ignore_errors=True)
+            elif (path / DESCRIPTION).is_file():
                 try:
                     self._open(path)
                 except (MmeditError, OSError) as error:
@@ -179,6 +180,8 @@ class Desk:
             return self._editors[method]
         if method not in names("editor"):  # never a folder: a client must not choose files
             raise UnknownNameError("method", method, [*names("editor"), *self._editors])
+        if wrong := settings.keys() & {"name", "vlm"}:  # parameters of `load_editor`
+            raise ConfigError(f"{method} has no setting {wrong.pop()!r}; leave it out")
         editor = load_editor(method, vlm, **settings)
         if editor.needs_fit:
             raise EditError(

@@ -340,6 +340,7 @@ def test_an_edit_is_made_used_and_deleted(
         ({"method": "mend"}, 400, "fitted"),
         ({"method": "/tmp"}, 400, "method"),
         ({"settings": {"stps": 3}}, 400, "steps"),
+        ({"settings": {"vlm": "x"}}, 400, "no setting"),
         ({"on": "eve"}, 404, "eve"),
         ({"requests": []}, 400, "requests"),
         ({"requests": [{"prompt": "a", "target": " "}]}, 400, "empty"),
