@@ -10,7 +10,7 @@ from tiny import IMAGES, TEXT_ONLY
 
 pytest.importorskip("fastapi", reason="mmedit serve needs the extra serve")
 
-from mmedit.cases import Example
+from mmedit.cases import EditCase, Example
 from mmedit.config import load_editor
 from mmedit.editors.fitting import Fitting
 from mmedit.errors import EditError, UnknownNameError
@@ -36,7 +36,7 @@ def test_edits_on_edits_are_found_again_and_answer_the_same(tiny_vlm: NetworkVLM
     desk.make("second", "ike", first, [TEXT_ONLY], {"k": 0})
     again, found = desk_of(tiny_vlm, tmp_path)
     assert again.restore() == []
-    assert found.names() == models.names()[:1] + ["first", "second"]
+    assert found.names() == [*models.names()[:1], "first", "second"]
     assert [part.name for part in found.get("second").parts] == ["first", "second"]
     for name in ("first", "second"):
         was, now = models.get(name).edited(), found.get(name).edited()
@@ -73,8 +73,6 @@ def test_what_cannot_be_served_is_told_and_left_as_it_is(tiny_vlm: NetworkVLM, t
 
 
 def test_a_fitted_editor_is_used_by_the_name_it_was_given(tiny_vlm: NetworkVLM, tmp_path: Path):
-    from mmedit.cases import EditCase
-
     fitted = IKE(IKEConfig(k=1)).fit(tiny_vlm, Fitting([EditCase(id="1", request=TEXT_ONLY)]))
     desk, models = desk_of(tiny_vlm, tmp_path, mine=fitted)
     assert desk.make("one", "mine", models.base, [REQUEST], {}).parts[0].method == "ike"
