@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.markup import escape
 
-from mmedit.cli import bench, data, demo, edit, fit, models, serve, show, tables
+from mmedit.cli import bench, data, demo, edit, edits, fit, models, serve, show, tables
 from mmedit.cli.console import app, err, out, say
 from mmedit.errors import ConfigError, MmeditError, shortened
 
@@ -27,6 +27,7 @@ AFTER_STOP: Mapping[str, str] = {
     "bench": _CONTINUES,
     "demo": _CONTINUES,
     "data": _CONTINUES,
+    "edit": " The finished edits of a sequence with --out are kept. The same command continues.",
     "fit": " The last checkpoint is kept. The same command with --resume continues from there.",
 }
 """Advice after Ctrl+C, by command. Other commands leave nothing to continue."""
@@ -73,4 +74,16 @@ def _run() -> int:
     return 0
 
 
-__all__ = ["bench", "data", "demo", "edit", "fit", "main", "models", "serve", "show", "tables"]
+__all__ = [
+    "bench",
+    "data",
+    "demo",
+    "edit",
+    "edits",
+    "fit",
+    "main",
+    "models",
+    "serve",
+    "show",
+    "tables",
+]

@@ -1,178 +1,202 @@
-"""One edit, with the answers before and after."""
+"""Edits made, shown with the answers before and after, and kept."""
 
 from __future__ import annotations
 
-import time
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import RenderableType
-from rich.markup import escape
-from rich.table import Table
+from rich.filesize import decimal
 
-from mmedit.cases import EditCase, Example, Probe
+from mmedit.cases import Example
 from mmedit.cli.console import (
     DatasetOption,
     EditorOption,
     SeedOption,
     SetOption,
-    VlmOption,
     app,
     err,
     examples,
+    folder,
     out,
     say,
 )
+from mmedit.cli.edit_folders import OptionalVlmOption, edit_folders, size_of, vlm_of
 from mmedit.cli.fit import fit_editor, load_vlm, read_settings, training_cases
-from mmedit.errors import DataError
 
 if TYPE_CHECKING:  # imports torch
-    from mmedit.adapters.generation import Answer
+    from mmedit.vlm.edit import Edit
+    from mmedit.vlm.interface import VLM
 
-UNRELATED = (
-    (0, Probe.TEXT_LOCALITY),
-    (0, Probe.IMAGE_LOCALITY),
-    (1, Probe.IMAGE_LOCALITY),
-)
-"""The unrelated questions that an edit is shown with: the number of the case, and its probe."""
-UNUSED = (
-    "vlm.batch_size",
-    "generation.fluency_tokens",
-    "generation.clip_score",
-    "generation.judge",
-)
-"""Settings that have no effect on one edit."""
+UNUSED = ("generation.fluency_tokens", "generation.clip_score", "generation.judge")
+"""Settings that have no effect on this command."""
+UNCHANGED = "The VLM itself is unchanged."
+NOT_KEPT = "The edit exists only in the edited copy, which is not saved; --out DIR keeps it."
 
 
-def _not_empty(value: str) -> str:
-    if not value.strip():
+def _not_empty(value: str | None) -> str | None:
+    if value is not None and not value.strip():
         raise typer.BadParameter("the text is empty")
     return value
 
 
 @app.command(
     epilog=examples(
-        'mmedit edit --image cat.png --prompt "What animal is this?" --target dog',
-        "mmedit edit --editor editors/mend --image cat.png --prompt ... --target ...",
+        'mmedit edit --image cat.png --prompt "What animal is this?" --target dog --out edits/dog',
+        "mmedit edit --requests facts.json --editor editors/mend --out edits/facts",
+        "mmedit edit --requests facts.json --together --on edits/dog --out edits/facts",
         'mmedit edit --prompt "The capital of France is" --target Rome --set editor.steps=30',
     )
 )
 def edit(
     prompt: Annotated[
-        str, typer.Option(metavar="TEXT", help="The question, word for word.", callback=_not_empty)
-    ],
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="The question, word for word.", callback=_not_empty,
+            show_default="none",
+        ),
+    ] = None,
     target: Annotated[
-        str, typer.Option(metavar="TEXT", help="The answer that the edited VLM should give.")
-    ],
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="The answer that the edited VLM should give.",
+            show_default="none",
+        ),
+    ] = None,
     image: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE", help="The image that the question is about.", show_default="none"
         ),
     ] = None,
-    vlm: VlmOption = "embedded",
+    requests: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Many edits: a JSON list of records with src (the question), alt (the answer) "
+            "and image.",
+            show_default="none",
+        ),
+    ] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(
+            parser=folder, metavar="DIR", help="A folder of the images of --requests (repeatable).",
+            show_default="the folder of the file",
+        ),
+    ] = None,
+    together: Annotated[
+        bool,
+        typer.Option(
+            "--together",
+            help="Make one edit of all --requests; otherwise one edit each, one after another.",
+        ),
+    ] = False,
+    on: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DIR", help="Start from an earlier edit, a folder or a hub id (repeatable).",
+            show_default="the base model", autocompletion=edit_folders,
+        ),
+    ] = None,
+    out_folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", parser=folder, metavar="DIR", help="Keep the new edits in this folder.",
+            show_default="they are not kept",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an edit that is in --out.")
+    ] = False,
+    vlm: OptionalVlmOption = None,
     editor: EditorOption = "ft",
+    save_editor: Annotated[
+        Path | None,
+        typer.Option(
+            parser=folder, metavar="DIR", help="Keep the editor that must be fitted first.",
+            show_default="it is not kept",
+        ),
+    ] = None,
     dataset: DatasetOption = "easyvqa",
     settings: SetOption = None,
     seed: SeedOption = 0,
-) -> None:
-    """Make one edit, and print the answers before and after.
+) -> None:  # fmt: skip
+    """Make an edit or many, print the answers before and after, and keep the edits.
 
-    Also asks up to three unrelated questions of --dataset. Nothing is saved.
+    Also asks up to three unrelated questions of --dataset. With --out the edits are kept in a
+    folder, which `mmedit ask` and `mmedit edits` read. A long sequence that was stopped goes on
+    when the same command is given again.
     """
-    from mmedit.bench.base_outputs import are_finite, require_finite
-    from mmedit.bench.generation import length_for
+    from mmedit.cli import making
     from mmedit.config import load_editors, load_vlm_file, read_cases, require_trainable
-    from mmedit.images import open_image
+    from mmedit.edits.loading import load_edit
+    from mmedit.vlm.edit import stack
+    from mmedit.vlm.edit_files import write_edits
 
-    overrides = read_settings(vlm, editor, settings, without=UNUSED)
-    request = Example(
-        prompt=prompt, target=target, image=open_image(image) if image is not None else None
+    given = making.given_request(prompt, target, image)
+    asked_for = making.requests_of(given, requests, images or (), together=together)
+    wanted = making.Wanted(
+        requests=asked_for, together=together, place=out_folder, overwrite=overwrite
     )
+    wanted.require_place(on or ())
+    earlier = [load_edit(path) for path in on or ()]
+    vlm = vlm or vlm_of(earlier)
+    overrides = read_settings(vlm, editor, settings, without=UNUSED)
     vlm_file = load_vlm_file(vlm, overrides.of("vlm"))
     [method] = load_editors([editor], vlm, overrides).values()
-    cases = read_cases(dataset, "test", overrides.of("dataset"), limit=2, seed=seed)
-    asked = [request, *_unrelated(cases)]
+    others = read_cases(dataset, "test", overrides.of("dataset"), limit=2, seed=seed)
     require_trainable(method, dataset, overrides)
-    if method.needs_fit and not method.is_fitted:
-        say(_fit_first(editor, vlm, method.label), to=err)
-    loaded = load_vlm(vlm, vlm_file)
-    length = length_for(loaded, asked)
-    for fault in loaded.frozen.faults(asked, new_tokens=length):
-        if fault is not None:
-            raise DataError(fault)
-    require_finite(loaded, request)
-    if method.needs_fit and not method.is_fitted:
+    must_fit = method.needs_fit and not method.is_fitted
+    editor_folder = making.editor_folder(method, editor, vlm, save_editor)
+    data = [dataset, overrides.of("dataset"), seed] if must_fit else None
+    plan = {"vlm": vlm_file.model_dump(mode="json"), "earlier edits": on or [], "data": data}
+    unfinished = making.unfinished_sequence(wanted, method, plan)
+    loaded: VLM = load_vlm(vlm, vlm_file)
+    loaded = loaded.with_edit(stack("earlier", earlier)) if earlier else loaded
+    rows = max(vlm_file.batch_size, making.AT_ONCE)
+    asked = making.ask_before(loaded, asked_for, making.unrelated(others), batch_size=rows)
+    if must_fit:
         training = training_cases(dataset, overrides, seed=seed)
-        method, _ = fit_editor(method, loaded, training, seed=seed)
-    begun = time.perf_counter()
-    edited = method.apply(loaded, [request])
-    seconds = time.perf_counter() - begun
-    before = loaded.answer(asked, max_new_tokens=length)
-    after = edited.answer(asked, max_new_tokens=length)
-    out.print(answers_view(method.label, asked, before, after))
-    if broken := are_finite(edited, asked).count(False):
+        method, _ = fit_editor(method, loaded.base, training, seed=seed, directory=editor_folder)
+        if editor_folder is not None:
+            method.save(editor_folder)
+            say(f"The fitted editor is kept in {editor_folder}", to=err)
+    edited = making.edit_all(method, loaded, wanted, unfinished)
+    new, cut_off, broken = making.ask_after(asked, edited)
+    _print_answers(method.label, new, cut_off, broken)
+    if out_folder is None:
+        say(NOT_KEPT)
+        return
+    write_edits(out_folder, new, loaded.identity, vlm_name=loaded.name, overwrite=overwrite)
+    if unfinished is not None:
+        unfinished.discard()
+    _print_kept(out_folder, new, on or (), asked_for[0])
+
+
+def _print_answers(label: str, edits: Sequence[Edit], cut_off: set[str], broken: int) -> None:
+    from mmedit.cli.edit_views import answers_view
+
+    seen = [one for edit in edits for one in edit.seen]
+    out.print(answers_view(label, seen, cut_off=cut_off))
+    if broken:
         say(
-            f"\n{method.label} broke the VLM: NaN or infinite outputs on {broken} of {len(asked)} "
+            f"\n{label} broke the VLM: NaN or infinite outputs on {broken} of {len(seen)} "
             "questions, so their answers mean nothing. Make a weaker edit (--set editor.lr=..., "
             "editor.steps=...).",
             to=err,
         )
-    say(
-        f"\n{method.label} took {seconds:.2f} s. The VLM itself is unchanged; the edit exists only "
-        "in the edited copy, which is not saved."
-    )
+    say(f"\n{label} took {sum(edit.seconds or 0 for edit in edits):.2f} s. {UNCHANGED}")
 
 
-def _unrelated(cases: Sequence[EditCase]) -> list[Example]:
-    """Return the unrelated questions that the cases have; a minimal dataset has none."""
-    return [
-        cases[number].probes[probe][0]
-        for number, probe in UNRELATED
-        if number < len(cases) and probe in cases[number].probes
-    ]
-
-
-def _fit_first(editor: str, vlm: str, label: str) -> str:
-    return (
-        f"{label} must be fitted before it can edit. It is fitted now, for this edit alone, and "
-        f"then thrown away. To keep it: mmedit fit --editor {editor} --vlm {vlm} --out "
-        f"editors/{editor}; then mmedit edit --editor editors/{editor} ..."
-    )
-
-
-def answers_view(
-    label: str, asked: Sequence[Example], before: Sequence[Answer], after: Sequence[Answer]
-) -> RenderableType:
-    """Return a table of one edit: the answers to the request, then to unrelated questions."""
-    table = Table(box=None, pad_edge=False)
-    for heading in ("", "question", "before", f"after {escape(label)}", ""):
-        table.add_column(heading)
-    for number, (example, old, new) in enumerate(zip(asked, before, after, strict=True)):
-        about = "" if example.image is None else " (image)" if number == 0 else " (another image)"
-        verdict = (
-            _edit_verdict(new.text, example.target)
-            if number == 0
-            else _local_verdict(old.text, new.text)
-        )
-        sort = "edit" if number == 0 else "unrelated"
-        table.add_row(sort, escape(example.prompt + about), _shown(old), _shown(new), verdict)
-    return table
-
-
-def _shown(answer: Answer) -> str:
-    return escape(answer.text) + (" …" if answer.is_cut_off else "")
-
-
-def _edit_verdict(answer: str, target: str) -> str:
-    """Compare as the score `exact` does: neither case nor marks around the answer count."""
-    from mmedit.metrics.generation import exact
-
-    is_right = bool(exact(answer, [target]))
-    return "[green]as expected" if is_right else f"[red]expected: {escape(target)}"
-
-
-def _local_verdict(before: str, after: str) -> str:
-    return "[green]unchanged" if before == after else "[red]changed"
+def _print_kept(
+    place: Path, edits: Sequence[Edit], earlier: Sequence[str], request: Example
+) -> None:
+    """Say where the edits are, and the command that asks the whole stack."""
+    number = "1 edit" if len(edits) == 1 else f"{len(edits):,} edits"
+    say(f"kept: {place} ({number}, {decimal(size_of(place.expanduser()))})")
+    stacked = " ".join(f"--edit {shlex.quote(str(path))}" for path in (*earlier, place))
+    image = f" --image {shlex.quote(str(request.image))}" if request.image else ""
+    say(f"next: mmedit ask {stacked}{image} {shlex.quote(request.prompt)}")

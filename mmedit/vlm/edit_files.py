@@ -73,7 +73,7 @@ def write_edits(
     """Write edits of one VLM as a folder. One edit alone takes the folder's name. Raises EditError:
     the folder exists (unless it is one of edits, and `overwrite`), or cannot be written.
     """
-    place = _free_place(path, overwrite=overwrite)
+    place = free_place(path, overwrite=overwrite)
     if len(edits) == 1:
         edits = [edits[0].named(place.name)]
     try:
@@ -243,7 +243,7 @@ def _example(path: Path, request: SavedRequest) -> Example:
         raise EditError(f"{path / DESCRIPTION}: {error}") from error
 
 
-def _free_place(path: str | Path, *, overwrite: bool) -> Path:
+def free_place(path: str | Path, *, overwrite: bool) -> Path:
     """Return the place of a new folder of edits. Raises EditError if it is taken."""
     if not isinstance(path, str | Path):
         raise EditError(f"{shortened(path)} is not a path; expected the name of a new folder")

@@ -1,0 +1,91 @@
+"""Folders of edits: finding them, completing their names, the VLM that they belong to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mmedit.catalog import names, require_known
+from mmedit.cli.console import known
+from mmedit.errors import ConfigError, EditError, UnknownNameError
+
+if TYPE_CHECKING:
+    from mmedit.vlm.edit import Edit
+
+EDITS = "edits"
+"""The folder in which edits are looked for."""
+DESCRIPTION = "edit.json"
+
+
+def edit_folders(incomplete: str) -> list[str]:
+    """Complete the folder of an edit in the shell: those below edits/ and below what was typed."""
+    typed = Path(incomplete).parent if os.sep in incomplete else Path(EDITS)
+    found = [str(path) for path in found_below(typed)]
+    return [path for path in found if path.startswith(incomplete)]
+
+
+def _vlms(incomplete: str) -> list[str]:
+    """Complete the name of a VLM in the shell."""
+    return [name for name in names("vlm") if name.startswith(incomplete)]
+
+
+OptionalVlmOption = Annotated[
+    str | None,
+    typer.Option(
+        "--vlm",
+        metavar="NAME",
+        help="A name of `mmedit ls vlms`, a model folder, or a hub id.",
+        callback=known("vlm"),
+        autocompletion=_vlms,
+        show_default="that of the edits, or embedded",
+    ),
+]
+
+
+def vlm_of(edits: Sequence[Edit]) -> str:
+    """Return the name of the VLM that edits were made on; "embedded" without edits.
+
+    Raises ConfigError if they were made on several, and EditError if it is not there.
+    """
+    found = list(dict.fromkeys(edit.vlm_name for edit in edits if edit.vlm_name))
+    if len(found) > 1:
+        raise ConfigError(f"the edits were made on {', '.join(found)}; name one VLM with --vlm")
+    if not found:
+        return "embedded"
+    try:
+        require_known("vlm", found[0])
+    except UnknownNameError as error:
+        raise EditError(
+            f"the edit {edits[0].name!r} was made on the VLM {found[0]!r}, which is not here; name "
+            f"its folder with --vlm ({error})"
+        ) from None
+    return found[0]
+
+
+def found_below(path: Path) -> Iterator[Path]:
+    """Yield the folders of edits at and below a path, in alphabetical order.
+
+    An edit is not searched for others; neither are hidden folders.
+    """
+    if (path / DESCRIPTION).is_file():
+        yield path
+        return
+    try:
+        inside = sorted(entry.path for entry in os.scandir(path) if _is_open(entry))
+    except OSError:
+        return
+    for entry in inside:
+        yield from found_below(Path(entry))
+
+
+def _is_open(entry: os.DirEntry[str]) -> bool:
+    return not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
+
+
+def size_of(path: Path) -> int:
+    """Return the size of a folder's files, in bytes."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -1,0 +1,280 @@
+"""The steps of `mmedit edit`: what to edit, where to keep it, and the answers before and after."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from mmedit.adapters.generation import Answer
+from mmedit.bench.base_outputs import are_finite, require_finite
+from mmedit.bench.batches import chunks
+from mmedit.bench.generation import length_for
+from mmedit.cases import EditCase, Example, Probe
+from mmedit.cli.console import err, say
+from mmedit.cli.progress import show_progress
+from mmedit.datasets.annotated.requests import read_requests
+from mmedit.edits.sequence import Unfinished, begin, edit_in_turn, numbered, plan_of
+from mmedit.errors import ConfigError, DataError, MmeditError
+from mmedit.images import open_image
+from mmedit.progress import silent
+from mmedit.storage import make_folder
+from mmedit.vlm.edit import Edit, Seen, require_name
+from mmedit.vlm.edit_files import free_place
+from mmedit.vlm.interface import VLM
+
+if TYPE_CHECKING:
+    from mmedit.editors.base import Editor
+
+UNRELATED = (
+    (0, Probe.TEXT_LOCALITY),
+    (0, Probe.IMAGE_LOCALITY),
+    (1, Probe.IMAGE_LOCALITY),
+)
+"""The unrelated questions that an edit is shown with: the number of the case, and its probe."""
+AT_ONCE = 4
+"""Questions that are asked in one batch, at least."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """The requests of one command, and the place that keeps their edits."""
+
+    requests: tuple[Example, ...]
+    together: bool
+    place: Path | None
+    """The folder of --out; None if nothing is kept."""
+    overwrite: bool
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether every request gets an edit of its own, one after another."""
+        return len(self.requests) > 1 and not self.together
+
+    @property
+    def name(self) -> str:
+        """Name of the edits that are kept; "" if nothing is kept."""
+        return "" if self.place is None else self.place.expanduser().absolute().name
+
+    def require_place(self, earlier: Sequence[str]) -> None:
+        """Raise an error if the edits cannot be kept in their place."""
+        if self.place is None:
+            if self.overwrite:
+                raise ConfigError("--overwrite replaces what is in --out; name --out too")
+            return
+        require_name(self.name)
+        if self.in_turn:
+            require_name(numbered(self.name, len(self.requests) - 1))
+        place = free_place(self.place, overwrite=self.overwrite)
+        for path in earlier:
+            if Path(path).expanduser().absolute() == place:
+                raise ConfigError(
+                    f"--on and --out are both {path}, and the new edits need the earlier one; "
+                    "name another --out"
+                )
+        make_folder(place.parent)
+
+
+def given_request(prompt: str | None, target: str | None, image: Path | None) -> Example | None:
+    """Return the request of --prompt, --target and --image; None if none of them was given.
+
+    Raises ConfigError if one is missing, and ImageError for an image that cannot be opened.
+    """
+    if (prompt, target, image) == (None, None, None):
+        return None
+    if prompt is None or target is None:
+        lacking = "--prompt" if prompt is None else "--target"
+        raise ConfigError(f"{lacking} is missing; an edit needs --prompt and --target")
+    if image is not None:
+        open_image(image)
+    return Example(prompt=prompt, target=target, image=image)
+
+
+def requests_of(
+    given: Example | None, file: Path | None, images: Sequence[Path], *, together: bool
+) -> tuple[Example, ...]:
+    """Return what is to be edited. Raises ConfigError for options that exclude each other."""
+    if given is not None and file is not None:
+        raise ConfigError(
+            "--requests holds the edits, and so do --prompt, --target and --image; use one of both"
+        )
+    if given is not None:
+        if together or images:
+            option = "--together" if together else "--images"
+            raise ConfigError(f"{option} is for many edits; name their file with --requests")
+        return (given,)
+    if file is None:
+        raise ConfigError(
+            "there is nothing to edit; give --prompt and --target, or a file with --requests"
+        )
+    with show_progress(err) as progress:
+        return tuple(read_requests(file, images=images, progress=progress))
+
+
+def unrelated(cases: Sequence[EditCase]) -> list[Example]:
+    """Return the unrelated questions that the cases have; a minimal dataset has none."""
+    return [
+        cases[number].probes[probe][0]
+        for number, probe in UNRELATED
+        if number < len(cases) and probe in cases[number].probes
+    ]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Asked:
+    """The questions of one command, and the answers before the edits."""
+
+    vlm: VLM
+    """The VLM that is edited."""
+    requests: Sequence[Example]
+    others: Sequence[Example]
+    """Unrelated questions."""
+    before: Sequence[Answer]
+    length: int
+    """Largest length of an answer, in tokens."""
+    batch_size: int
+
+    @property
+    def examples(self) -> list[Example]:
+        """All questions, those of the requests first."""
+        return [*self.requests, *self.others]
+
+
+def ask_before(
+    vlm: VLM, requests: Sequence[Example], others: Sequence[Example], *, batch_size: int
+) -> Asked:
+    """Check that the VLM can be asked, and ask it. Raises DataError, ModelError."""
+    examples = [*requests, *others]
+    length = length_for(vlm, examples)
+    for fault in vlm.frozen.faults(examples, new_tokens=length):
+        if fault is not None:
+            raise DataError(fault)
+    require_finite(vlm, requests[0])
+    asked = Asked(
+        vlm=vlm, requests=requests, others=others, before=(), length=length, batch_size=batch_size
+    )
+    return replace(asked, before=_answers(vlm, asked, "asking before"))
+
+
+def ask_after(asked: Asked, edited: VLM) -> tuple[list[Edit], set[str], int]:
+    """Return the new edits with what was seen of them, answers that were cut off, and the number of
+    questions whose outputs are not finite.
+
+    The unrelated questions are noted with the last edit.
+    """
+    examples, after = asked.examples, _answers(edited, asked, "asking after")
+    seen = [
+        Seen(
+            prompt=example.prompt,
+            target=example.target if number < len(asked.requests) else "",
+            before=old.text,
+            after=new.text,
+            has_image=example.image is not None,
+        )
+        for number, (example, old, new) in enumerate(
+            zip(examples, asked.before, after, strict=True)
+        )
+    ]
+    cut_off = {answer.text for answer in (*asked.before, *after) if answer.is_cut_off}
+    broken = sum(
+        are_finite(edited, part).count(False) for part in chunks(examples, asked.batch_size)
+    )
+    return _with_seen(edited.edits[len(asked.vlm.edits) :], seen), cut_off, broken
+
+
+def _with_seen(edits: Sequence[Edit], seen: Sequence[Seen]) -> list[Edit]:
+    """Return edits with the answers to their requests; the last one gets all that are left."""
+    noted, at = [], 0
+    for number, edit in enumerate(edits):
+        end = at + len(edit.requests) if number + 1 < len(edits) else len(seen)
+        noted.append(replace(edit, seen=tuple(seen[at:end])))
+        at = end
+    return noted
+
+
+def _answers(vlm: VLM, asked: Asked, task: str) -> list[Answer]:
+    """Ask in batches; one batch takes a moment, so it shows no progress."""
+    examples, answers = asked.examples, list[Answer]()
+    is_long = len(examples) > asked.batch_size
+    with show_progress(err) if is_long else nullcontext(silent) as progress:
+        progress(task, 0, len(examples), "")
+        for part in chunks(examples, asked.batch_size):
+            answers += vlm.answer(part, max_new_tokens=asked.length)
+            progress(task, len(answers), len(examples), "")
+    return answers
+
+
+def unfinished_sequence(
+    wanted: Wanted, editor: Editor, more: Mapping[str, Any]
+) -> Unfinished | None:
+    """Return the folder that keeps the finished edits of a sequence; None if nothing is kept."""
+    if wanted.place is None or not wanted.in_turn:
+        return None
+    place = wanted.place.expanduser().absolute()
+    unfinished = begin(place, plan_of(editor, wanted.requests, **more))
+    if done := unfinished.finished:
+        say(f"{done} of {len(wanted.requests)} edits are finished already; going on", to=err)
+    return unfinished
+
+
+def edit_all(editor: Editor, vlm: VLM, wanted: Wanted, unfinished: Unfinished | None) -> VLM:
+    """Return the VLM with all edits. Says where the finished ones are if one fails."""
+    name = wanted.name or editor.method
+    if not wanted.in_turn:
+        return vlm.with_edit(editor.edit(vlm, wanted.requests, name=name))
+    try:
+        with show_progress(err) as progress:
+            return edit_in_turn(
+                editor, vlm, wanted.requests, name=name, unfinished=unfinished, progress=progress
+            )
+    except MmeditError:
+        if unfinished is not None and (done := unfinished.finished):
+            say(f"The {done} finished edits are in {unfinished.path}", to=err)
+        raise
+
+
+def editor_folder(editor: Editor, name: str, vlm: str, given: Path | None) -> Path | None:
+    """Return the folder that keeps the editor which must be fitted first; None for none.
+
+    Without --save-editor a person at a terminal is asked. Raises ConfigError.
+    """
+    if not editor.needs_fit or editor.is_fitted:
+        if given is not None:
+            why = "is fitted already" if editor.is_fitted else "has nothing to learn"
+            raise ConfigError(f"--save-editor keeps a new editor, and {name} {why}; leave it out")
+        return None
+    place = given or Path("editors") / name
+    if (place / "editor.json").is_file():
+        found = f"{place} holds a fitted editor already; use it with --editor {_quoted(place)}"
+        if given is not None:
+            raise ConfigError(f"{found}, or name another folder")
+        say(f"{editor.label} must be fitted before it can edit. {found}.", to=err)
+        return None
+    first = f"{editor.label} must be fitted before it can edit. It is fitted now"
+    if given is None and not _agrees(first, place):
+        say(
+            f"{first}, for this edit alone, and then thrown away. To keep it: --save-editor "
+            f"{_quoted(place)}, or: mmedit fit --editor {name} --vlm {vlm} --out {_quoted(place)}",
+            to=err,
+        )
+        return None
+    make_folder(place)
+    return place
+
+
+def _agrees(first: str, place: Path) -> bool:
+    """Ask a person whether an editor shall be kept; in a pipe there is nobody to ask."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    say(f"{first}.", to=err)
+    return typer.confirm(f"Keep the fitted editor in {place}?", default=True, err=True)
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
