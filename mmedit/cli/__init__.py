@@ -11,7 +11,17 @@ from collections.abc import Mapping, Sequence
 
 from rich.markup import escape
 
-from mmedit.cli import bench, data, demo, edit, edits, fit, models, serve, show, tables
+from mmedit.cli import (
+    ask,
+    bench,
+    demo,
+    edit,
+    edits,
+    fit,
+    models,
+    serve,
+    tables,
+)
 from mmedit.cli.console import app, err, out, say
 from mmedit.errors import ConfigError, MmeditError, shortened
 
@@ -75,8 +85,8 @@ def _run() -> int:
 
 
 __all__ = [
+    "ask",
     "bench",
-    "data",
     "demo",
     "edit",
     "edits",
@@ -84,6 +94,5 @@ __all__ = [
     "main",
     "models",
     "serve",
-    "show",
     "tables",
 ]

@@ -101,10 +101,17 @@ def fit(
     say(f"next: mmedit bench --vlm {vlm} --editor {out_folder} --dataset {dataset} --out runs/x")
 
 
-@app.command(epilog=examples("mmedit push editors/mend me/mend-embedded --private"))
+@app.command(
+    epilog=examples(
+        "mmedit push editors/mend me/mend-embedded --private", "mmedit push edits/dog me/dog"
+    )
+)
 def push(
-    editor: Annotated[
-        Path, typer.Argument(parser=folder, metavar="EDITOR", help="The folder of a fitted editor.")
+    path: Annotated[
+        Path,
+        typer.Argument(
+            parser=folder, metavar="DIR", help="The folder of a fitted editor, or of an edit."
+        ),
     ],
     repository: Annotated[
         str, typer.Argument(metavar="OWNER/NAME", help="Its repository on the hub.")
@@ -113,10 +120,18 @@ def push(
         bool, typer.Option("--private", help="Let only the owner see the repository.")
     ] = False,
 ) -> None:
-    """Share a fitted editor on the Hugging Face hub; `--editor OWNER/NAME` then fetches it."""
-    from mmedit.editors.saved import push as upload
+    """Share a fitted editor or an edit on the Hugging Face hub.
 
-    say(f"pushed: {upload(editor, repository, private=private)}")
+    `--editor OWNER/NAME` and `--edit OWNER/NAME` then fetch it. The images of an edit's requests
+    go with it.
+    """
+    from mmedit.vlm.edit_files import is_edit
+
+    if is_edit(path):
+        from mmedit.edits.loading import push_edit as upload
+    else:
+        from mmedit.editors.saved import push as upload
+    say(f"pushed: {upload(path, repository, private=private)}")
 
 
 def silence_transformers() -> None:
