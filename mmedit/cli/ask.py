@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from mmedit.cli.console import SetOption, app, err, examples, known, out, say
-from mmedit.cli.edit_folders import OptionalVlmOption, edit_folders, vlm_of
+from mmedit.cli.edit_folders import OptionalVlmOption, edit_folders, vlm_of, with_edits
 from mmedit.cli.fit import load_vlm, read_settings
 from mmedit.errors import ConfigError, DataError, MmeditError, UnknownNameError
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:  # imports torch
     from mmedit.editors.base import Editor
     from mmedit.settings import Overrides
     from mmedit.vlm.edit import Edit
-    from mmedit.vlm.interface import VLM
 
 PROMPT = "> "
 EDITOR = "ft"
@@ -100,7 +99,9 @@ def ask(
     overrides = read_settings(vlm, editor or EDITOR, settings, without=unused)
     vlm_file = load_vlm_file(vlm, overrides.of("vlm"))
     method = None if question else _editor(editor or EDITOR, vlm, overrides)
-    loaded = _edited(load_vlm(vlm, vlm_file), edits, without or ())
+    loaded = with_edits(load_vlm(vlm, vlm_file), edits)
+    for name in dict.fromkeys(without or ()):
+        loaded = loaded.without(name)
     for note in made_without(loaded.edits, loaded.edits):
         say(note, to=err)
     if method is not None:
@@ -143,14 +144,6 @@ def _require_names(edits: Sequence[Edit], without: Sequence[str]) -> None:
             )
         if name not in names:
             raise UnknownNameError("edit among those of --edit", name, names)
-
-
-def _edited(vlm: VLM, edits: Sequence[Edit], without: Sequence[str]) -> VLM:
-    for edit in edits:
-        vlm = vlm.with_edit(edit)
-    for name in dict.fromkeys(without):
-        vlm = vlm.without(name)
-    return vlm
 
 
 def _editor(name: str, vlm: str, overrides: Overrides) -> Editor:

@@ -23,12 +23,11 @@ from mmedit.cli.console import (
     out,
     say,
 )
-from mmedit.cli.edit_folders import OptionalVlmOption, edit_folders, size_of, vlm_of
+from mmedit.cli.edit_folders import OptionalVlmOption, edit_folders, size_of, vlm_of, with_edits
 from mmedit.cli.fit import fit_editor, load_vlm, read_settings, training_cases
 
 if TYPE_CHECKING:  # imports torch
     from mmedit.vlm.edit import Edit
-    from mmedit.vlm.interface import VLM
 
 UNUSED = ("generation.fluency_tokens", "generation.clip_score", "generation.judge")
 """Settings that have no effect on this command."""
@@ -133,7 +132,6 @@ def edit(
     from mmedit.cli import making
     from mmedit.config import load_editors, load_vlm_file, read_cases, require_trainable
     from mmedit.edits.loading import load_edit
-    from mmedit.vlm.edit import stack
     from mmedit.vlm.edit_files import write_edits
 
     given = making.given_request(prompt, target, image)
@@ -154,8 +152,7 @@ def edit(
     data = [dataset, overrides.of("dataset"), seed] if must_fit else None
     plan = {"vlm": vlm_file.model_dump(mode="json"), "earlier edits": on or [], "data": data}
     unfinished = making.unfinished_sequence(wanted, method, plan)
-    loaded: VLM = load_vlm(vlm, vlm_file)
-    loaded = loaded.with_edit(stack("earlier", earlier)) if earlier else loaded
+    loaded = with_edits(load_vlm(vlm, vlm_file), earlier)
     rows = max(vlm_file.batch_size, making.AT_ONCE)
     asked = making.ask_before(loaded, asked_for, making.unrelated(others), batch_size=rows)
     if must_fit:

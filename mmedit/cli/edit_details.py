@@ -73,11 +73,19 @@ def _edit_rows(
         (
             *(edit.name, edit.label, str(len(edit.requests)), edit.made.replace("T", " ")[:19]),
             "" if edit.seconds is None else f"{edit.seconds:.2f}",
-            " + ".join(edit.on) or "the base model",
+            _made_on(edit, [one.name for one in edits[:number]]),
             f"around the VLM ({edit.kind})" if made is None else _of_sites(made),
         )
-        for edit, made in zip(edits, changes, strict=True)
+        for number, (edit, made) in enumerate(zip(edits, changes, strict=True))
     ]
+
+
+def _made_on(edit: SavedEdit, above: Sequence[str]) -> str:
+    """Return the edits that an edit was made on; those of its own folder stand above it."""
+    others = [name for name in edit.on if name not in above]
+    if len(others) < len(edit.on):
+        others.append("those above")
+    return " + ".join(others) or "the base model"
 
 
 def _of_sites(changes: Sequence[SiteChange]) -> str:

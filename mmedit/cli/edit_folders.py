@@ -15,6 +15,7 @@ from mmedit.errors import ConfigError, EditError, UnknownNameError
 
 if TYPE_CHECKING:
     from mmedit.vlm.edit import Edit
+    from mmedit.vlm.interface import VLM
 
 EDITS = "edits"
 """The folder in which edits are looked for."""
@@ -64,6 +65,13 @@ def vlm_of(edits: Sequence[Edit]) -> str:
             f"its folder with --vlm ({error})"
         ) from None
     return found[0]
+
+
+def with_edits(vlm: VLM, edits: Sequence[Edit]) -> VLM:
+    """Return the VLM with edits, or stacks of them, added in their order. Raises EditError."""
+    for edit in edits:
+        vlm = vlm.with_edit(edit)
+    return vlm
 
 
 def found_below(path: Path) -> Iterator[Path]:
