@@ -270,10 +270,14 @@ def editor_folder(editor: Editor, name: str, vlm: str, given: Path | None) -> Pa
 
 def _agrees(first: str, place: Path) -> bool:
     """Ask a person whether an editor shall be kept; in a pipe there is nobody to ask."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not _is_terminal():
         return False
     say(f"{first}.", to=err)
     return typer.confirm(f"Keep the fitted editor in {place}?", default=True, err=True)
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def _quoted(path: Path) -> str:

@@ -28,7 +28,10 @@ SAMPLES = Path(__file__).parents[2] / "data" / "samples"
 COMMANDS: dict[str, str] = {
     "bench": "--out --vlm --editor --dataset --mode --limit --batch-size --set --seed --generate T",
     "fit": "--editor --vlm --dataset --out --limit --validation --set --seed --resume",
-    "edit": "--prompt --target --image --vlm --editor --dataset --set --seed",
+    "edit": "--prompt --target --image --vlm --editor --dataset --set --seed --requests --images "
+    "--together --on --out --overwrite --save-editor",
+    "edits": "RUN --all",
+    "ask": "QUESTION --edit --without --image --vlm --max-new-tokens --compare --editor --set",
     "table": "RUN --format --columns --published --published-model --published-dataset --edits",
     "compare": "RUN RUN --columns --format",
     "plot": "RUN --out --edits",
@@ -60,7 +63,7 @@ MEASURING = (
     "mmedit.cli.edit.fit_editor",
 )
 PLANNED = "measured from here on"
-FLAGS = ("--generate", "--resume", "--decode")
+FLAGS = ("--generate", "--resume", "--decode", "--together", "--overwrite", "--compare", "--all")
 
 
 class Planned(MmeditError):
@@ -74,7 +77,8 @@ def run(*argv: str) -> str:
     """
     out, err = io.StringIO(), io.StringIO()
     quiet = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
-    with mock.patch.object(sys, "argv", ["mmedit", *argv]), _one_vlm(), quiet[0], quiet[1]:
+    typed = mock.patch.object(sys, "stdin", io.StringIO(""))
+    with mock.patch.object(sys, "argv", ["mmedit", *argv]), typed, _one_vlm(), quiet[0], quiet[1]:
         code = _code()
     if code == 2:
         raise Refused(err.getvalue())
