@@ -11,7 +11,7 @@ import typer
 
 from mmedit.catalog import names, require_known
 from mmedit.cli.console import known
-from mmedit.errors import ConfigError, EditError, UnknownNameError
+from mmedit.errors import ConfigError, EditError, MmeditError
 
 if TYPE_CHECKING:
     from mmedit.vlm.edit import Edit
@@ -59,7 +59,7 @@ def vlm_of(edits: Sequence[Edit]) -> str:
         return "embedded"
     try:
         require_known("vlm", found[0])
-    except UnknownNameError as error:
+    except MmeditError as error:
         raise EditError(
             f"the edit {edits[0].name!r} was made on the VLM {found[0]!r}, which is not here; name "
             f"its folder with --vlm ({error})"

@@ -67,7 +67,8 @@ def _print_list(found: Sequence[Path]) -> None:
 
     table, damaged = Table(box=None, pad_edge=False), list[str]()
     for heading in ("folder", "method", "edits", "requests", "VLM", "size", "made (UTC)"):
-        table.add_column(heading, justify="right" if heading in COUNTS else "left")
+        justify = "right" if heading in COUNTS else "left"
+        table.add_column(heading, justify=justify, overflow="fold")
     for path in found:
         try:
             table.add_row(*_row(path, read_description(path)))

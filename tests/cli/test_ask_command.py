@@ -1,0 +1,177 @@
+"""`mmedit ask`: one question, lines from a pipe, and a real terminal."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from command_line import Mmedit
+
+import mmedit.vlm.loading
+from mmedit.cases import Example
+from mmedit.config import load_editor
+from mmedit.datasets.easyvqa.pictures import load_pictures
+from mmedit.vlm.network import NetworkVLM
+
+PICTURE = load_pictures("test")[0].path
+QUESTION = "what color is the shape?"
+
+
+@pytest.fixture(scope="module")
+def edits(vlm: NetworkVLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the edits `blue`, and `both`: blue, then green."""
+    folder = tmp_path_factory.mktemp("edits")
+    ft = load_editor("ft", vlm, steps=5)
+    request = Example(prompt=QUESTION, target="blue", image=PICTURE)
+    blue = vlm.with_edit(ft.edit(vlm, [request], name="blue"))
+    blue.save(folder / "blue")
+    green = Example(prompt=QUESTION, target="green", image=PICTURE)
+    blue.with_edit(ft.edit(blue, [green], name="green")).save(folder / "both")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _one_vlm(vlm: NetworkVLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmedit.vlm.loading, "load_vlm", lambda *_, **__: vlm)
+
+
+def ask(mmedit_: Mmedit, *given: object):
+    return mmedit_("ask", "--image", PICTURE, *given)
+
+
+def test_the_answer_alone_is_printed(mmedit_: Mmedit, edits: Path, vlm: NetworkVLM):
+    assert ask(mmedit_, QUESTION).out == vlm.ask(QUESTION, PICTURE)
+    assert ask(mmedit_, "--edit", edits / "blue", QUESTION).out == "blue"
+    assert ask(mmedit_, "--edit", edits / "both", QUESTION).out == "green"
+
+
+def test_an_edit_of_a_stack_is_left_out(mmedit_: Mmedit, edits: Path):
+    both = ("--edit", edits / "both")
+    assert ask(mmedit_, *both, "--without", "green", QUESTION).out == "blue"
+    alone = ask(mmedit_, *both, "--without", "blue", QUESTION)
+    assert alone.code == 0
+    assert "note: green was made on blue, which is not there before it" in alone.err
+    none = ask(mmedit_, *both, "--without", "green", "--without", "blue", QUESTION)
+    assert none.out == ask(mmedit_, QUESTION).out
+
+
+def test_compare_prints_both_answers(mmedit_: Mmedit, edits: Path, vlm: NetworkVLM):
+    shown = ask(mmedit_, "--edit", edits / "blue", "--compare", QUESTION)
+    assert shown.out == f"base model: {vlm.ask(QUESTION, PICTURE)} edited model: blue"
+
+
+def test_a_longest_answer_is_kept(mmedit_: Mmedit, vlm: NetworkVLM):
+    long = "name the people of Cambodia."
+    assert mmedit_("ask", "--max-new-tokens", 1, long).out == vlm.ask(long, max_new_tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((" ",), "the question is empty"),
+        (("--edit", "nowhere", QUESTION), "the folder 'nowhere' does not exist"),
+        (("--edit", "", QUESTION), "is not a folder of an edit"),
+        (("--without", "blue", QUESTION), "name them with --edit"),
+        (("--edit", "EDITS/both", "--without", "blu", QUESTION), "Did you mean 'blue'"),
+        (("--image", "nowhere.png", QUESTION), "image not found: nowhere.png"),
+        (("--vlm", "embeded", QUESTION), "Did you mean 'embedded'"),
+        (("--editor", "ike", QUESTION), "--editor makes the edits of a conversation"),
+        (("--editor", "mend"), "mend must be fitted before it can edit: mmedit fit --editor mend"),
+        (("--set", "editor.steps=3", QUESTION), "editor.* has no effect"),
+        (("--max-new-tokens", "0", QUESTION), "max-new-tokens"),
+    ],
+)
+def test_wrong_options_are_one_message_before_the_vlm_is_loaded(
+    mmedit_: Mmedit,
+    edits: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: tuple[str, ...],
+    message: str,
+):
+    monkeypatch.setattr(mmedit.vlm.loading, "load_vlm", lambda *_, **__: pytest.fail("was loaded"))
+    shown = mmedit_("ask", *(part.replace("EDITS", str(edits)) for part in given))
+    assert shown.code == 2
+    assert message in shown.err
+    assert "Traceback" not in shown.err
+
+
+def piped(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+
+
+def test_lines_from_a_pipe_are_answered_one_by_one(
+    mmedit_: Mmedit, edits: Path, monkeypatch: pytest.MonkeyPatch, vlm: NetworkVLM
+):
+    piped(monkeypatch, f"{QUESTION}\n\n/undo\n{QUESTION}\n/quit\n{QUESTION}".encode())
+    shown = ask(mmedit_, "--edit", edits / "blue")
+    base = vlm.ask(QUESTION, PICTURE)
+    assert (shown.code, shown.out) == (0, f"blue took out blue; no edits left {base}")
+
+
+def test_a_wrong_line_of_a_pipe_is_an_error_and_the_next_is_answered(
+    mmedit_: Mmedit, edits: Path, monkeypatch: pytest.MonkeyPatch
+):
+    piped(monkeypatch, b"bad \xff bytes\n/undo x\n" + QUESTION.encode())
+    shown = ask(mmedit_, "--edit", edits / "blue")
+    assert (shown.code, shown.out) == (2, "blue")
+    assert shown.err.count("error:") == 2
+    assert "half of a character" in shown.err
+
+
+class Terminal:
+    """A process on a terminal of its own."""
+
+    def __init__(self, *command: str) -> None:
+        self._master, slave = pty.openpty()
+        env = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+        self.process = subprocess.Popen(
+            command, stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True
+        )
+        os.close(slave)
+
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
+    def until(self, text: str, seconds: float = 120) -> str:
+        """Return what is printed up to a text."""
+        printed, deadline = "", time.monotonic() + seconds
+        while text not in printed:
+            assert time.monotonic() < deadline, printed
+            if select.select([self._master], [], [], 1)[0]:
+                printed += os.read(self._master, 4096).decode(errors="replace")
+        return printed
+
+
+def test_a_new_process_on_a_terminal_gives_the_saved_answer_and_has_a_history(edits: Path):
+    terminal = Terminal(
+        *(sys.executable, "-m", "mmedit", "ask", "--edit", str(edits / "both")),
+        *("--image", str(PICTURE), "--set", "editor.steps=5"),
+    )
+    try:
+        greeting = terminal.until("> ")
+        assert "embedded: blue, green" in greeting
+        terminal.type(f"{QUESTION}\n")
+        terminal.until("green\r\n")
+        terminal.type("/undo\n")
+        terminal.until("took out green; 1 edit left")
+        terminal.type("\x1b[A\x1b[A\n")  # twice the key for an earlier line
+        terminal.until("blue\r\n")
+        terminal.type("/frobnicate\n")
+        assert "Traceback" not in terminal.until("no command named")
+        terminal.type("half a line\x03")  # Ctrl+C
+        terminal.until("> ")
+        terminal.type("/compare\n")
+        terminal.until("edited model:  blue")
+        terminal.until("> ")
+        terminal.type("\x04")  # Ctrl+D
+        assert terminal.process.wait(timeout=60) == 0
+    finally:
+        terminal.process.kill()
+        terminal.process.wait()
