@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 COUNTS = ("edits", "requests", "size")
 """Columns of numbers."""
+WIDEST = 60
+"""Longest name of a folder that is never broken, in letters."""
 
 
 @app.command(epilog=examples("mmedit edits", "mmedit edits edits/dog", "mmedit edits runs/mine"))
@@ -69,6 +71,7 @@ def _print_list(found: Sequence[Path]) -> None:
     for heading in ("folder", "method", "edits", "requests", "VLM", "size", "made (UTC)"):
         justify = "right" if heading in COUNTS else "left"
         table.add_column(heading, justify=justify, overflow="fold")
+    table.columns[0].min_width = min(WIDEST, max(len(str(path)) for path in found))
     for path in found:
         try:
             table.add_row(*_row(path, read_description(path)))
@@ -91,6 +94,11 @@ def _row(path: Path, described: SavedEdits) -> list[Text]:
     date = made[-1].made.replace("T", " ")[:16]
     cells = (
         *(str(path), labels, str(len(made)), str(requests)),
-        *(described.vlm.name or described.vlm.family, decimal(size_of(path)), date),
+        *(_vlm(described.vlm.name) or described.vlm.family, decimal(size_of(path)), date),
     )
     return [Text(plain(cell)) for cell in cells]
+
+
+def _vlm(name: str) -> str:
+    """Return the name of a VLM; of a path its last part."""
+    return Path(name).name if name.startswith(("/", ".", "~")) else name
