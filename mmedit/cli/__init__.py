@@ -37,7 +37,7 @@ AFTER_STOP: Mapping[str, str] = {
     "bench": _CONTINUES,
     "demo": _CONTINUES,
     "data": _CONTINUES,
-    "edit": " The finished edits of a sequence with --out are kept. The same command continues.",
+    "edit": " With --out the finished edits of a sequence are kept. The same command goes on.",
     "fit": " The last checkpoint is kept. The same command with --resume continues from there.",
 }
 """Advice after Ctrl+C, by command. Other commands leave nothing to continue."""

@@ -132,6 +132,7 @@ def edit(
     from mmedit.cli import making
     from mmedit.config import load_editors, load_vlm_file, read_cases, require_trainable
     from mmedit.edits.loading import load_edit
+    from mmedit.processes import is_main_process
     from mmedit.vlm.edit_files import write_edits
 
     given = making.given_request(prompt, target, image)
@@ -158,7 +159,7 @@ def edit(
     if must_fit:
         training = training_cases(dataset, overrides, seed=seed)
         method, _ = fit_editor(method, loaded.base, training, seed=seed, directory=editor_folder)
-        if editor_folder is not None:
+        if editor_folder is not None and is_main_process():
             method.save(editor_folder)
             say(f"The fitted editor is kept in {editor_folder}", to=err)
     edited = making.edit_all(method, loaded, wanted, unfinished)
@@ -166,6 +167,8 @@ def edit(
     _print_answers(method.label, new, cut_off, broken)
     if out_folder is None:
         say(NOT_KEPT)
+        return
+    if not is_main_process():
         return
     write_edits(out_folder, new, loaded.identity, vlm_name=loaded.name, overwrite=overwrite)
     if unfinished is not None:

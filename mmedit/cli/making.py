@@ -23,6 +23,7 @@ from mmedit.datasets.annotated.requests import read_requests
 from mmedit.edits.sequence import Unfinished, begin, edit_in_turn, numbered, plan_of
 from mmedit.errors import ConfigError, DataError, MmeditError
 from mmedit.images import open_image
+from mmedit.processes import is_main_process
 from mmedit.progress import silent
 from mmedit.storage import make_folder
 from mmedit.vlm.edit import Edit, Seen, require_name
@@ -213,8 +214,11 @@ def _answers(vlm: VLM, asked: Asked, task: str) -> list[Answer]:
 def unfinished_sequence(
     wanted: Wanted, editor: Editor, more: Mapping[str, Any]
 ) -> Unfinished | None:
-    """Return the folder that keeps the finished edits of a sequence; None if nothing is kept."""
-    if wanted.place is None or not wanted.in_turn:
+    """Return the folder that keeps the finished edits of a sequence; None if nothing is kept.
+
+    The first process of `accelerate launch` writes; all of them make the same edits.
+    """
+    if wanted.place is None or not wanted.in_turn or not is_main_process():
         return None
     place = wanted.place.expanduser().absolute()
     unfinished = begin(place, plan_of(editor, wanted.requests, **more))
