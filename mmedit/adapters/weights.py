@@ -21,7 +21,7 @@ def all_weights(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     A tensor that Accelerate has offloaded is read back when it is given, one module at a time.
     """
     for name, tensor in sorted(network.state_dict().items()):
-        yield name, _read_back(network, name) if tensor.is_meta else tensor
+        yield name, read_back(network, name) if tensor.is_meta else tensor
 
 
 def devices_of(network: nn.Module) -> tuple[torch.device, ...]:
@@ -114,7 +114,8 @@ def _is_finite(tensor: Tensor) -> Tensor:
     return torch.stack(torch.aminmax(wide)).isfinite().all()
 
 
-def _read_back(network: nn.Module, name: str) -> Tensor:
+def read_back(network: nn.Module, name: str) -> Tensor:
+    """Return a copy of one tensor of the state dict, also if Accelerate has offloaded it."""
     path, _, own = name.rpartition(".")
     module = network.get_submodule(path)
     with align_module_device(module):

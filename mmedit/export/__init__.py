@@ -1,0 +1,1 @@
+"""Edits leave mmedit: as a transformers folder, or as a LoRA adapter of PEFT. Both are checked."""
