@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 def did_you_mean(found: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
@@ -102,6 +103,15 @@ class EditorError(MmeditError, RuntimeError):
 
 class EditError(MmeditError, RuntimeError):
     """An edit that cannot be saved or loaded, or that belongs to another VLM."""
+
+
+class LostEditError(EditError):
+    """An export that does not answer as the edited VLM does. It was removed."""
+
+    def __init__(self, message: str, report: Any) -> None:
+        super().__init__(message)
+        self.report = report
+        """The `mmedit.export.report.Export`, with all that was seen."""
 
 
 class TrainingError(MmeditError, ArithmeticError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 from mmedit.cases import image_name
-from mmedit.errors import EditError, LostEditError, SiteError
-from mmedit.export.check import Check, Outputs, Questions, answer_tokens, ask, questions_for
+from mmedit.errors import EditError, LostEditError, shortened
+from mmedit.export.check import Check, Outputs, Questions, answer_tokens, ask
+from mmedit.export.places import write_json
+from mmedit.metrics.generation import exact
 from mmedit.vlm.edit import Edit
 from mmedit.vlm.interface import VLM
 from mmedit.vlm.network import NetworkVLM
@@ -53,8 +55,6 @@ class Asked:
     @property
     def right(self) -> int:
         """Number of requests that the edited VLM itself answers as asked."""
-        from mmedit.metrics.generation import exact
-
         answers = zip(self.questions.requests, self.outputs.answers, strict=False)
         return sum(bool(exact(answer.text, example.accepted)) for example, answer in answers)
 
@@ -98,3 +98,78 @@ def ask_edited(edited: NetworkVLM, questions: Questions) -> Asked:
             "the one that broke it"
         )
     return Asked(questions=questions, outputs=outputs, max_new_tokens=length)
+
+
+def described(edited: NetworkVLM) -> dict[str, Any]:
+    """Return as plain JSON which edits of which VLM were exported."""
+    return {
+        "vlm": {"name": edited.name, **edited.identity._asdict()},
+        "edits": [
+            {
+                "name": edit.name,
+                "method": edit.label,
+                "requests": [
+                    {"prompt": r.prompt, "target": r.target, "image": image_name(r)}
+                    for r in edit.requests
+                ],
+            }
+            for edit in edited.edits
+        ],
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+
+
+def finish(
+    export: Export, asked: Asked, origin: Mapping[str, Any], folder: Path, *, allow_lost: bool
+) -> None:
+    """Write the report into the folder of an export. Raises LostEditError, unless it is allowed, if
+    a request is no longer answered as the edited VLM answers it.
+    """
+    content = {
+        "form": export.form,
+        "is_kept": export.is_kept,
+        "stored": dict(export.stored),
+        "requests": len(asked.questions.requests),
+        "locality_questions": len(asked.questions.locality),
+        "checks": [check.as_json() for check in export.checks],
+        **origin,
+    }
+    write_json(folder / REPORT, content)
+    first = export.checks[0]
+    if first.is_kept or allow_lost:
+        return
+    raise LostEditError(_loss(export, first, len(asked.questions.requests)), export)
+
+
+def _loss(export: Export, check: Check, requests: int) -> str:
+    advice = {
+        "transformers": (
+            "Store the edited weights in float32 (--keep-float32), export in float32 (--dtype "
+            "float32), or as an adapter (--to peft)"
+        ),
+        "peft": "Give a larger --rank",
+    }[export.form]
+    if not check.lost:
+        found = "its logits are not finite numbers"
+    else:
+        one = check.lost[0]
+        found = (
+            f"{len(check.lost)} of {requests} requests are answered differently, for example "
+            f"{shortened(one.prompt)}: {shortened(one.found)}, expected {shortened(one.expected)}"
+        )
+    return (
+        f"the export in {check.opened_in} lost the edit and was removed: {found}. {advice}; "
+        "--allow-lost keeps it as it is"
+    )
+
+
+def size_of(folder: Path) -> int:
+    """Return the size of all files in a folder, in bytes."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def release_memory() -> None:
+    """Give the memory of networks that nothing refers to any more back to the GPU."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

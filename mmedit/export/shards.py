@@ -6,6 +6,7 @@ forms of the tensors are those of the checkpoint, which transformers renames whe
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ class Numbers:
 
     dtype: torch.dtype
     loaded: torch.dtype
-    """The dtype of the network in memory."""
+    """The dtype of most weights of the network in memory."""
     edited: frozenset[str]
     """Names of the edited weights."""
     kept: frozenset[str]
@@ -56,6 +57,14 @@ class Numbers:
         return torch.float32 if self.kept & set(name.split(".")) else self.dtype
 
 
+def main_dtype(network: Any) -> torch.dtype:
+    """Return the dtype of most weights of a network: some families keep a few in float32."""
+    counted: Counter[torch.dtype] = Counter()
+    for weight in network.parameters():
+        counted[weight.dtype] += weight.numel() if weight.is_floating_point() else 0
+    return counted.most_common(1)[0][0]
+
+
 def numbers_for(
     network: Any, sites: Collection[str], dtype: torch.dtype, *, keep_float32: bool
 ) -> Numbers:
@@ -64,7 +73,7 @@ def numbers_for(
     kept |= {*(network._keep_in_fp32_modules or ())} if dtype == torch.float16 else set()
     return Numbers(
         dtype=dtype,
-        loaded=network.dtype,
+        loaded=main_dtype(network),
         edited=frozenset(f"{site}.weight" for site in sites),
         kept=frozenset(kept if dtype in HALF else ()),
         keep_float32=keep_float32,
