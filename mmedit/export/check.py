@@ -74,8 +74,10 @@ class Check:
     """The dtype it was opened in."""
     largest_logit_difference: float
     """Largest difference of a logit at an answer token; NaN if logits are not finite."""
-    asked: int
-    """Number of questions."""
+    requests: int
+    """Number of requests that were asked."""
+    unrelated: int
+    """Number of unrelated questions that were asked."""
     lost: tuple[Changed, ...]
     """Requests whose answer is no longer that of the edited VLM."""
     changed: tuple[Changed, ...]
@@ -162,7 +164,8 @@ def compare(questions: Questions, expected: Outputs, found: Outputs, *, opened_i
     return Check(
         opened_in=opened_in,
         largest_logit_difference=_largest_difference(expected, found),
-        asked=len(questions.all),
+        requests=len(questions.requests),
+        unrelated=len(questions.locality),
         lost=tuple(lost),
         changed=tuple(changed),
     )

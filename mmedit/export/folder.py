@@ -7,6 +7,7 @@ it gets its name: what was not seen to answer as the edited VLM does is not call
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 
 from mmedit.adapters.base import Adapter
 from mmedit.cases import Example
-from mmedit.errors import ConfigError, EditError, ModelError, UnknownNameError
+from mmedit.errors import ConfigError, EditError, ModelError, UnknownNameError, shortened
 from mmedit.export.check import Check, ask, compare, questions_for
 from mmedit.export.files import write_files
 from mmedit.export.places import appearing, require_new
@@ -40,6 +41,8 @@ from mmedit.vlm.network import NetworkVLM
 ASKING, CHECKING = "asking the edited VLM", "opening and asking"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Number formats of the weights, by name."""
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+SIZE = re.compile(r"[1-9]\d{0,8}(KB|MB|GB)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +55,7 @@ class FolderForm:
     """Whether the edited weights alone are stored in float32. Transformers has one dtype for a
     whole network, so `config.json` then tells it to open the folder in float32.
     """
-    max_shard_size: str = "5GB"
+    shard_size: str = "5GB"
     """Largest size of a weight file: as much is in memory beside the network."""
     check_in: tuple[str, ...] = ()
     """Further dtypes to open the folder in. By default bfloat16, if the folder opens in float32."""
@@ -61,6 +64,16 @@ class FolderForm:
         for dtype in (self.dtype, *self.check_in):
             if dtype is not None and dtype not in DTYPES:
                 raise UnknownNameError("dtype of an export", dtype, DTYPES)
+        if not SIZE.fullmatch(self.shard_size):
+            raise ConfigError(
+                f"--shard-size is {shortened(self.shard_size)}; expected a number with KB, MB or "
+                "GB, for example 5GB"
+            )
+
+    @property
+    def shard_bytes(self) -> int:
+        """Largest size of a weight file, in bytes."""
+        return int(self.shard_size[:-2]) * UNITS[self.shard_size[-2:]]
 
     def dtype_for(self, edited: NetworkVLM) -> str:
         """Return the dtype of the weights that are not edited. Raises ConfigError."""
@@ -101,11 +114,15 @@ def export_transformers(
         written = _write(load, folder, locality, form, progress)
         release_memory()
         checks = _checks(folder, written, form.check_in, progress)
-        stored = written.stored
         export = Export(
-            form="transformers", folder=out, size=size_of(folder), stored=stored, checks=checks
+            form="transformers",
+            folder=out,
+            size=size_of(folder),
+            stored=written.stored,
+            right=written.asked.right,
+            checks=checks,
         )
-        finish(export, written.asked, written.origin, folder, allow_lost=allow_lost)
+        finish(export, written.origin, folder, allow_lost=allow_lost)
     return export
 
 
@@ -144,7 +161,7 @@ def _write(
     numbers = numbers_for(network, edited.deltas, DTYPES[dtype], keep_float32=form.keep_float32)
     rounding = write_shards(
         network, edited.deltas, folder, numbers,
-        max_shard_size=form.max_shard_size, progress=progress,
+        max_shard_size=form.shard_bytes, progress=progress,
     )  # fmt: skip
     write_files(edited.adapter, folder, dtype=opens_in)
     edited_in = "float32" if form.keep_float32 else dtype

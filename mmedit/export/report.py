@@ -35,6 +35,8 @@ class Export:
     """Size of all its files, in bytes."""
     stored: Mapping[str, Any]
     """How it was stored: dtypes, ranks, and the error of rounding or of the truncation."""
+    right: int
+    """Number of requests that the edited VLM itself answers as asked, before the export."""
     checks: tuple[Check, ...]
     """What the export answered, by the dtype it was opened in; the first is that of the files."""
 
@@ -119,9 +121,7 @@ def described(edited: NetworkVLM) -> dict[str, Any]:
     }
 
 
-def finish(
-    export: Export, asked: Asked, origin: Mapping[str, Any], folder: Path, *, allow_lost: bool
-) -> None:
+def finish(export: Export, origin: Mapping[str, Any], folder: Path, *, allow_lost: bool) -> None:
     """Write the report into the folder of an export. Raises LostEditError, unless it is allowed, if
     a request is no longer answered as the edited VLM answers it.
     """
@@ -129,8 +129,7 @@ def finish(
         "form": export.form,
         "is_kept": export.is_kept,
         "stored": dict(export.stored),
-        "requests": len(asked.questions.requests),
-        "locality_questions": len(asked.questions.locality),
+        "right_before": export.right,
         "checks": [check.as_json() for check in export.checks],
         **origin,
     }
@@ -138,10 +137,10 @@ def finish(
     first = export.checks[0]
     if first.is_kept or allow_lost:
         return
-    raise LostEditError(_loss(export, first, len(asked.questions.requests)), export)
+    raise LostEditError(_loss(export, first), export)
 
 
-def _loss(export: Export, check: Check, requests: int) -> str:
+def _loss(export: Export, check: Check) -> str:
     advice = {
         "transformers": (
             "Store the edited weights in float32 (--keep-float32), export in float32 (--dtype "
@@ -154,7 +153,7 @@ def _loss(export: Export, check: Check, requests: int) -> str:
     else:
         one = check.lost[0]
         found = (
-            f"{len(check.lost)} of {requests} requests are answered differently, for example "
+            f"{len(check.lost)} of {check.requests} requests are answered differently, for example "
             f"{shortened(one.prompt)}: {shortened(one.found)}, expected {shortened(one.expected)}"
         )
     return (

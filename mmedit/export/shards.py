@@ -86,7 +86,7 @@ def write_shards(
     folder: Path,
     numbers: Numbers,
     *,
-    max_shard_size: str | int,
+    max_shard_size: int,
     progress: Progress = silent,
 ) -> float:
     """Write all weights, and return the largest part of an edited weight's ΔW, from 0, that
@@ -187,4 +187,3 @@ def _made(
             "float32"
         )
     return made, rounding
-
