@@ -240,7 +240,7 @@ def _edited(vlm: str, overrides: Overrides, edits: Sequence[Edit]) -> VLM:
 def _print_checks(export: Export) -> None:
     """Print a row for each dtype that the export was opened in, and the answers that changed."""
     table = Table(box=None, pad_edge=False)
-    for heading in ("opened in", "largest logit difference", "requests kept", "unrelated changed"):
+    for heading in ("opened in", "largest logit difference", "requests kept", "other answers changed"):
         table.add_column(heading)
     for check in export.checks:
         kept = f"{check.requests - len(check.lost)} of {check.requests}"
@@ -248,11 +248,11 @@ def _print_checks(export: Export) -> None:
             check.opened_in,
             f"{check.largest_logit_difference:.2g}",
             f"[green]{kept}" if check.is_kept else f"[red]{kept}",
-            f"{len(check.changed)} of {check.unrelated}",
+            f"{len(check.changed)} of {check.requests + check.unrelated}",
         )
     out.print(table)
     for check in export.checks:
-        for sort, answers in (("request", check.lost), ("unrelated", check.changed)):
+        for sort, answers in (("request lost", check.lost), ("changed", check.changed)):
             for one in answers[:SHOWN]:
                 out.print(_difference(check.opened_in, sort, one), soft_wrap=True)
             if len(answers) > SHOWN:
