@@ -281,8 +281,9 @@ def _print_next(export: Export) -> None:
         )
         say(f"{size} -> {export.folder}")
         opened = f'AutoModelForImageTextToText.from_pretrained("{export.folder}")'
-        also = [check for check in export.checks[1:] if not check.is_kept]
-        for check in also:
+        if stored["needs_import"]:
+            say(f"its class is not one of transformers: import {stored['needs_import']} first")
+        for check in (check for check in export.checks[1:] if not check.is_kept):
             say(f"opened in {check.opened_in} the edit is lost: keep dtype={stored['opens_in']}")
     else:
         say(

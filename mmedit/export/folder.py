@@ -164,14 +164,20 @@ def _write(
         max_shard_size=form.shard_bytes, progress=progress,
     )  # fmt: skip
     write_files(edited.adapter, folder, dtype=opens_in)
-    edited_in = "float32" if form.keep_float32 else dtype
-    stored = {"dtype": dtype, "edited_weights": edited_in, "opens_in": opens_in}
+    module = type(network).__module__
+    is_remote = module.startswith("transformers_modules")
     return _Written(
         asked=asked,
         origin=described(edited),
-        stored={**stored, "rounding": rounding},
+        stored={
+            "dtype": dtype,
+            "edited_weights": "float32" if form.keep_float32 else dtype,
+            "opens_in": opens_in,
+            "rounding": rounding,
+            "needs_import": None if module.startswith("transformers.") or is_remote else module,
+        },
         adapter=type(edited.adapter),
-        trust_remote_code=type(network).__module__.startswith("transformers_modules"),
+        trust_remote_code=is_remote,
         is_offloaded=any(tensor.is_meta for tensor in network.parameters()),
     )
 

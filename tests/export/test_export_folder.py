@@ -194,7 +194,7 @@ def test_an_edit_that_half_precision_rounds_away_is_refused_with_advice(
     edited = exports.fragile_edit(vlm)
     form = FolderForm(dtype="bfloat16")
     with pytest.raises(
-        LostEditError, match="lost the edit and was removed.*--keep-float32"
+        LostEditError, match=r"lost the edit and was removed.*--keep-float32"
     ) as lost:
         export_transformers(lambda: edited, tmp_path / "out", form=form)
     assert list(tmp_path.iterdir()) == []
