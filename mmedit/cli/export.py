@@ -240,7 +240,12 @@ def _edited(vlm: str, overrides: Overrides, edits: Sequence[Edit]) -> VLM:
 def _print_checks(export: Export) -> None:
     """Print a row for each dtype that the export was opened in, and the answers that changed."""
     table = Table(box=None, pad_edge=False)
-    for heading in ("opened in", "largest logit difference", "requests kept", "other answers changed"):
+    for heading in (
+        "opened in",
+        "largest logit difference",
+        "requests kept",
+        "other answers changed",
+    ):
         table.add_column(heading)
     for check in export.checks:
         kept = f"{check.requests - len(check.lost)} of {check.requests}"

@@ -41,7 +41,7 @@ from mmedit.vlm.edit import Edit
 from mmedit.vlm.interface import VLM
 from mmedit.vlm.network import NetworkVLM
 
-ASKING, FACTORING, CHECKING = "asking the edited VLM", "making factors", "opening and asking"
+FACTORING, CHECKING = "making factors", "opening and asking"
 ALL = "default"
 """Name that peft gives to an adapter without one."""
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -89,22 +89,17 @@ def export_peft(
     _require_peft()
     edited = exportable(load())
     adapters = _adapters(edited, form)
-    progress(ASKING, 0, 1, "")
-    asked = ask_edited(edited, questions_for(edited, locality))
-    progress(ASKING, 1, 1, "")
+    asked = ask_edited(edited, questions_for(edited, locality), progress)
     with appearing(out) as folder:
         places = {name: folder / name if form.each else folder for name in adapters}
         stored = _write(edited, adapters, places, form.rank, progress)
-        progress(CHECKING, 0, 1, "")
-        check = _check(edited, places, asked)
-        progress(CHECKING, 1, 1, "")
         export = Export(
             form="peft",
             folder=out,
             size=size_of(folder),
             stored=stored,
             right=asked.right,
-            checks=(check,),
+            checks=(_check(edited, places, asked, progress),),
         )
         finish(export, described(edited), folder, allow_lost=allow_lost)
     return export
@@ -218,9 +213,13 @@ def _targets(network: nn.Module, sites: Mapping[str, object]) -> list[str] | str
     return sorted(sites)
 
 
-def _check(edited: NetworkVLM, places: Mapping[str, Path], asked: Asked) -> Check:
+def _check(
+    edited: NetworkVLM, places: Mapping[str, Path], asked: Asked, progress: Progress
+) -> Check:
+    progress(CHECKING, 0, 1, "")
     opened = open_adapters(edited.base, places, edited.deltas)
     found = ask(opened, asked.questions, max_new_tokens=asked.max_new_tokens)
+    progress(CHECKING, 1, 1, "")
     dtype = str(main_dtype(edited.adapter.network)).removeprefix("torch.")
     return compare(asked.questions, asked.outputs, found, opened_in=dtype)
 
@@ -251,7 +250,8 @@ def open_adapters(
         model = PeftModel.from_pretrained(copied, str(place), adapter_name=first)
         for name, place in others:
             model.load_adapter(str(place), adapter_name=name)
-    model.base_model.set_adapter([*places], inference_mode=True)
+    lora: Any = model.base_model
+    lora.set_adapter([*places], inference_mode=True)
     changed = {name for name, module in copied.named_modules() if isinstance(module, LoraLayer)}
     if changed != set(sites):
         wrong = sorted(changed ^ set(sites))[0]

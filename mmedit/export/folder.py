@@ -38,7 +38,7 @@ from mmedit.vlm.interface import VLM
 from mmedit.vlm.loading import load_vlm
 from mmedit.vlm.network import NetworkVLM
 
-ASKING, CHECKING = "asking the edited VLM", "opening and asking"
+CHECKING = "opening and asking"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Number formats of the weights, by name."""
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -148,16 +148,10 @@ def _write(
     """Ask the edited VLM, and write its folder. Nothing of the network outlives the call."""
     edited = exportable(load())
     network = edited.adapter.network
-    if getattr(network.config, "quantization_config", None) is not None:
-        raise EditError(
-            "the weights of this VLM are quantised, and adding the edit to them would round it "
-            "away; load the VLM without vlm.quantization, or export an adapter (--to peft)"
-        )
+    _require_plain_weights(network)
     dtype = form.dtype_for(edited)
     opens_in = "float32" if form.keep_float32 else dtype
-    progress(ASKING, 0, 1, "")
-    asked = ask_edited(edited, questions_for(edited, locality))
-    progress(ASKING, 1, 1, "")
+    asked = ask_edited(edited, questions_for(edited, locality), progress)
     numbers = numbers_for(network, edited.deltas, DTYPES[dtype], keep_float32=form.keep_float32)
     rounding = write_shards(
         network, edited.deltas, folder, numbers,
@@ -180,6 +174,15 @@ def _write(
         trust_remote_code=is_remote,
         is_offloaded=any(tensor.is_meta for tensor in network.parameters()),
     )
+
+
+def _require_plain_weights(network: Any) -> None:
+    """Raise EditError if the weights of a network are quantised."""
+    if getattr(network.config, "quantization_config", None) is not None:
+        raise EditError(
+            "the weights of this VLM are quantised, and adding the edit to them would round it "
+            "away; load the VLM without vlm.quantization, or export an adapter (--to peft)"
+        )
 
 
 def _checks(

@@ -16,10 +16,12 @@ from mmedit.errors import EditError, LostEditError, shortened
 from mmedit.export.check import Check, Outputs, Questions, answer_tokens, ask
 from mmedit.export.places import write_json
 from mmedit.metrics.generation import exact
+from mmedit.progress import Progress
 from mmedit.vlm.edit import Edit
 from mmedit.vlm.interface import VLM
 from mmedit.vlm.network import NetworkVLM
 
+ASKING = "asking the edited VLM"
 REPORT = "mmedit-export.json"
 PACKAGES = ("mmedit", "torch", "transformers", "safetensors")
 
@@ -90,8 +92,9 @@ def require_weights(edit: Edit) -> None:
             )
 
 
-def ask_edited(edited: NetworkVLM, questions: Questions) -> Asked:
+def ask_edited(edited: NetworkVLM, questions: Questions, progress: Progress) -> Asked:
     """Ask the edited VLM all questions. Raises EditError if its outputs are not finite."""
+    progress(ASKING, 0, 1, "")
     length = answer_tokens(edited, questions)
     outputs = ask(edited, questions, max_new_tokens=length)
     if not outputs.are_finite:
@@ -99,6 +102,7 @@ def ask_edited(edited: NetworkVLM, questions: Questions) -> Asked:
             "the edited VLM itself gives NaN or infinite logits; make a weaker edit, or take out "
             "the one that broke it"
         )
+    progress(ASKING, 1, 1, "")
     return Asked(questions=questions, outputs=outputs, max_new_tokens=length)
 
 

@@ -7,14 +7,13 @@ forms of the tensors are those of the checkpoint, which transformers renames whe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from huggingface_hub.serialization import StateDictSplit
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
@@ -89,10 +88,10 @@ def write_shards(
     max_shard_size: int,
     progress: Progress = silent,
 ) -> float:
-    """Write all weights, and return the largest part of an edited weight's ΔW, from 0, that
-    rounding changed: |W' - W - ΔW| / |ΔW| in the Frobenius norm, for the stored weight W'.
+    """Write all weights. Return the part of ΔW that rounding changed, at the worst edited weight:
+    |W' - W - ΔW| / |ΔW| in the Frobenius norm, for the stored weight W'.
 
-    Raises ModelError, SiteError, RunError; OSError or SafetensorError if a file cannot be written.
+    Raises ModelError, SiteError, RunError, and `WRITING_ERRORS`.
     """
     stored = _stored_weights(network)
     _require_own_weights(network, deltas)
@@ -103,25 +102,26 @@ def write_shards(
     split = split_torch_state_dict_into_shards(
         planned, filename_pattern=PATTERN, max_shard_size=max_shard_size
     )
-    _require_whole_groups(network, planned, split)
+    groups = split.filename_to_tensors
+    _require_whole_groups(network, planned, list(groups.values()))
     require_space(folder, sum(tensor.nbytes for tensor in planned.values()))
     weight_map: dict[str, str] = {}
-    rounding = 0.0
-    for number, (file, names) in enumerate(split.filename_to_tensors.items()):
-        progress(WRITING, number, len(split.filename_to_tensors), "")
+    rounding = [0.0]
+    for number, (file, names) in enumerate(groups.items()):
+        progress(WRITING, number, len(groups), "")
         shard: dict[str, Tensor] = {}
         for name in names:
             delta = deltas.get(name.removesuffix(".weight")) if name in numbers.edited else None
             shard[name], lost = _made(network, name, stored[name], delta, planned[name].dtype)
-            rounding = max(rounding, lost)
+            rounding.append(lost)
         renamed = revert_weight_conversion(network, shard)
         whole = {name: tensor.contiguous() for name, tensor in renamed.items()}
         save_file(whole, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(whole, file)
-    progress(WRITING, len(split.filename_to_tensors), len(split.filename_to_tensors), "")
+    progress(WRITING, len(groups), len(groups), "")
     if split.is_sharded:
         write_json(folder / INDEX, {"metadata": split.metadata, "weight_map": weight_map})
-    return rounding
+    return max(rounding)
 
 
 def _stored_weights(network: Any) -> dict[str, Tensor]:
@@ -145,13 +145,13 @@ def _require_own_weights(network: Any, sites: Collection[str]) -> None:
 
 
 def _require_whole_groups(
-    network: Any, planned: Mapping[str, Tensor], split: StateDictSplit
+    network: Any, planned: Mapping[str, Tensor], groups: Sequence[Sequence[str]]
 ) -> None:
     """Raise ModelError if a shard holds a part of the tensors that become one in the files."""
     try:
         whole = {**revert_weight_conversion(network, dict(planned))}
         parts: dict[str, Tensor] = {}
-        for names in split.filename_to_tensors.values():
+        for names in groups:
             parts |= revert_weight_conversion(network, {name: planned[name] for name in names})
         fits = {n: t.shape for n, t in parts.items()} == {n: t.shape for n, t in whole.items()}
     except (RuntimeError, ValueError, LookupError) as error:

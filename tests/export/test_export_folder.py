@@ -90,9 +90,10 @@ def test_plain_transformers_reads_every_weight_and_the_edited_ones_are_their_sum
     deltas = exports.low_rank(tiny_vlm)
     edited = exports.with_edit(tiny_vlm, deltas)
     export_transformers(lambda: edited, tmp_path / "out", form=SMALL)
-    network, loading = AutoModelForImageTextToText.from_pretrained(
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(
         tmp_path / "out", output_loading_info=True
     )
+    network, loading = loaded
     assert not loading["missing_keys"]
     assert not loading["unexpected_keys"]
     theirs = tiny_vlm.adapter.network.state_dict()
@@ -176,7 +177,7 @@ def test_the_edited_vlm_is_let_go_before_the_folder_is_opened(
 def test_weights_that_were_offloaded_to_disk_are_read_back(tmp_path: Path):
     source = exports.save_tiny("llava", tmp_path / "vlm")
     size = sum(weight.nbytes for weight in tensors(source).values())
-    limits = {"cpu": f"{size // 2000}KB"}
+    limits: dict[int | str, int | str] = {"cpu": f"{size // 2000}KB"}
     vlm = load_vlm(source, max_memory=limits, offload_folder=tmp_path / "spare")
     assert any(weight.is_meta for weight in vlm.adapter.network.parameters())
     edited = exports.with_edit(vlm, exports.low_rank(vlm))
@@ -338,10 +339,9 @@ def test_settings_that_make_no_sense_are_errors(tiny_vlm: NetworkVLM, tmp_path: 
 
 def test_the_base_model_stays_as_it_was(tiny_vlm: NetworkVLM, tmp_path: Path):
     edited = exports.with_edit(tiny_vlm, exports.dense(tiny_vlm))
-    before = {
-        name: weight.clone() for name, weight in tiny_vlm.adapter.network.state_dict().items()
-    }
-    config = tiny_vlm.adapter.network.config.to_dict()
+    network = tiny_vlm.adapter.network
+    before = {name: weight.clone() for name, weight in network.state_dict().items()}
+    config = network.config.to_dict()
     export_transformers(lambda: edited, tmp_path / "out", form=SMALL)
     for name, weight in network.state_dict().items():
         assert torch.equal(weight, before[name]), name
