@@ -26,6 +26,7 @@ from mmedit.cli.console import (
 )
 from mmedit.cli.progress import show_progress
 from mmedit.errors import ConfigError, LostEditError, one_line
+from mmedit.progress import Progress
 from mmedit.settings import Overrides
 
 if TYPE_CHECKING:  # imports torch
@@ -35,10 +36,12 @@ if TYPE_CHECKING:  # imports torch
     from mmedit.vlm.edit import Edit
     from mmedit.vlm.interface import VLM
 
+LOADING = "loading the VLM"
 FORMS = ("transformers", "peft")
 DTYPES = ("float32", "bfloat16", "float16")
 SETTINGS = ("vlm", "dataset")
 """Parts of the configuration that this command reads."""
+HEADINGS = ("opened in", "largest logit difference", "requests kept", "other answers changed")
 SHOWN = 5
 """Changed answers that are printed in full."""
 
@@ -57,7 +60,6 @@ ToOption = Annotated[
         metavar="FORM",
         help="transformers: a whole model folder; peft: a LoRA adapter.",
         callback=one_of("form of an export", FORMS),
-        autocompletion=lambda: list(FORMS),
     ),
 ]
 OutOption = Annotated[
@@ -133,7 +135,7 @@ def export_edits(
     ] = 20,
     allow_lost: Annotated[
         bool,
-        typer.Option("--allow-lost", help="Keep the export also if it lost an edit."),
+        typer.Option("--allow-lost", help="Keep the export if it lost an edit."),
     ] = False,
     settings: SetOption = None,
     seed: SeedOption = 0,
@@ -162,7 +164,7 @@ def export_edits(
         with show_progress(err) as progress:
 
             def load() -> VLM:
-                return _edited(vlm, overrides, loaded)
+                return _edited(vlm, overrides, loaded, progress)
 
             if to == "peft":
                 export = export_peft(
@@ -219,21 +221,22 @@ def _locality(dataset: str, overrides: Overrides, number: int, seed: int) -> Seq
     from mmedit.config import read_cases
     from mmedit.export.check import locality_questions
 
-    if not number:
-        return ()
-    cases = read_cases(dataset, "test", overrides.of("dataset"), limit=number, seed=seed)
+    cases = read_cases(dataset, "test", overrides.of("dataset"), limit=max(number, 1), seed=seed)
     return locality_questions(cases, number)
 
 
-def _edited(vlm: str, overrides: Overrides, edits: Sequence[Edit]) -> VLM:
+def _edited(vlm: str, overrides: Overrides, edits: Sequence[Edit], progress: Progress) -> VLM:
     """Load the VLM with the edits. Nothing here keeps it."""
-    from mmedit.cli.fit import load_vlm
-    from mmedit.config import load_vlm_file
+    from mmedit.cli.fit import silence_transformers
+    from mmedit.config import load_vlm_file, load_vlm_of
 
     require_known("vlm", vlm)
-    edited: VLM = load_vlm(vlm, load_vlm_file(vlm, overrides.of("vlm")))
+    silence_transformers()
+    progress(LOADING, 0, 1, "")
+    edited: VLM = load_vlm_of(vlm, load_vlm_file(vlm, overrides.of("vlm")))
     for edit in edits:
         edited = edited.with_edit(edit)
+    progress(LOADING, 1, 1, "")
     return edited
 
 
@@ -271,12 +274,8 @@ def _difference(dtype: str, sort: str, one: Changed) -> str:
 
 def _print_next(export: Export) -> None:
     """Print what was written and how to open it."""
-    requests = export.checks[0].requests
-    if export.right < requests:
-        say(
-            f"the edited VLM itself answers {export.right} of {requests} requests as asked: the "
-            "export keeps its answers, right or wrong"
-        )
+    if export.right < (requests := export.checks[0].requests):
+        say(f"the edited VLM itself answers {export.right} of {requests} requests as asked")
     stored = export.stored
     size = f"{export.size / 1e6:,.1f} MB"
     if export.form == "transformers":

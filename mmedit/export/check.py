@@ -47,6 +47,8 @@ class Outputs:
     logits: tuple[Float[Tensor, "_tokens vocab"], ...]
     """Teacher-forced logits at the tokens of each answer, in float32, on the CPU."""
     answers: tuple[Answer, ...]
+    right: tuple[bool, ...]
+    """Whether each answer is the target, or begins with it: VLMs often go on after a short one."""
 
     @property
     def are_finite(self) -> bool:
@@ -79,7 +81,7 @@ class Check:
     unrelated: int
     """Number of unrelated questions that were asked."""
     lost: tuple[Changed, ...]
-    """Requests whose answer is no longer that of the edited VLM."""
+    """Requests whose answer is another than the edited VLM's, unless both are right."""
     changed: tuple[Changed, ...]
     """All other answers that changed, by rounding."""
 
@@ -136,6 +138,7 @@ def ask(vlm: VLM, questions: Questions, *, max_new_tokens: int) -> Outputs:
     """Ask a VLM all questions. One forward and one generation for each batch of 8."""
     logits: list[Tensor] = []
     answers: list[Answer] = []
+    begins: list[bool] = []
     for at in range(0, len(questions.all), BATCH):
         batch = questions.all[at : at + BATCH]
         predictions = vlm.predict(batch)
@@ -143,8 +146,14 @@ def ask(vlm: VLM, questions: Questions, *, max_new_tokens: int) -> Outputs:
             row[mask].float().cpu()
             for row, mask in zip(predictions.logits, predictions.is_answer, strict=True)
         ]
+        is_target = predictions.logits.argmax(-1) == predictions.target
+        begins += (is_target | ~predictions.is_answer).all(1).tolist()
         answers += vlm.answer(batch, max_new_tokens=max_new_tokens)
-    return Outputs(logits=tuple(logits), answers=tuple(answers))
+    right = [
+        starts or bool(exact(answer.text, example.accepted))
+        for starts, answer, example in zip(begins, answers, questions.all, strict=True)
+    ]
+    return Outputs(logits=tuple(logits), answers=tuple(answers), right=tuple(right))
 
 
 def compare(questions: Questions, expected: Outputs, found: Outputs, *, opened_in: str) -> Check:
@@ -159,7 +168,7 @@ def compare(questions: Questions, expected: Outputs, found: Outputs, *, opened_i
             continue
         difference = Changed(prompt=example.prompt, target=example.target, expected=old, found=new)
         is_request = number < len(questions.requests)
-        both_right = all(exact(text, example.accepted) for text in (old, new))
+        both_right = expected.right[number] and found.right[number]
         (lost if is_request and not both_right else changed).append(difference)
     return Check(
         opened_in=opened_in,

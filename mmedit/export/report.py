@@ -15,7 +15,6 @@ from mmedit.cases import image_name
 from mmedit.errors import EditError, LostEditError, shortened
 from mmedit.export.check import Check, Outputs, Questions, answer_tokens, ask
 from mmedit.export.places import write_json
-from mmedit.metrics.generation import exact
 from mmedit.progress import Progress
 from mmedit.vlm.edit import Edit
 from mmedit.vlm.interface import VLM
@@ -59,8 +58,7 @@ class Asked:
     @property
     def right(self) -> int:
         """Number of requests that the edited VLM itself answers as asked."""
-        answers = zip(self.questions.requests, self.outputs.answers, strict=False)
-        return sum(bool(exact(answer.text, example.accepted)) for example, answer in answers)
+        return sum(self.outputs.right[: len(self.questions.requests)])
 
 
 def exportable(vlm: VLM) -> NetworkVLM:

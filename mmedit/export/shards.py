@@ -55,6 +55,10 @@ class Numbers:
             return tensor.dtype  # some checkpoints keep a few tensors in float32
         return torch.float32 if self.kept & set(name.split(".")) else self.dtype
 
+    def planned(self, name: str, tensor: Tensor) -> Tensor:
+        """Return a tensor of the same shape in its stored dtype, without numbers."""
+        return torch.empty(tensor.shape, dtype=self.of(name, tensor), device="meta")
+
 
 def main_dtype(network: Any) -> torch.dtype:
     """Return the dtype of most weights of a network: some families keep a few in float32."""
@@ -95,10 +99,7 @@ def write_shards(
     """
     stored = _stored_weights(network)
     _require_own_weights(network, deltas)
-    planned = {
-        name: torch.empty(tensor.shape, dtype=numbers.of(name, tensor), device="meta")
-        for name, tensor in stored.items()
-    }
+    planned = {name: numbers.planned(name, tensor) for name, tensor in stored.items()}
     split = split_torch_state_dict_into_shards(
         planned, filename_pattern=PATTERN, max_shard_size=max_shard_size
     )
@@ -114,14 +115,19 @@ def write_shards(
             delta = deltas.get(name.removesuffix(".weight")) if name in numbers.edited else None
             shard[name], lost = _made(network, name, stored[name], delta, planned[name].dtype)
             rounding.append(lost)
-        renamed = revert_weight_conversion(network, shard)
-        whole = {name: tensor.contiguous() for name, tensor in renamed.items()}
+        whole = _as_in_files(network, shard)
         save_file(whole, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(whole, file)
     progress(WRITING, len(groups), len(groups), "")
     if split.is_sharded:
         write_json(folder / INDEX, {"metadata": split.metadata, "weight_map": weight_map})
     return max(rounding)
+
+
+def _as_in_files(network: Any, shard: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors in the names and forms that a checkpoint has."""
+    renamed = revert_weight_conversion(network, shard)
+    return {name: tensor.contiguous() for name, tensor in renamed.items()}
 
 
 def _stored_weights(network: Any) -> dict[str, Tensor]:

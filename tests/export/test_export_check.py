@@ -30,6 +30,10 @@ def outputs(*texts: str, logits: float = 0.0, vocabulary: int = 4) -> Outputs:
     return Outputs(
         logits=tuple(torch.full((2, vocabulary), logits) for _ in texts),
         answers=tuple(Answer(text=text, is_cut_off=False, tokens=1) for text in texts),
+        right=tuple(
+            text.lower().startswith(question.target)
+            for text, question in zip(texts, QUESTIONS.all, strict=True)
+        ),
     )
 
 

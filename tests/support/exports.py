@@ -72,7 +72,7 @@ def dense(vlm: NetworkVLM, stage: Stage = "language", *, seed: int = 0) -> dict[
 
 def save_fragile(folder: Path) -> Path:
     """Save a tiny BLIP-2 in bfloat16, one of whose layers has units that are always 1, with weights
-    of 64 that the layer's bias takes back. The next number after 64 in bfloat16 is 64.5.
+    of 96 that the layer's bias takes back. The numbers next to 96 in bfloat16 are 95.5 and 96.5.
     """
     tiny.save_model(folder)
     network = load_vlm(folder).adapter.network
@@ -81,8 +81,8 @@ def save_fragile(folder: Path) -> Path:
     with torch.no_grad():
         first.weight[:CONSTANT] = 0
         first.bias[:CONSTANT] = 1
-        second.weight[:, :CONSTANT] = 64
-        second.bias -= 64 * CONSTANT
+        second.weight[:, :CONSTANT] = 96
+        second.bias -= 96 * CONSTANT
     network.to(torch.bfloat16).save_pretrained(folder)
     return folder
 
