@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from mmedit.bench.generation import length_for
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.errors import DataError, EditError, ModelError
 from mmedit.metrics.generation import exact
+from mmedit.images import image_key
 from mmedit.vlm.interface import VLM
 
 BATCH = 8
@@ -106,8 +108,14 @@ def locality_questions(cases: Iterable[EditCase], number: int) -> tuple[Example,
     for case in cases:
         for probe in LOCALITY:
             for example in case.probes.get(probe, ())[:1]:
-                found.setdefault((example.prompt, example.image), example)
+                found.setdefault((example.prompt, _key(example)), example)
     return tuple(found.values())[:number]
+
+
+def _key(example: Example) -> object:
+    """Return what tells the image of an example from others; a file is not read for it."""
+    image = example.image
+    return image if image is None or isinstance(image, Path) else image_key(image)
 
 
 def questions_for(edited: VLM, locality: Sequence[Example]) -> Questions:

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from mmedit.deltas import Delta, LowRank
 
+NOISE = 8
+"""Singular values below this many roundings of the largest one come from rounding."""
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Factors:
@@ -75,7 +78,7 @@ def _total(deltas: Sequence[Delta]) -> Tensor:
 def _largest(change: Float[Tensor, "out in"], rank: int) -> Factors:
     """Return the factors of the largest singular values, without those that are rounding noise."""
     left, values, right = torch.linalg.svd(change, full_matrices=False)
-    noise = values[0] * max(change.shape) * torch.finfo(values.dtype).eps
+    noise = values[0] * NOISE * torch.finfo(values.dtype).eps
     kept = max(1, min(rank, int((values > noise).sum())))
     root = values[:kept].sqrt()
     return Factors(

@@ -147,7 +147,7 @@ def test_factors_of_several_edits_are_joined_and_never_more_than_the_weight_need
     made = factors_of(deltas, 5)
     total = torch.stack([delta.weight() for delta in deltas]).sum(0)
     assert made.rank == rank
-    assert float((total - made.b @ made.a).norm()) == pytest.approx(made.left_out, abs=1e-5)
+    assert float((total - made.b @ made.a).norm()) == pytest.approx(made.left_out, abs=1e-4)
     assert made.size == pytest.approx(float(total.norm()), rel=1e-5)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import exports
@@ -29,7 +30,7 @@ def saved(vlm: NetworkVLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_edit_becomes_a_transformers_folder(mmedit_: Mmedit, saved: Path, tmp_path: Path):
     result = mmedit_(
         "export", "--edit", saved / "dense", "--to", "transformers", "--out", tmp_path / "out",
-        "--locality", 4,
+        "--locality", 4, "--check-in", "float32",
     )  # fmt: skip
     assert result.code == 0, result.err
     assert "opened in largest logit difference requests kept other answers changed" in result.out
@@ -40,7 +41,7 @@ def test_an_edit_becomes_a_transformers_folder(mmedit_: Mmedit, saved: Path, tmp
     report = json.loads((tmp_path / "out" / "mmedit-export.json").read_text())
     assert report["is_kept"] is True
     assert report["edits"][0]["requests"][0]["target"] == "circle"
-    assert [check["unrelated"] for check in report["checks"]] == [4, 4]
+    assert [check["unrelated"] for check in report["checks"]] == [4]
 
 
 def test_edits_become_adapters(mmedit_: Mmedit, saved: Path, tmp_path: Path):
@@ -50,7 +51,7 @@ def test_edits_become_adapters(mmedit_: Mmedit, saved: Path, tmp_path: Path):
         "--rank", 192, "--locality", 0, "--out", tmp_path / "out",
     )  # fmt: skip
     assert result.code == 0, result.err
-    assert "the truncation left out 0.00% of the edit" in result.out
+    assert re.search(r"rank \d+; the truncation left out 0\.0\d% of the edit", result.out)
     assert f'PeftModel.from_pretrained(base, "{tmp_path / "out" / "dense"}")' in result.out
     for name in ("dense", "low"):
         assert (tmp_path / "out" / name / "adapter_model.safetensors").is_file()
