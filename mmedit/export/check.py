@@ -16,8 +16,8 @@ from mmedit.adapters.generation import Answer
 from mmedit.bench.generation import length_for
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.errors import DataError, EditError, ModelError
-from mmedit.metrics.generation import exact
 from mmedit.images import image_key
+from mmedit.metrics.generation import exact
 from mmedit.vlm.interface import VLM
 
 BATCH = 8
