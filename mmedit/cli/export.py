@@ -10,7 +10,6 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from mmedit.catalog import require_known
 from mmedit.cli.console import (
     DatasetOption,
     SeedOption,
@@ -39,8 +38,6 @@ if TYPE_CHECKING:  # imports torch
 LOADING = "loading the VLM"
 FORMS = ("transformers", "peft")
 DTYPES = ("float32", "bfloat16", "float16")
-SETTINGS = ("vlm", "dataset")
-"""Parts of the configuration that this command reads."""
 HEADINGS = ("opened in", "largest logit difference", "requests kept", "other answers changed")
 SHOWN = 5
 """Changed answers that are printed in full."""
@@ -189,7 +186,7 @@ def _overrides(settings: Sequence[str] | None) -> Overrides:
 
     overrides = read_overrides(settings or ())
     for part in overrides.parts:
-        if part not in SETTINGS:
+        if part not in ("vlm", "dataset"):
             raise ConfigError(f"--set {part}.* has no effect on this command; leave it out")
     return overrides
 
@@ -230,7 +227,8 @@ def _edited(vlm: str, overrides: Overrides, edits: Sequence[Edit], progress: Pro
     from mmedit.cli.fit import silence_transformers
     from mmedit.config import load_vlm_file, load_vlm_of
 
-    require_known("vlm", vlm)
+    if not vlm:
+        raise ConfigError("the edit does not say which VLM it was made on; name it with --vlm")
     silence_transformers()
     progress(LOADING, 0, 1, "")
     edited: VLM = load_vlm_of(vlm, load_vlm_file(vlm, overrides.of("vlm")))

@@ -24,6 +24,7 @@ from mmedit.errors import (
     ConfigError,
     EditError,
     LostEditError,
+    ModelError,
     RunError,
     SiteError,
     UnknownNameError,
@@ -350,3 +351,22 @@ def test_the_base_model_stays_as_it_was(tiny_vlm: NetworkVLM, tmp_path: Path):
     for name, weight in network.state_dict().items():
         assert torch.equal(weight, before[name]), name
     assert network.config.to_dict() == config
+
+
+def test_tensors_that_are_one_in_the_files_are_never_cut_apart(
+    tiny_vlm: NetworkVLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first, *_, last = (f"{site}.weight" for site in tiny_vlm.sites("language")[::2])
+
+    def joined(_: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if not state.keys() >= {first, last}:
+            return state
+        rest = {name: tensor for name, tensor in state.items() if name not in (first, last)}
+        return {**rest, "joined": torch.cat([state[first], state[last]])}
+
+    monkeypatch.setattr(shards, "revert_weight_conversion", joined)
+    edited = exports.with_edit(tiny_vlm, exports.low_rank(tiny_vlm))
+    form = FolderForm(shard_size="20KB")
+    with pytest.raises(ModelError, match="choose a larger --shard-size"):
+        export_transformers(lambda: edited, tmp_path / "out", form=form)
+    assert not (tmp_path / "out").exists()
