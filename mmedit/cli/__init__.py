@@ -14,6 +14,7 @@ from rich.markup import escape
 from mmedit.cli import (
     ask,
     bench,
+    data,
     demo,
     edit,
     edits,
@@ -21,6 +22,7 @@ from mmedit.cli import (
     fit,
     models,
     serve,
+    show,
     tables,
 )
 from mmedit.cli.console import app, err, out, say
@@ -88,6 +90,7 @@ def _run() -> int:
 __all__ = [
     "ask",
     "bench",
+    "data",
     "demo",
     "edit",
     "edits",
@@ -96,5 +99,6 @@ __all__ = [
     "main",
     "models",
     "serve",
+    "show",
     "tables",
 ]
