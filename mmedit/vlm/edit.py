@@ -28,7 +28,7 @@ MERGED, NAMELESS, STACK = "merged", "deltas", "stack"
 
 
 class Change(ABC):
-    """What an edit adds to a VLM: deltas of weights, or the state of a wrapper."""
+    """The addition of an edit to a VLM: deltas of weights, or the state of a wrapper."""
 
     kind: ClassVar[str]
     """Name of this kind of change in files."""
@@ -156,7 +156,7 @@ class Edit:
 
     @property
     def deltas(self) -> Mapping[str, Delta] | None:
-        """What is added to the weights, by site; None if a part is not a change of weights."""
+        """The sum of its changes of weights, by site; None if a part is not one."""
         total: Mapping[str, Delta] = {}
         for part in self.parts:
             if (found := part.change.deltas) is None:

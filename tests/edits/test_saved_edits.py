@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from mmedit import Example, load_edit
-from mmedit.cases import EditCase
+from mmedit.cases import EditCase, Probe
 from mmedit.deltas import Dense, LowRank
 from mmedit.editors.fitting import Fitting
 from mmedit.edits.loading import model_card
@@ -100,8 +100,9 @@ def test_edits_of_one_serac_editor_share_its_memory_after_loading(
         counterfactual_layers=1,
         training=TrainingConfig(steps=1, batch_size=1),
     )
-    probes = dict.fromkeys(["text_generality", "image_generality", "image_locality"], question)
-    cases = [EditCase(id="1", request=question, probes=probes | {"text_locality": text})]
+    about = (Probe.TEXT_GENERALITY, Probe.IMAGE_GENERALITY, Probe.IMAGE_LOCALITY)
+    probes = {**dict.fromkeys(about, (question,)), Probe.TEXT_LOCALITY: (text,)}
+    cases = [EditCase(id="1", request=question, probes=probes)]
     serac = SERAC(config).fit(tiny_vlm, Fitting(cases))
     serac.apply(tiny_vlm, [question]).save(tmp_path / "a")
     serac.apply(tiny_vlm, [text]).save(tmp_path / "b")
