@@ -264,7 +264,11 @@ def test_other_families_answer_in_a_mixed_batch_as_in_python(
     vlm = load_vlm(tiny_families.save_family(family, tmp_path))
     file = io.BytesIO()
     IMAGES[0].save(file, "PNG")
-    picture, prompt = Picture(file.getvalue(), 10**6), "what color is the shape?"
+    prompt = "what color is the shape?"
+    questions: list[dict[str, Any]] = [
+        {"prompt": prompt, "picture": Picture(file.getvalue(), 10**6)},
+        {"prompt": "a photo of"},
+    ]
     with engine_of(vlm, monkeypatch) as asked:
         expected = []
         for name in ("base", "blue", "no"):
@@ -275,7 +279,7 @@ def test_other_families_answer_in_a_mixed_batch_as_in_python(
             tickets = [
                 asked.ask(name, new_tokens=8, **question)
                 for name in ("base", "blue", "no")
-                for question in ({"prompt": prompt, "picture": picture}, {"prompt": "a photo of"})
+                for question in questions
             ]
         assert [text_of(ticket) for ticket in tickets] == expected
         assert asked.batches[-1] == 6

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPMessage
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class Served:
         path: str,
         body: object = None,
         headers: Mapping[str, str] | None = None,
-    ) -> tuple[int, Any, Mapping[str, str]]:
+    ) -> tuple[int, Any, HTTPMessage]:
         """Return status, JSON and headers of one request."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
         usual = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
