@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mmedit.catalog import require_known
 from mmedit.cli.console import (
     DatasetOption,
     SeedOption,
@@ -20,13 +22,13 @@ from mmedit.cli.console import (
 )
 from mmedit.cli.fit import load_vlm
 from mmedit.cli.progress import show_status
-from mmedit.errors import ConfigError
 
 if TYPE_CHECKING:
     from mmedit.settings import Overrides
-    from mmedit.vlm.interface import VLM
 
 PORT = 7860
+UNUSED = ("editor", "generation", "vlm.batch_size")
+"""Settings that have no effect on the playground."""
 
 
 @app.command(
@@ -40,9 +42,7 @@ def play(
     vlm: VlmOption = "embedded",
     edit: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--edit", metavar="DIR", help="Begin with this saved edit (repeatable)."
-        ),
+        typer.Option("--edit", metavar="DIR", help="Begin with this saved edit (repeatable)."),
     ] = None,
     editor: Annotated[
         list[str] | None,
@@ -79,13 +79,46 @@ def play(
     install 'mmedit[play]'.
     """
     from mmedit.config import load_vlm_file, read_cases
+    from mmedit.edits.loading import load_edit
+    from mmedit.play.actions import PICTURES, Playground
+    from mmedit.play.folders import Folders
+    from mmedit.play.questions import Pictures
     from mmedit.play.server import bound_socket, require_gradio, run
 
     require_gradio()
-    overrides = _settings(settings)
+    overrides = _read_settings(vlm, settings or ())
     vlm_file = load_vlm_file(vlm, overrides.of("vlm"))
     opened = bound_socket(port)
+    edits = [load_edit(path) for path in edit or ()]
     cases = read_cases(dataset, "test", overrides.of("dataset"), limit=PICTURES, seed=seed)
-    loaded = _with_edits(load_vlm(vlm, vlm_file), edit or ())
+    start = load_vlm(vlm, vlm_file)
+    for one in edits:
+        start = start.with_edit(one)
+    playground = Playground(
+        start=start,
+        pictures=Pictures(cases),
+        folders=Folders(edits_dir, exports_dir),
+        editors_dir=editors_dir,
+        editors=tuple(editor or ()),
+        overrides=overrides,
+        vlm_name=vlm,
+    )
+    playground.check_editors()
     with show_status(err, "preparing the page"):
-        ...
+        run(playground, opened, _say_ready)
+
+
+def _read_settings(vlm: str, settings: Sequence[str]) -> Overrides:
+    """Read `--set`: of the VLM, of the dataset, and of methods by name (ft.steps=30)."""
+    from mmedit.config import read_overrides
+    from mmedit.config_checks import require_used
+    from mmedit.play.methods import READY
+
+    require_known("vlm", vlm)
+    overrides = read_overrides(settings)
+    require_used(overrides, READY, without=UNUSED)
+    return overrides
+
+
+def _say_ready(address: str) -> None:
+    say(f"the playground is ready: open {address} in a browser. Ctrl+C ends it.")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmedit.bench.base_outputs import BaseOutputs
-from mmedit.cases import EditCase
+from mmedit.edits.loading import load_edit
 from mmedit.errors import EditError
 from mmedit.play.changes import Change, changes, require_askable
 from mmedit.play.folders import Folders
-from mmedit.play.methods import Method, list_methods, method_named
+from mmedit.play.methods import READY, Method, list_methods, method_named
 from mmedit.play.questions import Fields, Pictures, case_of, probed, question_of
 from mmedit.play.session import Session
 from mmedit.settings import Overrides
@@ -52,7 +52,7 @@ class Playground:
     """The folder that is looked through for fitted editors."""
     editors: tuple[str, ...] = ()
     """Further fitted editors by folder or hub id."""
-    overrides: Overrides = Overrides()  # noqa: RUF009  # frozen
+    overrides: Overrides = field(default_factory=Overrides)
     vlm_name: str = "embedded"
     """The VLM's name on the command line."""
 
@@ -84,6 +84,15 @@ class Playground:
             given=self.editors,
             overrides=self.overrides,
         )
+
+    def check_editors(self) -> None:
+        """Raise an error for settings that do not fit a method, and for a damaged editor that was
+        named; called before the page is opened.
+        """
+        for method in self.methods():
+            is_named = method.name in self.editors or method.name in READY
+            if is_named and not method.advice:
+                method.editor(self.start.base).require_fits(self.start.base)
 
     def ask(self, session: Session, fields: Fields) -> Session:
         """Return the session with this question asked. Raises DataError, ImageError."""

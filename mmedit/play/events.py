@@ -12,8 +12,8 @@ import gradio as gr
 
 from mmedit.errors import MmeditError, one_line
 from mmedit.play.actions import Playground
-from mmedit.play.changes import summary
-from mmedit.play.layout import Page, edit_choices
+from mmedit.play.layout import Page, edit_choices, edits_label
+from mmedit.play.methods import method_named
 from mmedit.play.questions import Fields
 from mmedit.play.render import answers_html, changes_html, note_html
 from mmedit.play.session import Session
@@ -59,8 +59,13 @@ class Events:
         begun = self.playground.session(session)
         edited, seconds = self.playground.edit(begun, fields, method)
         found = self.playground.changes(edited)
-        said = f"{edited.edits[-1].name} was made in {seconds:.2f} s. {summary(found)}"
+        said = f"{edited.edits[-1].name} was made in {seconds:.2f} s. Step 3 shows what changed."
         return self._shown(edited, changes=found) | {self.page.make_note: note_html(said)}
+
+    def choose(self, title: str) -> Updates:
+        """Say what is to be done first, if the chosen method cannot edit yet."""
+        method = method_named(title, self.playground.methods())
+        return {self.page.make_note: note_html(method.advice, kind="fault")}
 
     def hold(self, session: Session | None, names: list[str]) -> Updates:
         """Take out the edits that are not ticked."""
@@ -69,7 +74,9 @@ class Events:
     def undo(self, session: Session | None) -> Updates:
         """Take out the last edit."""
         before = self.playground.session(session)
-        said = f"{before.held[-1].name} is taken out. Tick it to put it back." if before.held else ""
+        said = (
+            f"{before.held[-1].name} is taken out. Tick it to put it back." if before.held else ""
+        )
         return self._shown(before.undone()) | {self.page.edits_note: note_html(said)}
 
     def save(self, session: Session | None, name: str) -> Updates:
@@ -104,7 +111,9 @@ class Events:
             page.session: session,
             page.answers: answers_html(play.answers(session)),
             page.edits: gr.update(
-                choices=edit_choices(session), value=[edit.name for edit in session.held]
+                choices=edit_choices(session),
+                value=[edit.name for edit in session.held],
+                label=edits_label(session),
             ),
         }
         if changes is False:
@@ -131,6 +140,7 @@ def connect(blocks: gr.Blocks, page: Page, playground: Playground) -> None:
         written = [*question, page.target, page.rephrase, page.method]
         for event in (page.make.click, page.target.submit):
             on(event, events.make, written, whole, page.make_note)
+        on(page.method.input, events.choose, [page.method], [], page.make_note)
         on(page.edits.input, events.hold, [state, page.edits], whole, page.edits_note)
         on(page.undo.click, events.undo, [state], whole, page.edits_note)
         on(page.save.click, events.save, [state, page.name], [page.saved], page.edits_note)

@@ -40,7 +40,7 @@ class Page:
     save: gr.Button
     saved: gr.Dropdown
     load: gr.Button
-    export_to: gr.Radio
+    export_to: gr.Dropdown
     export: gr.Button
     edits_note: gr.HTML
 
@@ -76,6 +76,12 @@ def build(playground: Playground) -> tuple[gr.Blocks, Page]:
 def edit_choices(session: Session) -> list[tuple[str, str]]:
     """Return the edits of a session as choices of the list."""
     return [(label_of(edit), edit.name) for edit in session.edits]
+
+
+def edits_label(session: Session) -> str:
+    """Return the label of the list of edits."""
+    rest = "untick one to take it out" if session.edits else "none yet"
+    return f"Edits of this tab: {rest}"
 
 
 def _head(playground: Playground) -> None:
@@ -125,8 +131,8 @@ def _ask_step(playground: Playground, opening: Session) -> dict[str, Any]:
         max_lines=3,
         elem_id="question",
     )
-    ask = gr.Button("Ask", variant="secondary", elem_id="ask")
-    note = gr.HTML(elem_id="ask-note")
+    ask = gr.Button("Ask", variant="secondary", size="md", elem_id="ask")
+    note = gr.HTML(elem_id="ask-note", elem_classes="note-slot")
     answers = gr.HTML(answers_html(playground.answers(opening)), elem_id="answers")
     return {
         "gallery": gallery, "image": image, "prompt": prompt, "ask": ask, "ask_note": note,
@@ -149,14 +155,14 @@ def _edit_step(playground: Playground) -> dict[str, Any]:
         )
         rephrase = gr.Textbox(
             first.fields.rephrase if first else "",
-            label="Question in other words (a probe)",
+            label="In other words",
             max_lines=3,
             min_width=200,
             elem_id="rephrase",
         )
     method = gr.Dropdown(titles, value=titles[0], label="Method", elem_id="method")
     make = gr.Button("Make the edit", variant="primary", elem_id="make")
-    note = gr.HTML(elem_id="make-note")
+    note = gr.HTML(elem_id="make-note", elem_classes="note-slot")
     return {"target": target, "rephrase": rephrase, "method": method, "make": make,
             "make_note": note}  # fmt: skip
 
@@ -168,32 +174,34 @@ def _changes_step(playground: Playground, opening: Session) -> gr.HTML:
 
 
 def _edits_step(playground: Playground, opening: Session) -> dict[str, Any]:
-    _step(4, "Edits")
+    _step(4, "Keep the edits, or take them out")
     edits = gr.CheckboxGroup(
         edit_choices(opening),
         value=[edit.name for edit in opening.held],
-        label="Edits of this tab: untick one to take it out",
+        label=edits_label(opening),
         elem_id="edits",
     )
-    undo = gr.Button("Undo the last edit", elem_id="undo")
+    undo = gr.Button("Undo the last edit", size="md", elem_id="undo")
     with gr.Row(equal_height=False):
-        with gr.Column(min_width=240):
-            name = gr.Textbox("my-edit", label="Name of the folder", max_lines=1, elem_id="name")
-            save = gr.Button("Save the edits", elem_id="save")
-        with gr.Column(min_width=240):
+        with gr.Column(min_width=180):
+            name = gr.Textbox(
+                "my-edit", label="Name for saving and exporting", max_lines=1, elem_id="name"
+            )
+            save = gr.Button("Save the edits", size="md", elem_id="save")
+        with gr.Column(min_width=180):
             saved = gr.Dropdown(
                 playground.folders.saved(),
                 value=None,
-                label=f"Saved edits in {playground.folders.edits}",
+                label="Saved edits",
                 elem_id="saved",
             )
-            load = gr.Button("Load", elem_id="load")
-        with gr.Column(min_width=240):
-            export_to = gr.Radio(
+            load = gr.Button("Load", size="md", elem_id="load")
+        with gr.Column(min_width=180):
+            export_to = gr.Dropdown(
                 EXPORTS, value=EXPORTS[0][1], label="Export as", elem_id="export-to"
             )
-            export = gr.Button("Export under the name", elem_id="export")
-    note = gr.HTML(elem_id="edits-note")
+            export = gr.Button("Export the edited model", size="md", elem_id="export")
+    note = gr.HTML(elem_id="edits-note", elem_classes="note-slot")
     return {
         "edits": edits, "undo": undo, "name": name, "save": save, "saved": saved, "load": load,
         "export_to": export_to, "export": export, "edits_note": note,
