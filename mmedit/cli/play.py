@@ -80,17 +80,23 @@ def play(
     """
     from mmedit.config import load_vlm_file, read_cases
     from mmedit.edits.loading import load_edit
-    from mmedit.play.actions import PICTURES, Playground
+    from mmedit.play.actions import Playground
     from mmedit.play.folders import Folders
-    from mmedit.play.questions import Pictures
-    from mmedit.play.server import bound_socket, require_gradio, run
+    from mmedit.play.questions import CASES, Pictures
+    from mmedit.play.server import (
+        application,
+        bound_socket,
+        private_uploads,
+        require_gradio,
+        serve,
+    )
 
     require_gradio()
     overrides = _read_settings(vlm, settings or ())
     vlm_file = load_vlm_file(vlm, overrides.of("vlm"))
     opened = bound_socket(port)
     edits = [load_edit(path) for path in edit or ()]
-    cases = read_cases(dataset, "test", overrides.of("dataset"), limit=PICTURES, seed=seed)
+    cases = read_cases(dataset, "test", overrides.of("dataset"), limit=CASES, seed=seed)
     start = load_vlm(vlm, vlm_file)
     for one in edits:
         start = start.with_edit(one)
@@ -104,8 +110,10 @@ def play(
         vlm_name=vlm,
     )
     playground.check_editors()
-    with show_status(err, "preparing the page"):
-        run(playground, opened, _say_ready)
+    with private_uploads():
+        with show_status(err, "preparing the page"):
+            page = application(playground, opened.getsockname()[1])
+        serve(page, opened, _say_ready)
 
 
 def _read_settings(vlm: str, settings: Sequence[str]) -> Overrides:

@@ -12,6 +12,7 @@ from mmedit.bench.base_outputs import BaseOutputs
 from mmedit.edits.loading import load_edit
 from mmedit.errors import EditError
 from mmedit.play.changes import Change, changes, require_askable
+from mmedit.play.exporting import export
 from mmedit.play.folders import Folders
 from mmedit.play.methods import READY, Method, list_methods, method_named
 from mmedit.play.questions import Fields, Pictures, case_of, probed, question_of
@@ -20,10 +21,9 @@ from mmedit.settings import Overrides
 from mmedit.vlm.interface import VLM
 
 if TYPE_CHECKING:
+    from mmedit.export.report import Export
     from mmedit.vlm.edit import Edit
 
-PICTURES = 8
-"""Number of pictures of the dataset on the page."""
 NEW_TOKENS = 64
 """Most tokens of an answer to a question."""
 MEMORY_BYTES = 256 * 1024**2
@@ -136,6 +136,11 @@ class Playground:
         path = self.folders.to_save(name)
         session.vlm.save(path)
         return path
+
+    def export(self, session: Session, name: object, form: object) -> tuple[Export, Path]:
+        """Export the edited model, and return what was seen when it was opened, and its folder."""
+        path = self.folders.to_export(name)
+        return export(session, self.pictures.cases, path, form), path
 
     def load(self, session: Session, name: object) -> tuple[Session, tuple[Edit, ...]]:
         """Return the session with the edits of a saved folder added, and these edits."""

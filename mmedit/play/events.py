@@ -6,15 +6,16 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 
 from mmedit.errors import MmeditError, one_line
 from mmedit.play.actions import Playground
+from mmedit.play.exporting import report
 from mmedit.play.layout import Page, edit_choices, edits_label
 from mmedit.play.methods import method_named
-from mmedit.play.questions import Fields
+from mmedit.play.questions import Fields, opened
 from mmedit.play.render import answers_html, changes_html, note_html
 from mmedit.play.session import Session
 
@@ -42,8 +43,10 @@ class Events:
             page.rephrase: fields.rephrase,
         }
 
-    def dropped(self) -> Updates:
-        """Empty what belongs to the picture that was there before."""
+    def dropped(self, image: Any) -> Updates:
+        """Empty what belongs to the picture that was there before, and look at the new one."""
+        if path := _path(image):
+            opened(path)
         return {self.page.rephrase: "", self.page.answers: ""}
 
     def ask(self, session: Session | None, image: Any, prompt: str) -> Updates:
@@ -86,6 +89,11 @@ class Events:
         count = len(current.held)
         said = f"Saved {count} edit{'s' * (count > 1)} to {path}."
         return self._saved(path.name) | {self.page.edits_note: note_html(said)}
+
+    def export(self, session: Session | None, name: str, form: str) -> Updates:
+        """Export the edited model, and say what was seen when it was opened."""
+        made, path = self.playground.export(self.playground.session(session), name, form)
+        return {self.page.edits_note: note_html(report(made, path))}
 
     def load(self, session: Session | None, name: str) -> Updates:
         """Add the edits of a saved folder."""
@@ -133,8 +141,9 @@ def connect(blocks: gr.Blocks, page: Page, playground: Playground) -> None:
     on = _Connector(page)
     with blocks:
         on(page.gallery.select, events.picked, [state], [*shown, *filled], page.ask_note)
-        on(page.image.upload, events.dropped, [], [page.rephrase, page.answers], page.ask_note)
-        on(page.image.clear, events.dropped, [], [page.rephrase, page.answers], page.ask_note)
+        for event in (page.image.upload, page.image.clear):
+            emptied = [page.rephrase, page.answers]
+            on(event, events.dropped, [page.image], emptied, page.ask_note)
         for event in (page.ask.click, page.prompt.submit):
             on(event, events.ask, question, shown, page.ask_note)
         written = [*question, page.target, page.rephrase, page.method]
@@ -144,8 +153,10 @@ def connect(blocks: gr.Blocks, page: Page, playground: Playground) -> None:
         on(page.edits.input, events.hold, [state, page.edits], whole, page.edits_note)
         on(page.undo.click, events.undo, [state], whole, page.edits_note)
         on(page.save.click, events.save, [state, page.name], [page.saved], page.edits_note)
+        exported = [state, page.name, page.export_to]
+        on(page.export.click, events.export, exported, [], page.edits_note)
         on(page.load.click, events.load, [state, page.saved], whole, page.edits_note)
-        on(blocks.load, events.opened, [], [page.saved, page.method], page.edits_note)
+        on(blocks.load, events.opened, [], [page.saved, page.method], page.edits_note, "hidden")
 
 
 @dataclass(frozen=True)
@@ -161,13 +172,14 @@ class _Connector:
         inputs: list[Any],
         outputs: list[Any],
         note: gr.HTML,
+        progress: Literal["minimal", "hidden"] = "minimal",
     ) -> None:
         event(
             self._guarded(action, note),
             inputs=inputs,
             outputs=[*outputs, *self.page.notes],
             preprocess=False,  # what a browser sends is checked by the actions, in plain sentences
-            show_progress="minimal",
+            show_progress=progress,
             concurrency_limit=1,
             concurrency_id="vlm",
             api_visibility="private",

@@ -8,11 +8,11 @@ from typing import Any
 import gradio as gr
 
 from mmedit.play.actions import Playground
+from mmedit.play.exporting import FORMS
 from mmedit.play.render import answers_html, changes_html
 from mmedit.play.session import Session, label_of
 
 TITLE = "mmedit playground"
-EXPORTS = (("transformers folder", "transformers"), ("PEFT LoRA adapter", "peft"))
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONOSPACED = ("ui-monospace", "Menlo", "Consolas", "monospace")
 
@@ -96,12 +96,10 @@ def _step(number: int, title: str) -> None:
     gr.HTML(f"<h2>{number}. {title}</h2>", elem_classes="step")
 
 
-def _ask_step(playground: Playground, opening: Session) -> dict[str, Any]:
-    _step(1, "Ask")
-    pictures = [(one.image, one.case.request.prompt) for one in playground.pictures]
-    first = playground.pictures.first()
-    gallery = gr.Gallery(
-        [image for image, _ in pictures],
+def _gallery(playground: Playground) -> gr.Gallery:
+    images = [one.image for one in playground.pictures]
+    return gr.Gallery(
+        images,
         label="Pictures of the dataset: pick one",
         format="png",
         columns=8,
@@ -111,8 +109,14 @@ def _ask_step(playground: Playground, opening: Session) -> dict[str, Any]:
         buttons=[],
         interactive=False,
         elem_id="gallery",
-        visible=bool(pictures),
+        visible=bool(images),
     )
+
+
+def _ask_step(playground: Playground, opening: Session) -> dict[str, Any]:
+    _step(1, "Ask")
+    gallery = _gallery(playground)
+    first = playground.pictures.first()
     image = gr.Image(
         first.image if first else None,
         label="Picture: drop your own here, or paste it",
@@ -122,6 +126,7 @@ def _ask_step(playground: Playground, opening: Session) -> dict[str, Any]:
         sources=["upload", "clipboard"],
         buttons=[],
         height=190,
+        alt_text="The picture that the question is about",
         elem_id="picture",
     )
     prompt = gr.Textbox(
@@ -184,9 +189,7 @@ def _edits_step(playground: Playground, opening: Session) -> dict[str, Any]:
     undo = gr.Button("Undo the last edit", size="md", elem_id="undo")
     with gr.Row(equal_height=False):
         with gr.Column(min_width=180):
-            name = gr.Textbox(
-                "my-edit", label="Name for saving and exporting", max_lines=1, elem_id="name"
-            )
+            name = gr.Textbox("my-edit", label="Name to save under", max_lines=1, elem_id="name")
             save = gr.Button("Save the edits", size="md", elem_id="save")
         with gr.Column(min_width=180):
             saved = gr.Dropdown(
@@ -198,7 +201,11 @@ def _edits_step(playground: Playground, opening: Session) -> dict[str, Any]:
             load = gr.Button("Load", size="md", elem_id="load")
         with gr.Column(min_width=180):
             export_to = gr.Dropdown(
-                EXPORTS, value=EXPORTS[0][1], label="Export as", elem_id="export-to"
+                [(title, form) for form, title in FORMS.items()],
+                value="transformers",
+                label="Export as",
+                interactive=True,
+                elem_id="export-to",
             )
             export = gr.Button("Export the edited model", size="md", elem_id="export")
     note = gr.HTML(elem_id="edits-note", elem_classes="note-slot")

@@ -9,9 +9,11 @@ from pathlib import Path
 from PIL import Image
 
 from mmedit.cases import EditCase, Example, Probe
-from mmedit.errors import DataError
+from mmedit.errors import DataError, ImageError
 from mmedit.images import image_key, open_image
 
+CASES, SHOWN = 10, 8
+"""Number of cases of the dataset that are read, and of their pictures on the page."""
 UNRELATED_CASES = 2
 """Number of cases whose unrelated questions an edit is tested with."""
 LONGEST_TEXT = 4000
@@ -57,7 +59,7 @@ class Pictures:
             Picture(open_image(case.request.image), case)
             for case in self.cases
             if case.request.image is not None
-        ]
+        ][:SHOWN]
         self._by_pixels = {image_key(one.image): one for one in reversed(self._pictures)}
 
     def first(self) -> Picture | None:
@@ -89,8 +91,18 @@ class Pictures:
 def question_of(fields: Fields, what: str = "question") -> Example:
     """Return the question as an example. Raises DataError, ImageError."""
     _require(fields.prompt, what)
-    image = None if fields.image is None else open_image(fields.image)
+    image = None if fields.image is None else opened(fields.image)
     return Example(prompt=fields.prompt.strip(), target=fields.target.strip() or "-", image=image)
+
+
+def opened(path: Path) -> Image.Image:
+    """Open a picture that was dropped on the page. Raises ImageError, which names the file alone:
+    its folder means nothing to the person who dropped it.
+    """
+    try:
+        return open_image(path)
+    except ImageError as error:
+        raise ImageError(str(error).replace(str(path), path.name)) from error
 
 
 def case_of(fields: Fields, pictures: Pictures) -> EditCase:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
@@ -62,25 +64,20 @@ def bound_socket(port: int) -> socket.socket:
     return opened
 
 
-def run(playground: Playground, opened: socket.socket, ready: Callable[[str], None]) -> None:
+def serve(app: Any, opened: socket.socket, ready: Callable[[str], None]) -> None:
     """Serve the page until Ctrl+C or SIGTERM. `ready` gets its address once it answers."""
     import uvicorn
-
-    port = opened.getsockname()[1]
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started:
-                ready(f"http://{HOST}:{port}")
+                ready(f"http://{HOST}:{opened.getsockname()[1]}")
 
-    with private_uploads():
-        config = uvicorn.Config(
-            application(playground, port),
-            log_level="warning",
-            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-        )
-        Server(config).run(sockets=[opened])
+    # uvicorn finishes what runs and then raises the signal again: the end is a clean one
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SHUTDOWN_SECONDS)
+    Server(config).run(sockets=[opened])
 
 
 @contextmanager
