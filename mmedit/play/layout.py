@@ -187,7 +187,7 @@ def _edits_step(playground: Playground, opening: Session) -> dict[str, Any]:
         elem_id="edits",
     )
     undo = gr.Button("Undo the last edit", size="md", elem_id="undo")
-    with gr.Row(equal_height=False):
+    with gr.Row(equal_height=True, elem_id="keep"):
         with gr.Column(min_width=180):
             name = gr.Textbox("my-edit", label="Name to save under", max_lines=1, elem_id="name")
             save = gr.Button("Save the edits", size="md", elem_id="save")
