@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -94,23 +95,22 @@ def play(
     require_gradio()
     overrides = _read_settings(vlm, settings or ())
     vlm_file = load_vlm_file(vlm, overrides.of("vlm"))
-    opened = bound_socket(port)
     edits = [load_edit(path) for path in edit or ()]
     cases = read_cases(dataset, "test", overrides.of("dataset"), limit=CASES, seed=seed)
-    start = load_vlm(vlm, vlm_file)
-    for one in edits:
-        start = start.with_edit(one)
-    playground = Playground(
-        start=start,
-        pictures=Pictures(cases),
-        folders=Folders(edits_dir, exports_dir),
-        editors_dir=editors_dir,
-        editors=tuple(editor or ()),
-        overrides=overrides,
-        vlm_name=vlm,
-    )
-    playground.check_editors()
-    with private_uploads():
+    with closing(bound_socket(port)) as opened, private_uploads():
+        start = load_vlm(vlm, vlm_file)
+        for one in edits:
+            start = start.with_edit(one)
+        playground = Playground(
+            start=start,
+            pictures=Pictures(cases),
+            folders=Folders(edits_dir, exports_dir),
+            editors_dir=editors_dir,
+            editors=tuple(editor or ()),
+            overrides=overrides,
+            vlm_name=vlm,
+        )
+        playground.check_editors()
         with show_status(err, "preparing the page"):
             page = application(playground, opened.getsockname()[1])
         serve(page, opened, _say_ready)

@@ -1,13 +1,15 @@
 """The playground without its page: questions, sessions, methods, folders, and what is shown."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny_families
 import torch
 from PIL import Image
 
 from mmedit.cases import EditCase, Example, Probe
-from mmedit.config import load_cases, load_editor
+from mmedit.config import load_cases, load_editor, load_vlm
 from mmedit.editors.fitting import Fitting
 from mmedit.errors import (
     ConfigError,
@@ -18,6 +20,7 @@ from mmedit.errors import (
     UnknownNameError,
 )
 from mmedit.play.actions import Playground
+from mmedit.play.exporting import report
 from mmedit.play.folders import Folders
 from mmedit.play.methods import list_methods, method_named
 from mmedit.play.questions import CASES, Fields, Pictures, case_of, opened
@@ -267,8 +270,6 @@ def test_fitted_editors_in_the_folder_are_offered_and_edit(play: Playground, fie
 
 
 def test_settings_that_do_not_fit_a_method_are_refused_before_the_page_opens(play: Playground):
-    from dataclasses import replace
-
     play.check_editors()
     with pytest.raises(ConfigError, match="stepz"):
         replace(play, overrides=Overrides.parse(["ft.stepz=3"])).check_editors()
@@ -305,6 +306,42 @@ def test_the_table_says_each_outcome_in_words(play: Playground, fields):
     before = changes_html(play.changes(session.undone()), held=0)
     assert "no edit yet" in before
     assert "new answer</span>" not in before
+
+
+def test_another_family_is_asked_and_edited(pictures: Pictures, own: Path, tmp_path: Path):
+    folder = tiny_families.save_family("qwen2_5_vl", tmp_path / "model")
+    play = Playground(
+        start=load_vlm(folder),
+        pictures=pictures,
+        folders=Folders(tmp_path / "edits", tmp_path / "exports"),
+        overrides=Overrides.parse(["ft.steps=30", "ft.lr=0.01"]),
+        vlm_name=str(folder),
+    )
+    written = Fields(prompt="what is it?", image=own, target="a dog")
+    session, _ = play.edit(play.session(), written, FT)
+    request, *_ = play.changes(session)
+    assert request.before.exact_match == 0
+    assert request.after.exact_match == 1
+    play.save(session, "dog")
+    loaded, _ = play.load(play.session(), "dog")
+    assert play.answers(loaded) == play.answers(session)
+
+
+@pytest.mark.parametrize("form", ["transformers", "peft"])
+def test_an_export_says_what_was_seen_when_it_was_opened(play: Playground, fields, form: str):
+    session, _ = play.edit(play.session(), fields, FT)
+    made, path = play.export(session, "brown", form)
+    assert path == play.folders.exports / "brown"
+    assert any(path.iterdir())
+    said = report(made, path)
+    assert "the edit is kept, 0 of the other answers changed" in said
+    assert str(path) in said
+    with pytest.raises(EditError, match="exists already"):
+        play.export(session, "brown", form)
+    context, _ = play.edit(play.session(), fields, IKE)
+    with pytest.raises(EditError, match="mmedit serve"):
+        play.export(context, "ike", form)
+    assert not (play.folders.exports / "ike").exists()
 
 
 def test_a_dataset_without_pictures_still_opens(vlm, tmp_path: Path):
