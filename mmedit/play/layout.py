@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from gradio.themes import Base
 
 from mmedit.play.actions import Playground
 from mmedit.play.exporting import FORMS
@@ -52,9 +53,7 @@ class Page:
 
 def theme() -> Any:
     """Return the look of the page. Its fonts are those of the system: none is fetched."""
-    return gr.themes.Base(
-        primary_hue="blue", neutral_hue="slate", font=[*FONTS], font_mono=[*MONOSPACED]
-    )
+    return Base(primary_hue="blue", neutral_hue="slate", font=[*FONTS], font_mono=[*MONOSPACED])
 
 
 def build(playground: Playground) -> tuple[gr.Blocks, Page]:

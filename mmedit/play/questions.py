@@ -140,10 +140,11 @@ def _rephrase(fields: Fields, picked: Picture | None) -> str:
     if not isinstance(written, str) or not written.strip():
         return ""
     _require(written, "question in other words")
-    is_filled_in = picked is not None and written == picked.fields.rephrase
-    if is_filled_in and fields.prompt.strip() != picked.fields.prompt:
-        return ""
-    return written.strip()
+    filled = picked.fields if picked else None
+    is_stale = (
+        filled is not None and written == filled.rephrase and fields.prompt.strip() != filled.prompt
+    )
+    return "" if is_stale else written.strip()
 
 
 def _require(text: object, what: str) -> None:

@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -40,14 +41,14 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 def require_gradio() -> None:
-    """Raise ConfigError if Gradio is not installed."""
-    try:
-        import gradio  # noqa: F401
-    except ImportError:
+    """Raise ConfigError if Gradio is not installed. It is not imported yet: that takes seconds, and
+    Gradio then reads where its files are to lie.
+    """
+    if find_spec("gradio") is None:
         raise ConfigError(
             "the playground needs Gradio, which is not installed; install it: "
             "pip install 'mmedit[play]'"
-        ) from None
+        )
 
 
 def bound_socket(port: int) -> socket.socket:
