@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmedit.catalog import require_known
 from mmedit.cli.console import (
     DatasetOption,
     SeedOption,
     SetOption,
-    VlmOption,
     app,
     err,
     examples,
     folder,
     say,
 )
+from mmedit.cli.edit_folders import OptionalVlmOption, edit_folders, vlm_of, with_edits
 from mmedit.cli.fit import load_vlm
 from mmedit.cli.progress import show_status
 
@@ -40,17 +39,23 @@ UNUSED = ("editor", "generation", "vlm.batch_size")
     )
 )
 def play(
-    vlm: VlmOption = "embedded",
+    vlm: OptionalVlmOption = None,
     edit: Annotated[
-        list[Path] | None,
-        typer.Option("--edit", metavar="DIR", help="Begin with this saved edit (repeatable)."),
+        list[str] | None,
+        typer.Option(
+            metavar="DIR",
+            help="Begin with this saved edit, a folder or a hub id (repeatable).",
+            show_default="the base model",
+            autocompletion=edit_folders,
+        ),
     ] = None,
     editor: Annotated[
         list[str] | None,
         typer.Option(
             "--editor",
             metavar="DIR",
-            help="Offer this fitted editor too: a folder or a hub id (repeatable).",
+            help="Offer this fitted editor too, a folder or a hub id (repeatable).",
+            show_default="none",
         ),
     ] = None,
     port: Annotated[
@@ -93,16 +98,14 @@ def play(
     )
 
     require_gradio()
-    overrides = _read_settings(vlm, settings or ())
-    vlm_file = load_vlm_file(vlm, overrides.of("vlm"))
+    overrides = _read_settings(settings or ())
     edits = [load_edit(path) for path in edit or ()]
+    vlm = vlm or vlm_of(edits)
+    vlm_file = load_vlm_file(vlm, overrides.of("vlm"))
     cases = read_cases(dataset, "test", overrides.of("dataset"), limit=CASES, seed=seed)
     with closing(bound_socket(port)) as opened, private_uploads():
-        start = load_vlm(vlm, vlm_file)
-        for one in edits:
-            start = start.with_edit(one)
         playground = Playground(
-            start=start,
+            start=with_edits(load_vlm(vlm, vlm_file), edits),
             pictures=Pictures(cases),
             folders=Folders(edits_dir, exports_dir),
             editors_dir=editors_dir,
@@ -116,13 +119,12 @@ def play(
         serve(page, opened, _say_ready)
 
 
-def _read_settings(vlm: str, settings: Sequence[str]) -> Overrides:
+def _read_settings(settings: Sequence[str]) -> Overrides:
     """Read `--set`: of the VLM, of the dataset, and of methods by name (ft.steps=30)."""
     from mmedit.config import read_overrides
     from mmedit.config_checks import require_used
     from mmedit.play.methods import READY
 
-    require_known("vlm", vlm)
     overrides = read_overrides(settings)
     require_used(overrides, READY, without=UNUSED)
     return overrides
