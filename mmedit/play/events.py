@@ -1,4 +1,4 @@
-"""What happens on a click: the page's values go to an action, and its result comes back."""
+"""The actions behind the clicks: the page's values go to one, and its result comes back."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ EDIT_FILE = "edit.json"
 
 @dataclass(frozen=True)
 class Folders:
-    """Where saved edits and exported models are."""
+    """The folders of saved edits and of exported models."""
 
     edits: Path
     exports: Path
