@@ -11,7 +11,7 @@ or printed here.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
@@ -238,18 +238,27 @@ a line           is a question; the VLM answers it
 /quit            end (also Ctrl+D)"""
 
 
-def made_without(edits: tuple[Edit, ...], new: tuple[Edit, ...]) -> list[str]:
-    """Return a note for every new edit that was made on edits which do not stand before it."""
-    notes = []
-    for number, edit in enumerate(edits):
-        there = {one.name for one in edits[:number]}
-        lacking = [name for name in edit.on if name not in there]
-        if lacking and any(edit is one for one in new):
-            notes.append(
-                f"note: {edit.name} was made on {', '.join(lacking)}, which is not there before "
-                "it; the answers may differ from those of that time"
-            )
-    return notes
+def made_without(edits: Sequence[Edit], new: Sequence[Edit]) -> list[str]:
+    """Return notes about new edits that were made on edits which do not stand before them."""
+    lacking: dict[tuple[str, ...], list[str]] = {}
+    there: set[str] = set()
+    for edit in edits:
+        absent = tuple(name for name in edit.on if name not in there)
+        if absent and any(edit is one for one in new):
+            lacking.setdefault(absent, []).append(edit.name)
+        there.add(edit.name)
+    return [
+        f"note: {_some(made)} {'was' if len(made) == 1 else 'were'} made on {_some(absent)}, which "
+        f"{'is' if len(absent) == 1 else 'are'} not there before; the answers may differ from those "
+        "of that time"
+        for absent, made in lacking.items()
+    ]
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _last(session: Session) -> Asked:

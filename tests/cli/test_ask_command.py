@@ -57,7 +57,7 @@ def test_an_edit_of_a_stack_is_left_out(mmedit_: Mmedit, edits: Path):
     assert ask(mmedit_, *both, "--without", "green", QUESTION).out == "blue"
     alone = ask(mmedit_, *both, "--without", "blue", QUESTION)
     assert alone.code == 0
-    assert "note: green was made on blue, which is not there before it" in alone.err
+    assert "note: green was made on blue, which is not there before;" in alone.err
     none = ask(mmedit_, *both, "--without", "green", "--without", "blue", QUESTION)
     assert none.out == ask(mmedit_, QUESTION).out
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tiny import IMAGES
 
-from mmedit.cli.session import COMMANDS, HELP, Session, Step, answer_line, typed_path
+from mmedit.cli.session import COMMANDS, HELP, Session, Step, answer_line, made_without, typed_path
 from mmedit.config import load_editor
 from mmedit.datasets.easyvqa.pictures import load_pictures
 from mmedit.edits.loading import load_edit
@@ -125,8 +126,18 @@ def test_an_edit_made_on_another_says_so_when_it_is_loaded_alone(edited: Session
     answer_line(second, f"/save {tmp_path / 'green'}")
     plain = Session(vlm=edited.vlm.base, editor=edited.editor)
     said = answer_line(plain, f"/load {tmp_path / 'green'}").said
-    assert "note: green was made on ft, which is not there before it" in said
+    assert "note: green was made on ft, which is not there before;" in said
     assert "note" not in answer_line(edited, f"/load {tmp_path / 'green'}").said
+
+
+def test_notes_about_a_long_stack_are_short(edited: Session):
+    [one] = edited.vlm.edits
+    first = tuple(f"a{number}" for number in range(9))
+    edits = [replace(one, name=f"b{number}", on=first) for number in range(50)]
+    [note] = made_without(edits, edits)
+    assert "b0, b1, b2 and 47 more were made on a0, a1, a2 and 6 more, which are not" in note
+    assert made_without(edits, edits[:0]) == []
+    assert made_without([replace(one, name=name) for name in first] + edits, edits) == []
 
 
 def test_history_lists_questions_with_their_answers(edited: Session):

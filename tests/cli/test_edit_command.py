@@ -130,7 +130,7 @@ def test_requests_together_are_one_edit_on_top_of_earlier_ones(
     ]
     assert mmedit_(*shown).out == edit.seen[0].after
     alone = mmedit_("ask", "--edit", tmp_path / "c", QUESTION)
-    assert "c was made on a, b, which is not there before it" in alone.err
+    assert "note: c was made on a, b, which are not there before;" in alone.err
 
 
 def test_an_edit_is_replaced_only_if_that_is_asked_for(mmedit_: Mmedit, tmp_path: Path):

@@ -28,7 +28,8 @@ def read_requests(
     """
     source = OwnFiles(test=Path(file), images=tuple(images)).source("test")
     records = read_annotations(source.file, advice="Check the path of the file of requests.")
-    requests = []
+    requests = list[Example]()
+    progress("reading requests", 0, len(records), "")
     for row, record in enumerate(records):
         _require_filled(record, source.file, row)
         path = source.image(row, record, "image")
