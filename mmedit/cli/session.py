@@ -249,8 +249,8 @@ def made_without(edits: Sequence[Edit], new: Sequence[Edit]) -> list[str]:
         there.add(edit.name)
     return [
         f"note: {_some(made)} {'was' if len(made) == 1 else 'were'} made on {_some(absent)}, which "
-        f"{'is' if len(absent) == 1 else 'are'} not there before; the answers may differ from those "
-        "of that time"
+        f"{'is' if len(absent) == 1 else 'are'} not there before; the answers may differ from "
+        "those of that time"
         for absent, made in lacking.items()
     ]
 
