@@ -21,6 +21,7 @@ from PIL import Image
 from rich.console import Console
 
 import mmedit.vlm.loading
+from mmedit.cli.edit_folders import edit_folders
 from mmedit.cli.edit_views import answers_view, plain, summary
 from mmedit.datasets.easyvqa.pictures import load_pictures
 from mmedit.edits.loading import load_edit
@@ -260,7 +261,32 @@ def test_a_wrapper_is_kept_and_asked_like_any_edit(mmedit_: Mmedit, tmp_path: Pa
     assert "around the VLM" in mmedit_("edits", tmp_path / "a").out
 
 
+def test_wrappers_made_one_after_another_are_asked_as_one_stack(
+    mmedit_: Mmedit, facts: Path, tmp_path: Path
+):
+    ike = ("--editor", "ike", "--set", "ike.k=0")
+    made = mmedit_("edit", "--requests", facts, *ike, "--out", tmp_path / "x")
+    assert made.code == 0, made.err
+    parts = load_edit(tmp_path / "x").parts
+    assert [(part.name, part.on) for part in parts[:2]] == [("x-1", ()), ("x-2", ("x-1",))]
+    for number, part in enumerate(parts):
+        image = ("--image", tmp_path / f"{number}.png")
+        assert mmedit_("ask", "--edit", tmp_path / "x", *image, QUESTION).out == part.seen[0].after
+
+
 # mmedit edits
+
+
+def test_the_shell_completes_the_folders_of_edits(
+    mmedit_: Mmedit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert edit_folders("") == []
+    for place in ("edits/blue", "edits/more/red", "kept/green"):
+        mmedit_(*ONE, "--out", place)
+    assert edit_folders("") == ["edits/blue", "edits/more/red"]
+    assert edit_folders("edits/m") == ["edits/more/red"]
+    assert edit_folders("kept/") == ["kept/green"]
 
 
 def test_the_list_has_a_row_for_every_edit_below_a_folder(
