@@ -129,9 +129,10 @@ def edit(
     folder, which `mmedit ask` and `mmedit edits` read. A long sequence that was stopped goes on
     when the same command is given again.
     """
-    from mmedit.cli import making
+    from mmedit.cli import kept_editors, making
     from mmedit.config import load_editors, load_vlm_file, read_cases, require_trainable
     from mmedit.edits.loading import load_edit
+    from mmedit.edits.sequence import plan_of
     from mmedit.processes import is_main_process
     from mmedit.vlm.edit_files import write_edits
 
@@ -149,14 +150,22 @@ def edit(
     others = read_cases(dataset, "test", overrides.of("dataset"), limit=2, seed=seed)
     require_trainable(method, dataset, overrides)
     must_fit = method.needs_fit and not method.is_fitted
-    editor_folder = making.editor_folder(method, editor, vlm, save_editor)
-    data = [dataset, overrides.of("dataset"), seed] if must_fit else None
-    plan = {"vlm": vlm_file.model_dump(mode="json"), "earlier edits": on or [], "data": data}
-    unfinished = making.unfinished_sequence(wanted, method, plan)
+    plan = plan_of(
+        method,
+        asked_for,
+        vlm=vlm_file.model_dump(mode="json"),
+        on=on or [],
+        data=[dataset, overrides.of("dataset"), seed] if must_fit else None,
+    )
+    begun = making.was_begun(wanted, plan)
+    editor_folder = kept_editors.editor_folder(method, editor, vlm, save_editor, begun=begun)
+    unfinished = making.unfinished_sequence(wanted, plan)
     loaded = with_edits(load_vlm(vlm, vlm_file), earlier)
     rows = max(vlm_file.batch_size, making.AT_ONCE)
     asked = making.ask_before(loaded, asked_for, making.unrelated(others), batch_size=rows)
-    if must_fit:
+    if editor_folder is not None and kept_editors.is_kept(editor_folder):
+        method = kept_editors.kept_editor(method, editor_folder)
+    elif must_fit:
         training = training_cases(dataset, overrides, seed=seed)
         method, _ = fit_editor(method, loaded.base, training, seed=seed, directory=editor_folder)
         if editor_folder is not None and is_main_process():

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import typer
 
 from mmedit.adapters.generation import Answer
 from mmedit.bench.base_outputs import are_finite, require_finite
@@ -20,7 +16,7 @@ from mmedit.cases import EditCase, Example, Probe
 from mmedit.cli.console import err, say
 from mmedit.cli.progress import show_progress
 from mmedit.datasets.annotated.requests import read_requests
-from mmedit.edits.sequence import Unfinished, begin, edit_in_turn, numbered, plan_of
+from mmedit.edits.sequence import Unfinished, begin, edit_in_turn, is_begun, numbered
 from mmedit.errors import ConfigError, DataError, MmeditError
 from mmedit.images import open_image
 from mmedit.processes import is_main_process
@@ -211,17 +207,20 @@ def _answers(vlm: VLM, asked: Asked, task: str) -> list[Answer]:
     return answers
 
 
-def unfinished_sequence(
-    wanted: Wanted, editor: Editor, more: Mapping[str, Any]
-) -> Unfinished | None:
+def was_begun(wanted: Wanted, plan: Mapping[str, Any]) -> bool:
+    """Return whether this command was given before, and stopped before its end."""
+    place = wanted.place
+    return place is not None and wanted.in_turn and is_begun(place.expanduser().absolute(), plan)
+
+
+def unfinished_sequence(wanted: Wanted, plan: Mapping[str, Any]) -> Unfinished | None:
     """Return the folder that keeps the finished edits of a sequence; None if nothing is kept.
 
     The first process of `accelerate launch` writes; all of them make the same edits.
     """
     if wanted.place is None or not wanted.in_turn or not is_main_process():
         return None
-    place = wanted.place.expanduser().absolute()
-    unfinished = begin(place, plan_of(editor, wanted.requests, **more))
+    unfinished = begin(wanted.place.expanduser().absolute(), plan)
     if done := unfinished.finished:
         say(f"{done} of {len(wanted.requests)} edits are finished already; going on", to=err)
     return unfinished
@@ -239,50 +238,5 @@ def edit_all(editor: Editor, vlm: VLM, wanted: Wanted, unfinished: Unfinished | 
             )
     except MmeditError:
         if unfinished is not None and (done := unfinished.finished):
-            say(f"The {done} finished edits are in {unfinished.path}", to=err)
+            say(f"Finished edits ({done}) are in {unfinished.path}", to=err)
         raise
-
-
-def editor_folder(editor: Editor, name: str, vlm: str, given: Path | None) -> Path | None:
-    """Return the folder that keeps the editor which must be fitted first; None for none.
-
-    Without --save-editor a person at a terminal is asked. Raises ConfigError.
-    """
-    if not editor.needs_fit or editor.is_fitted:
-        if given is not None:
-            why = "is fitted already" if editor.is_fitted else "has nothing to learn"
-            raise ConfigError(f"--save-editor keeps a new editor, and {name} {why}; leave it out")
-        return None
-    place = given or Path("editors") / name
-    if (place / "editor.json").is_file():
-        found = f"{place} holds a fitted editor already; use it with --editor {_quoted(place)}"
-        if given is not None:
-            raise ConfigError(f"{found}, or name another folder")
-        say(f"{editor.label} must be fitted before it can edit. {found}.", to=err)
-        return None
-    first = f"{editor.label} must be fitted before it can edit. It is fitted now"
-    if given is None and not _agrees(first, place):
-        say(
-            f"{first}, for this edit alone, and then thrown away. To keep it: --save-editor "
-            f"{_quoted(place)}, or: mmedit fit --editor {name} --vlm {vlm} --out {_quoted(place)}",
-            to=err,
-        )
-        return None
-    make_folder(place)
-    return place
-
-
-def _agrees(first: str, place: Path) -> bool:
-    """Ask a person whether an editor shall be kept; in a pipe there is nobody to ask."""
-    if not _is_terminal():
-        return False
-    say(f"{first}.", to=err)
-    return typer.confirm(f"Keep the fitted editor in {place}?", default=True, err=True)
-
-
-def _is_terminal() -> bool:
-    return sys.stdin.isatty() and sys.stderr.isatty()
-
-
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))

@@ -75,9 +75,8 @@ def begin(place: Path, plan: Mapping[str, Any]) -> Unfinished:
     The plan is all that the edits depend on, as plain JSON. Raises EditError if the folder holds a
     sequence of another plan, or cannot be written.
     """
-    path = place.with_name(f"{place.name}.unfinished")
+    path, here = _folder_of(place), _as_json(plan)
     file = path / PLAN
-    here = json.loads(json.dumps(plan, default=str))
     try:
         if file.is_file():
             _require_same(path, json.loads(file.read_text(encoding="utf-8")), here)
@@ -89,6 +88,23 @@ def begin(place: Path, plan: Mapping[str, Any]) -> Unfinished:
     except (OSError, ValueError) as error:
         raise EditError(f"{path} cannot be used: {one_line(error)}; delete it") from error
     return Unfinished(path, place.name)
+
+
+def is_begun(place: Path, plan: Mapping[str, Any]) -> bool:
+    """Return whether the sequence of this plan was begun and not finished."""
+    try:
+        there = json.loads((_folder_of(place) / PLAN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return there == _as_json(plan)
+
+
+def _folder_of(place: Path) -> Path:
+    return place.with_name(f"{place.name}.unfinished")
+
+
+def _as_json(plan: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(plan, default=str))
 
 
 def plan_of(editor: Editor, requests: Sequence[Example], **more: Any) -> dict[str, Any]:

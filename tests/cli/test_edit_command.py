@@ -25,6 +25,8 @@ from mmedit.cli.edit_folders import edit_folders
 from mmedit.cli.edit_views import answers_view, plain, summary
 from mmedit.datasets.easyvqa.pictures import load_pictures
 from mmedit.edits.loading import load_edit
+from mmedit.errors import EditError
+from mmedit.methods.ike import IKE as IKE_METHOD
 from mmedit.vlm.edit import Seen
 from mmedit.vlm.edit_files import read_description
 from mmedit.vlm.network import NetworkVLM
@@ -236,12 +238,38 @@ def test_an_editor_that_is_fitted_for_an_edit_can_be_kept(mmedit_: Mmedit, tmp_p
     assert "holds a fitted editor already; use it with --editor" in twice.err
 
 
+def test_a_stopped_command_goes_on_with_the_editor_that_it_kept(
+    mmedit_: Mmedit, facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    keeps = ("--save-editor", tmp_path / "ike", "--out", tmp_path / "x")
+    command = ("edit", "--requests", facts, *FITTED, *keeps)
+    made: list[object] = []
+    change = IKE_METHOD.change
+
+    def stopping(self: Any, vlm: Any, requests: Any):
+        made.append(requests)
+        if len(made) == 2:
+            raise EditError("stopped here")
+        return change(self, vlm, requests)
+
+    monkeypatch.setattr(IKE_METHOD, "change", stopping)
+    stopped = mmedit_(*command)
+    assert stopped.code == 2
+    assert f"Finished edits (1) are in {tmp_path / 'x.unfinished'}" in stopped.err
+    monkeypatch.setattr("mmedit.cli.edit.fit_editor", lambda *_, **__: pytest.fail("was fitted"))
+    again = mmedit_(*command)
+    assert again.code == 0, again.err
+    assert f"The fitted editor in {tmp_path / 'ike'} is used" in again.err
+    assert len(load_edit(tmp_path / "x").parts) == 3
+    assert len(made) == 4
+
+
 @pytest.mark.parametrize(("typed", "is_kept"), [("\n", True), ("n\n", False)])
 def test_at_a_terminal_a_person_is_asked_whether_the_editor_is_kept(
     mmedit_: Mmedit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, is_kept: bool
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("mmedit.cli.making._is_terminal", lambda: True)
+    monkeypatch.setattr("mmedit.cli.kept_editors._is_terminal", lambda: True)
     monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
     made = mmedit_(*TEXT)
     assert made.code == 0, made.err
