@@ -208,7 +208,7 @@ def test_an_edit_that_half_precision_rounds_away_is_refused_with_advice(
     assert report.stored["rounding"] == 1.0
     assert not report.is_kept
     [one] = report.checks[0].lost
-    assert one.expected == edited.generate([REQUEST], max_new_tokens=11)[0]
+    assert one.expected.startswith(edited.generate([REQUEST], max_new_tokens=4)[0])
     assert one.found != one.expected
 
 
