@@ -9,6 +9,7 @@ import torch
 
 from mmedit.adapters.generation import Answer
 from mmedit.cases import Example
+from mmedit.vlm.edit import Edit
 from mmedit.vlm.interface import VLM, WrappedVLM
 from mmedit.vlm.outputs import Captured, Predictions
 
@@ -22,6 +23,9 @@ class CountedVLM(WrappedVLM):
 
     def rewrap(self, inner: VLM) -> VLM:
         return inner
+
+    def noting(self, edit: Edit) -> VLM:
+        return self  # what is asked of it within a wrapper counts
 
     def select(self, rows: Sequence[int]) -> VLM:
         return self.inner.select(rows)
