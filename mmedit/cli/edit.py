@@ -154,7 +154,7 @@ def edit(
         method,
         asked_for,
         vlm=vlm_file.model_dump(mode="json"),
-        on=on or [],
+        on=[[edit.name, edit.made] for edit in earlier],
         data=[dataset, overrides.of("dataset"), seed] if must_fit else None,
     )
     begun = making.was_begun(wanted, plan)
