@@ -72,7 +72,7 @@ class Changed:
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """What the exported VLM answered, compared with the edited VLM."""
+    """Answers of the exported VLM, compared with those of the edited VLM."""
 
     opened_in: str
     """The dtype it was opened in."""

@@ -128,7 +128,7 @@ def export_transformers(
 
 @dataclass(frozen=True, kw_only=True)
 class _Written:
-    """What is kept of the edited VLM once its weights are written."""
+    """All that is kept of the edited VLM once its weights are written."""
 
     asked: Asked
     origin: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""What an export wrote, and what was seen when it was opened."""
+"""Report of an export: the files, and how the VLM in them answers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Export:
     right: int
     """Number of requests that the edited VLM itself answers as asked, before the export."""
     checks: tuple[Check, ...]
-    """What the export answered, by the dtype it was opened in; the first is that of the files."""
+    """Checks of the export, by the dtype it was opened in; the first is that of the files."""
 
     @property
     def is_kept(self) -> bool:
