@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -177,7 +177,7 @@ class _Ending(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
         is_stopped = [False] * len(input_ids)
         if self._strings is not None:
-            is_stopped = self._strings(input_ids, scores).tolist()
+            is_stopped = self._strings(cast("Any", input_ids), scores).tolist()
         # The last column alone: before it are the prompts, or not, by the model family.
         is_done = self._steps.advance(input_ids[:, -1].tolist(), is_stopped)
         return torch.tensor(is_done, device=input_ids.device)

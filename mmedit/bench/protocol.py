@@ -17,7 +17,8 @@ from mmedit.bench.costs import forget_peak_memory, peak_memory_bytes, timed
 from mmedit.bench.generation import GenerationScorer
 from mmedit.bench.scoring import measure
 from mmedit.cases import EditCase, Example, Probe, require_distinct_ids
-from mmedit.editors.base import Editor, EditorConfig
+from mmedit.editors.base import Editor
+from mmedit.editors.config import EditorConfig
 from mmedit.editors.given import as_editor, label_of
 from mmedit.progress import Progress, by_itself, counted
 from mmedit.records.schema import BASE, ProbeRecord, Record, Test

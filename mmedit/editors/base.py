@@ -11,50 +11,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
-from pydantic import BaseModel
 from torch import Tensor
 
-from mmedit.adapters.base import Stage
 from mmedit.arguments import Doors, as_requests, check_arguments
 from mmedit.cases import Example
 from mmedit.deltas import LowRank, together
 from mmedit.editors import saved
+from mmedit.editors.config import (
+    EditorConfig,
+    SitesConfig,
+    changed_settings,
+    require_settings,
+)
 from mmedit.editors.fitting import Fitting, as_fitting
 from mmedit.editors.saved import Origin
-from mmedit.errors import ConfigError, DataError, EditError, EditorError, SiteError, shortened
-from mmedit.settings import Settings
-from mmedit.training.checkpoints import dotted
+from mmedit.errors import DataError, EditError, EditorError, shortened
 from mmedit.vlm.edit import Change, DeltaChange, Edit, require_name
 from mmedit.vlm.interface import VLM, as_vlm
-
-
-class EditorConfig(Settings):
-    """Settings of one editing method."""
-
-
-class SitesConfig(EditorConfig):
-    """Settings of a method that edits weights."""
-
-    where: Stage = "language"
-    """The part of the VLM that is edited: language, bridge or vision."""
-    sites: tuple[str, ...] = ()
-    """Names of the Linear weights to edit; empty: the model family's default sites in `where`."""
-
-    def idle(self) -> dict[str, str]:
-        return {"where": "beside sites, which lie where they lie"} if self.sites else {}
-
-    def sites_of(self, vlm: VLM) -> tuple[str, ...]:
-        """Return the sites on this VLM. Raises SiteError for a site that it does not have."""
-        for site in self.sites:
-            vlm.shape(site)
-        sites = self.sites or vlm.sites(self.where)
-        if not sites:
-            raise SiteError(
-                f"this VLM has no default sites in its {self.where}; edit another part "
-                "(editor.where), or name sites (editor.sites)"
-            )
-        return sites
-
 
 EDITS = {"vlm": as_vlm, "requests": as_requests}
 DOORS: Doors = {
@@ -99,7 +72,7 @@ class Editor(ABC, Generic[Config]):
         origin: Origin | None = None,
         learnt: Any = None,
     ) -> None:
-        _require_settings(config, self.config_class, self.method)
+        require_settings(config, self.config_class, self.method)
         self.config = config
         self.label = label or self.method.upper()
         """Name of its row in tables."""
@@ -109,7 +82,7 @@ class Editor(ABC, Generic[Config]):
         """Result of fitting, in a form of the method's own; None if it was not fitted."""
 
     def __repr__(self) -> str:
-        parts = [f"{name}={value!r}" for name, value in _changed(self.config).items()]
+        parts = [f"{name}={value!r}" for name, value in changed_settings(self.config).items()]
         if self.origin is not None:
             parts.append(f"fitted on {self.origin.cases} cases (seed {self.origin.seed})")
         elif self.needs_fit:
@@ -319,20 +292,3 @@ class DeltaEditor(Editor[Config]):
 
     def apply_each(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
         return vlm.with_deltas(self.deltas(vlm, requests)) if requests else vlm
-
-
-def _require_settings(config: object, expected: type[EditorConfig], method: str) -> None:
-    if not isinstance(config, expected):
-        raise ConfigError(
-            f"the settings of {method} are {shortened(config)}; expected {expected.__name__}(...)"
-        )
-
-
-def _changed(config: EditorConfig) -> dict[str, Any]:
-    """Return the settings that differ from the defaults of the method, by dotted name."""
-    fields = type(config).model_fields.items()
-    usual = {name: field.get_default(call_default_factory=True) for name, field in fields}
-    plain = {n: v.model_dump() if isinstance(v, BaseModel) else v for n, v in usual.items()}
-    defaults, missing = dotted(plain), object()
-    found = dotted(config.model_dump())
-    return {name: v for name, v in found.items() if defaults.get(name, missing) != v}

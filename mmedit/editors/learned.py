@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from mmedit.cases import EditCase, dataset_hash
-from mmedit.editors.base import Editor, EditorConfig, SitesConfig
+from mmedit.editors.base import Editor
 from mmedit.editors.checks import at_most_parts, require_same_tensors
+from mmedit.editors.config import EditorConfig, SitesConfig
 from mmedit.editors.fitting import Fitting
 from mmedit.editors.saved import Origin, origin_of
 from mmedit.training.loop import Learner, train

@@ -26,7 +26,8 @@ from torch.nn import functional as F
 
 from mmedit.cases import Example
 from mmedit.deltas import Dense
-from mmedit.editors.base import Editor, EditorConfig, SitesConfig
+from mmedit.editors.base import Editor
+from mmedit.editors.config import EditorConfig, SitesConfig
 from mmedit.metrics.multiclass_log_probs import answer_nll
 from mmedit.vlm.edit import Change, DeltaChange
 from mmedit.vlm.interface import VLM

@@ -37,7 +37,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.deltas import LowRank
-from mmedit.editors.base import DeltaEditor, EditorConfig, SitesConfig
+from mmedit.editors.base import DeltaEditor
+from mmedit.editors.config import EditorConfig, SitesConfig
 from mmedit.editors.learned import LearnedEditor
 from mmedit.editors.objective import NAMES, ObjectiveConfig, outcome, require_probes
 from mmedit.training.learner import Learner

@@ -167,6 +167,11 @@ class VLM(ABC):
             vlm = vlm if edit.name == name else vlm.with_edit(edit)
         return vlm
 
+    @property
+    def wrappers(self) -> tuple[str, ...]:
+        """Names of the classes of this VLM and of those inside it, the outermost first."""
+        return (type(self).__name__,)
+
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write all edits of this VLM as one folder, which `mmedit.load_edit` reads.
 
@@ -244,19 +249,13 @@ def save_edits(path: str | Path, vlm: VLM, *, overwrite: bool) -> None:
         if edit.change.is_separate:
             raise EditError(f"the edit {edit.name!r} {MADE_APART}")
     again = vlm.base.with_edit(stack("all", vlm.edits))
-    if (found := _wrappers(vlm)) != (known := _wrappers(again)):
+    if (found := vlm.wrappers) != (known := again.wrappers):
         missing = next((kind for kind in found if kind not in known), found[0])
         raise EditError(
             f"a {missing} in this VLM is not the work of a known edit, so it would be lost; its "
             "editor must implement `change` (docs/adding-a-method.md)"
         )
     write_edits(path, vlm.edits, vlm.identity, vlm_name=vlm.name, overwrite=overwrite)
-
-
-def _wrappers(vlm: VLM) -> list[str]:
-    """Return the names of the classes of a VLM and of those inside it."""
-    inner = _wrappers(vlm.inner) if isinstance(vlm, WrappedVLM) else []
-    return [type(vlm).__name__, *inner]
 
 
 def as_vlm(given: Any) -> VLM:
@@ -268,75 +267,3 @@ def as_vlm(given: Any) -> VLM:
         f"{shortened(given)} was given where a VLM is expected; load one: "
         f"vlm = mmedit.load_vlm({shortened(name)})"
     )
-
-
-class WrappedVLM(VLM):
-    """A VLM around another one: the base of edits that are not weight deltas."""
-
-    def __init__(self, inner: VLM) -> None:
-        self.inner = inner
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.inner!r})"
-
-    @property
-    def name(self) -> str:
-        return self.inner.name
-
-    @abstractmethod
-    def rewrap(self, inner: VLM) -> VLM:
-        """Return the same edit around another VLM."""
-
-    def sites(self, where: Stage) -> tuple[str, ...]:
-        return self.inner.sites(where)
-
-    def shape(self, site: str) -> tuple[int, int]:
-        return self.inner.shape(site)
-
-    def weight(self, site: str) -> Float[Tensor, "*edits out in"]:
-        return self.inner.weight(site)
-
-    def require_reach(self, examples: Sequence[Example], sites: Sequence[str]) -> None:
-        self.inner.require_reach(examples, sites)
-
-    def prompt_tokens(
-        self, examples: Sequence[Example], *, new_tokens: int | Sequence[int] = 0
-    ) -> list[int]:
-        return self.inner.prompt_tokens(examples, new_tokens=new_tokens)
-
-    def with_deltas(self, deltas: Mapping[str, Delta], *, edit: Edit | None = None) -> VLM:
-        return self.rewrap(self.inner.with_deltas(deltas, edit=edit))
-
-    @property
-    def edits(self) -> tuple[Edit, ...]:
-        return self.inner.edits
-
-    def noting(self, edit: Edit) -> VLM:
-        return self.rewrap(self.inner.noting(edit))
-
-    def merged(self) -> VLM:
-        return self.rewrap(self.inner.merged())
-
-    @property
-    def device(self) -> torch.device:
-        return self.inner.device
-
-    @property
-    def devices(self) -> tuple[torch.device, ...]:
-        return self.inner.devices
-
-    @property
-    def frozen(self) -> Frozen:
-        return self.inner.frozen
-
-    @property
-    def identity(self) -> Identity:
-        return self.inner.identity
-
-    @property
-    def base(self) -> VLM:
-        return self.inner.base
-
-    @property
-    def extra_parameters(self) -> int:
-        return self.inner.extra_parameters

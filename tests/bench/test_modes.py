@@ -23,7 +23,8 @@ from mmedit.bench.sequential import ordered
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.datasets.easyvqa import cases as easyvqa
 from mmedit.deltas import Dense
-from mmedit.editors.base import Editor, EditorConfig
+from mmedit.editors.base import Editor
+from mmedit.editors.config import EditorConfig
 from mmedit.errors import ConfigError, RunError
 from mmedit.methods.ft import FT, FTConfig
 from mmedit.progress import silent

@@ -19,7 +19,8 @@ from mmedit.bench.protocol import EditState, Meter, NoEdit
 from mmedit.bench.run import jobs
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.deltas import Dense
-from mmedit.editors.base import Editor, EditorConfig
+from mmedit.editors.base import Editor
+from mmedit.editors.config import EditorConfig
 from mmedit.records.schema import Locality, ProbeRecord
 from mmedit.vlm.interface import VLM
 from mmedit.vlm.loading import load_vlm

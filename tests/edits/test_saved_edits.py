@@ -21,8 +21,9 @@ from mmedit.methods.serac import SERAC, SERACConfig
 from mmedit.training.settings import TrainingConfig
 from mmedit.vlm.edit import Edit, stack
 from mmedit.vlm.edit_files import is_edit, read_description
-from mmedit.vlm.interface import VLM, WrappedVLM
+from mmedit.vlm.interface import VLM
 from mmedit.vlm.network import NetworkVLM
+from mmedit.vlm.wrapped import WrappedVLM
 
 EDITOR = FT(FTConfig(lr=1e-3, steps=2), label="FT-M")
 

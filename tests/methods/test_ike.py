@@ -19,9 +19,10 @@ from mmedit.errors import DataError, EditorError, ModelError
 from mmedit.methods.ike import IKE, IKEConfig
 from mmedit.methods.ike.context import InContextVLM
 from mmedit.vlm.identity import Identity
-from mmedit.vlm.interface import VLM, WrappedVLM
+from mmedit.vlm.interface import VLM
 from mmedit.vlm.network import NetworkVLM
 from mmedit.vlm.outputs import Captured, Predictions
+from mmedit.vlm.wrapped import WrappedVLM
 
 NAMES = ("east", "northeast", "northwest", "west", "southwest", "southeast")
 DEGREES = {name: 60.0 * number for number, name in enumerate(NAMES)}

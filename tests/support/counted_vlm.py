@@ -10,8 +10,9 @@ import torch
 from mmedit.adapters.generation import Answer
 from mmedit.cases import Example
 from mmedit.vlm.edit import Edit
-from mmedit.vlm.interface import VLM, WrappedVLM
+from mmedit.vlm.interface import VLM
 from mmedit.vlm.outputs import Captured, Predictions
+from mmedit.vlm.wrapped import WrappedVLM
 
 
 class CountedVLM(WrappedVLM):

@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmedit.cases import EditCase, Example, Probe, require_text
-from mmedit.editors.base import Editor, EditorConfig
+from mmedit.editors.base import Editor
+from mmedit.editors.config import EditorConfig
 from mmedit.editors.fitting import Fitting
 from mmedit.editors.saved import Origin, origin_of
 from mmedit.errors import DataError, EditorError

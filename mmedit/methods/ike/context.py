@@ -22,8 +22,9 @@ from mmedit.deltas import require_rows
 from mmedit.errors import DataError, ModelError
 from mmedit.vlm.edit import Change, Edit
 from mmedit.vlm.frozen import Frozen
-from mmedit.vlm.interface import VLM, WrappedVLM
+from mmedit.vlm.interface import VLM
 from mmedit.vlm.outputs import Captured, Predictions
+from mmedit.vlm.wrapped import WrappedVLM
 
 
 class Demonstration(NamedTuple):

@@ -31,7 +31,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from mmedit.cases import EditCase, Example, Probe
-from mmedit.editors.base import EditorConfig
+from mmedit.editors.config import EditorConfig
 from mmedit.editors.learned import LearnedEditor
 from mmedit.editors.objective import ObjectiveConfig, groups, outcome, require_probes
 from mmedit.errors import EditorError

@@ -18,8 +18,9 @@ from mmedit.methods.serac.counterfactual import Counterfactual, make_inputs
 from mmedit.methods.serac.scope import Scope
 from mmedit.methods.serac.similarity import log_similarity, mix, over_vocabulary
 from mmedit.vlm.edit import Change, Edit
-from mmedit.vlm.interface import VLM, WrappedVLM
+from mmedit.vlm.interface import VLM
 from mmedit.vlm.outputs import Captured, Predictions
+from mmedit.vlm.wrapped import WrappedVLM
 
 Embeddings = Float[Tensor, "batch width"]
 

@@ -1,0 +1,59 @@
+"""The base of the settings of editing methods."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from mmedit.adapters.base import Stage
+from mmedit.errors import ConfigError, SiteError, shortened
+from mmedit.settings import Settings
+from mmedit.training.checkpoints import dotted
+from mmedit.vlm.interface import VLM
+
+
+class EditorConfig(Settings):
+    """Settings of one editing method."""
+
+
+class SitesConfig(EditorConfig):
+    """Settings of a method that edits weights."""
+
+    where: Stage = "language"
+    """The part of the VLM that is edited: language, bridge or vision."""
+    sites: tuple[str, ...] = ()
+    """Names of the Linear weights to edit; empty: the model family's default sites in `where`."""
+
+    def idle(self) -> dict[str, str]:
+        return {"where": "beside sites, which lie where they lie"} if self.sites else {}
+
+    def sites_of(self, vlm: VLM) -> tuple[str, ...]:
+        """Return the sites on this VLM. Raises SiteError for a site that it does not have."""
+        for site in self.sites:
+            vlm.shape(site)
+        sites = self.sites or vlm.sites(self.where)
+        if not sites:
+            raise SiteError(
+                f"this VLM has no default sites in its {self.where}; edit another part "
+                "(editor.where), or name sites (editor.sites)"
+            )
+        return sites
+
+
+def require_settings(config: object, expected: type[EditorConfig], method: str) -> None:
+    """Raise ConfigError unless the settings are those of the method."""
+    if not isinstance(config, expected):
+        raise ConfigError(
+            f"the settings of {method} are {shortened(config)}; expected {expected.__name__}(...)"
+        )
+
+
+def changed_settings(config: EditorConfig) -> dict[str, Any]:
+    """Return the settings that differ from the defaults of the method, by dotted name."""
+    fields = type(config).model_fields.items()
+    usual = {name: field.get_default(call_default_factory=True) for name, field in fields}
+    plain = {n: v.model_dump() if isinstance(v, BaseModel) else v for n, v in usual.items()}
+    defaults, missing = dotted(plain), object()
+    found = dotted(config.model_dump())
+    return {name: v for name, v in found.items() if defaults.get(name, missing) != v}
