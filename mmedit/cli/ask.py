@@ -170,20 +170,18 @@ def _converse(session: Session) -> None:
     for line in _typed() if is_terminal else _piped():
         try:
             step = answer_line(session, line)
+            session = step.session
+            if step.said:
+                _print(step.said)
+            if step.ends:
+                break
         except MmeditError as error:
             failed = True
             err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-            continue
         except KeyboardInterrupt:
             if not is_terminal:
                 raise
             say("Stopped.", to=err)
-            continue
-        session = step.session
-        if step.said:
-            _print(step.said)
-        if step.ends:
-            break
     if failed and not is_terminal:
         raise typer.Exit(2)
 

@@ -125,47 +125,63 @@ def test_a_wrong_line_of_a_pipe_is_an_error_and_the_next_is_answered(
     assert "half of a character" in shown.err
 
 
-class Terminal:
-    """A process on a terminal of its own."""
+ON_A_TERMINAL = """
+import os, runpy, sys
+os.open(os.ttyname(0), os.O_RDWR)  # the first terminal that a new session opens gives it Ctrl+C
+sys.argv[0] = "mmedit"
+runpy.run_module("mmedit", run_name="__main__")
+"""
 
-    def __init__(self, *command: str) -> None:
+
+class Terminal:
+    """A process of mmedit on a terminal of its own."""
+
+    def __init__(self, *arguments: str) -> None:
         self._master, slave = pty.openpty()
-        env = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+        self._printed = ""
         self.process = subprocess.Popen(
-            command, stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True
-        )
+            [sys.executable, "-c", ON_A_TERMINAL, *arguments],
+            stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+            env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+        )  # fmt: skip
         os.close(slave)
 
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
     def until(self, text: str, seconds: float = 120) -> str:
-        """Return what is printed up to a text."""
-        printed, deadline = "", time.monotonic() + seconds
-        while text not in printed:
-            assert time.monotonic() < deadline, printed
+        """Return what is printed up to a text; the rest is kept for the next call."""
+        deadline = time.monotonic() + seconds
+        while text not in self._printed:
+            assert time.monotonic() < deadline, self._printed
             if select.select([self._master], [], [], 1)[0]:
-                printed += os.read(self._master, 4096).decode(errors="replace")
-        return printed
+                self._printed += os.read(self._master, 4096).decode(errors="replace")
+        before, _, self._printed = self._printed.partition(text)
+        return before
 
 
 def test_a_new_process_on_a_terminal_gives_the_saved_answer_and_has_a_history(edits: Path):
     terminal = Terminal(
-        *(sys.executable, "-m", "mmedit", "ask", "--edit", str(edits / "both")),
-        *("--image", str(PICTURE), "--set", "editor.steps=5"),
+        *("ask", "--edit", str(edits / "both"), "--image", str(PICTURE)),
+        *("--set", "editor.steps=5"),
     )
     try:
-        greeting = terminal.until("> ")
-        assert "embedded: blue, green" in greeting
+        assert "embedded: blue, green" in terminal.until("> ")
         terminal.type(f"{QUESTION}\n")
         terminal.until("green\r\n")
+        terminal.until("> ")
         terminal.type("/undo\n")
         terminal.until("took out green; 1 edit left")
+        terminal.until("> ")
         terminal.type("\x1b[A\x1b[A\n")  # twice the key for an earlier line
         terminal.until("blue\r\n")
+        terminal.until("> ")
         terminal.type("/frobnicate\n")
         assert "Traceback" not in terminal.until("no command named")
-        terminal.type("half a line\x03")  # Ctrl+C
+        terminal.until("> ")
+        terminal.type("half a line")
+        terminal.until("half a line")
+        terminal.type("\x03")  # Ctrl+C
         terminal.until("> ")
         terminal.type("/compare\n")
         terminal.until("edited model:  blue")
