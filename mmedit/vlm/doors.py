@@ -28,7 +28,7 @@ def as_edit(given: Any) -> Edit:
     if isinstance(given, Edit):
         return given
     if isinstance(given, Sequence) and given and all(isinstance(edit, Edit) for edit in given):
-        return stack("stack", given)
+        return given[0] if len(given) == 1 else stack("stack", given)
     raise EditError(
         f"{shortened(given)} was given where an edit is expected; load one with mmedit.load_edit, "
         "or make one with editor.edit(vlm, requests)"

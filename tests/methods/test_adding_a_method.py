@@ -183,7 +183,7 @@ def test_step_sizes_are_learnt(vlm, train_cases, tmp_path: Path):
     told: list[float] = []
     fitting = Fitting(
         train_cases,
-        progress=lambda _, done, total, figures: told.append(float(figures.split()[1])),
+        progress=lambda _, done, total, figures: told.extend(map(float, figures.split()[1:2])),
         folder=tmp_path,
     )
     editor = editor.fit(vlm, fitting)
