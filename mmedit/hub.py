@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmedit.errors import EditError, ModelError, shortened
+from mmedit.errors import ModelError, shortened
 from mmedit.storage import is_hub_id
 
 SECONDS_TO_ANSWER = 10
@@ -49,26 +49,28 @@ def require_on_hub(name: str, file: str, kind: str) -> None:
 
 
 def pull_files(
-    name: str, files: Sequence[str], *, revision: str | None, token: str | None, kind: str
+    name: str, files: Sequence[str], *, kind: str, revision: str | None, token: str | None
 ) -> Path:
-    """Return the folder of a repository, of which only `files` are fetched. Raises EditError."""
+    """Return the folder of a repository of this `kind`, of which only `files` are fetched.
+
+    Raises ModelError.
+    """
     from httpx2 import HTTPError
     from huggingface_hub import snapshot_download
 
     if not is_hub_id(name):
-        raise EditError(
-            f"the folder {shortened(name)} does not exist; expected the folder of an {kind}, or a "
-            "hub id"
+        raise ModelError(
+            f"the folder {shortened(name)} does not exist; expected a folder, or a hub id"
         )
+    require_on_hub(name, files[0], kind)
     try:
-        require_on_hub(name, files[0], kind)
         return Path(
             snapshot_download(name, revision=revision, token=token, allow_patterns=list(files))
         )
-    except ModelError as error:
-        raise EditError(str(error)) from None
     except (HTTPError, OSError, ValueError) as error:
-        raise EditError(f"{name} cannot be fetched from the hub: {error}") from error
+        raise ModelError(
+            f"{name} is not a folder, and cannot be fetched from the hub: {error}"
+        ) from error
 
 
 def push_files(
@@ -76,17 +78,17 @@ def push_files(
     repo_id: str,
     files: Sequence[str],
     *,
+    message: str,
     private: bool,
     token: str | None,
-    message: str,
 ) -> str:
-    """Upload files of a folder and return the address of the commit. Raises EditError."""
+    """Upload files of a folder and return the address of the commit. Raises ModelError."""
     from httpx2 import HTTPError
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
 
     if not is_hub_id(repo_id):
-        raise EditError(f"{repo_id!r} is not a valid hub id; expected owner/name")
+        raise ModelError(f"{repo_id!r} is not a valid hub id; expected owner/name")
     api = HfApi(token=token)
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -94,7 +96,7 @@ def push_files(
             repo_id=repo_id, folder_path=path, allow_patterns=list(files), commit_message=message
         )
     except (HTTPError, HFValidationError, OSError) as error:
-        raise EditError(
+        raise ModelError(
             f"{path} cannot be pushed to {repo_id}: {error}. Are you online, and logged in "
             "(hf auth login)?"
         ) from error

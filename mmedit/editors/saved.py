@@ -15,18 +15,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from httpx2 import HTTPError
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmedit.cases import EditCase, dataset_hash
 from mmedit.editors.checks import require_description, require_finite
-from mmedit.errors import EditorError
+from mmedit.errors import EditorError, ModelError
+from mmedit.hub import pull_files, push_files
 from mmedit.settings import Settings, validate
-from mmedit.storage import is_hub_id, replaced, sha256
+from mmedit.storage import replaced, sha256
 from mmedit.vlm.identity import Identity
 from mmedit.vlm.interface import VLM
 
@@ -201,24 +200,14 @@ def push(path: Path, repo_id: str, *, private: bool, token: str | None = None) -
     """Upload a saved editor and return the address of the commit. Raises EditorError."""
     described = read_description(path)
     read_tensors(path, described)
-    if not is_hub_id(repo_id):
-        raise EditorError(f"{repo_id!r} is not a valid hub id; expected owner/name")
-    api = HfApi(token=token)
+    files, message = (DESCRIPTION, TENSORS, CARD), f"{described.method.upper()} editor"
     try:
         (path / CARD).write_text(model_card(described, repo_id), encoding="utf-8")
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=path,
-            allow_patterns=[DESCRIPTION, TENSORS, CARD],
-            commit_message=f"{described.method.upper()} editor",
-        )
-    except (HTTPError, HFValidationError, OSError) as error:
-        raise EditorError(
-            f"{path} cannot be pushed to {repo_id}: {error}. Are you online, and logged in "
-            "(hf auth login)?"
-        ) from error
-    return str(commit)
+        return push_files(path, repo_id, files, message=message, private=private, token=token)
+    except ModelError as error:
+        raise EditorError(str(error)) from error
+    except OSError as error:
+        raise EditorError(f"{path} cannot be pushed to {repo_id}: {error}") from error
 
 
 def pull(name: str | Path, *, revision: str | None = None, token: str | None = None) -> Path:
@@ -228,19 +217,11 @@ def pull(name: str | Path, *, revision: str | None = None, token: str | None = N
     path = Path(name).expanduser()
     if path.is_dir():
         return path
+    files = (DESCRIPTION, TENSORS)
     try:
-        return Path(
-            snapshot_download(
-                str(name),
-                revision=revision,
-                token=token,
-                allow_patterns=[DESCRIPTION, TENSORS],
-            )
-        )
-    except (HTTPError, OSError, ValueError) as error:
-        raise EditorError(
-            f"{name} is not a folder, and cannot be fetched from the hub: {error}"
-        ) from error
+        return pull_files(str(name), files, kind="fitted editor", revision=revision, token=token)
+    except ModelError as error:
+        raise EditorError(str(error)) from error
 
 
 def model_card(described: Description, repo_id: str) -> str:

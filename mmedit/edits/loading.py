@@ -11,7 +11,15 @@ from torch import Tensor
 from mmedit.delta_files import from_tensors
 from mmedit.editors.base import Editor
 from mmedit.editors.saved import UNREADABLE
-from mmedit.errors import DataError, EditError, EditorError, UnknownNameError, one_line, shortened
+from mmedit.errors import (
+    DataError,
+    EditError,
+    EditorError,
+    ModelError,
+    UnknownNameError,
+    one_line,
+    shortened,
+)
 from mmedit.hub import pull_files, push_files
 from mmedit.methods import EDITORS
 from mmedit.storage import inside, require_path
@@ -46,7 +54,10 @@ def load_edit(path: str | Path, *, revision: str | None = None, token: str | Non
         raise EditError(str(error)) from None
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        folder = pull_files(str(path), FILES, revision=revision, token=token, kind="edit")
+        try:
+            folder = pull_files(str(path), FILES, kind="edit", revision=revision, token=token)
+        except ModelError as error:
+            raise EditError(str(error)) from error
     opened = read_edits(folder)
     editors: dict[str, Editor] = {}
     parts = [_edit(opened, number, saved, editors) for number, saved in enumerate(_saved(opened))]
@@ -63,10 +74,15 @@ def push_edit(path: Path, repo_id: str, *, private: bool, token: str | None = No
     """
     load_edit(path)
     described = read_description(path)
-    (path / CARD).write_text(model_card(described, repo_id), encoding="utf-8")
-    return push_files(
-        path, repo_id, (*FILES, CARD), private=private, token=token, message="Edit of a VLM"
-    )
+    try:
+        (path / CARD).write_text(model_card(described, repo_id), encoding="utf-8")
+        return push_files(
+            path, repo_id, (*FILES, CARD), message="Edit of a VLM", private=private, token=token
+        )
+    except ModelError as error:
+        raise EditError(str(error)) from error
+    except OSError as error:
+        raise EditError(f"{path} cannot be pushed to {repo_id}: {error}") from error
 
 
 def model_card(described: SavedEdits, repo_id: str) -> str:

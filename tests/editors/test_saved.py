@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,9 @@ import pytest
 import tiny
 import tiny_families
 import torch
-from huggingface_hub.errors import RepositoryNotFoundError
-from huggingface_hub.utils import filter_repo_objects
+from local_hub import Hub, hub_in, not_found
 from safetensors.torch import load_file, save_file
 
-from mmedit import config
 from mmedit.cases import EditCase, Example, dataset_hash
 from mmedit.config import load_editor
 from mmedit.datasets.easyvqa import cases as easyvqa
@@ -405,60 +402,9 @@ def test_an_edited_vlm_is_the_one_it_was_fitted_on(
 # The hub
 
 
-@dataclass
-class Hub:
-    """The hub as folders `owner/name`."""
-
-    root: Path
-    private: dict[str, bool] = field(default_factory=dict)
-    fetched: list[str] = field(default_factory=list)
-
-    def api(self, token: str | None = None) -> Hub:
-        return self
-
-    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> None:
-        assert exist_ok
-        self.private[repo_id] = private
-        (self.root / repo_id).mkdir(parents=True, exist_ok=True)
-
-    def upload_folder(
-        self, *, repo_id: str, folder_path: Path, allow_patterns: list[str], commit_message: str
-    ) -> str:
-        assert "MEND" in commit_message
-        copy(Path(folder_path), self.root / repo_id, allow_patterns)
-        return f"https://huggingface.co/{repo_id}/commit/1"
-
-    def snapshot_download(
-        self, repo_id: str, *, revision: str | None, token: str | None, allow_patterns: list[str]
-    ) -> str:
-        self.fetched.append(repo_id)
-        if not (self.root / repo_id).is_dir():
-            raise not_found(repo_id)
-        to = self.root / "cache" / repo_id
-        copy(self.root / repo_id, to, allow_patterns)
-        return str(to)
-
-
-def copy(source: Path, to: Path, patterns: list[str]) -> None:
-    there = [str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()]
-    for name in filter_repo_objects(there, allow_patterns=patterns):
-        (to / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, to / name)
-
-
-def not_found(repo_id: str) -> RepositoryNotFoundError:
-    address = f"https://huggingface.co/{repo_id}"
-    response = httpx2.Response(404, request=httpx2.Request("GET", address))
-    return RepositoryNotFoundError(f"404: no {address}", response=response)
-
-
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    made = Hub(tmp_path / "hub")
-    monkeypatch.setattr(config, "require_on_hub", lambda *question: None)  # it is this folder
-    monkeypatch.setattr(saved, "HfApi", made.api)
-    monkeypatch.setattr(saved, "snapshot_download", made.snapshot_download)
-    return made
+    return hub_in(tmp_path / "hub", monkeypatch)
 
 
 def test_an_editor_from_the_hub_makes_the_same_edit(
@@ -466,6 +412,7 @@ def test_an_editor_from_the_hub_makes_the_same_edit(
 ):
     address = editor.push_to_hub("me/editor")
     assert address == "https://huggingface.co/me/editor/commit/1"
+    assert hub.messages == ["MEND editor"]
     loaded = MEND.from_pretrained("me/editor")
     assert loaded.config == editor.config
     assert loaded.origin == editor.origin
@@ -549,7 +496,7 @@ def test_a_push_that_fails_is_one_message(
 def test_a_name_that_the_hub_does_not_take_is_one_message(editor: MEND):
     with pytest.raises(EditorError, match="is not a valid hub id; expected owner/name"):
         editor.push_to_hub("a/b/c")
-    with pytest.raises(EditorError, match="cannot be fetched from the hub"):
+    with pytest.raises(EditorError, match="does not exist; expected a folder, or a hub id"):
         MEND.from_pretrained("a/b/c")
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from local_hub import hub_in
 from PIL import Image
 
 from mmedit import Example, load_edit
 from mmedit.cases import EditCase, Probe
 from mmedit.deltas import Dense, LowRank
 from mmedit.editors.fitting import Fitting
-from mmedit.edits.loading import model_card
+from mmedit.edits.loading import model_card, push_edit
 from mmedit.errors import DataError, EditError, UnknownNameError
 from mmedit.methods.ft import FT, FTConfig
 from mmedit.methods.ike import IKE, IKEConfig
@@ -320,6 +321,24 @@ def test_a_thousand_edits_come_and_go_and_the_base_model_stays(
             assert not torch.equal(edited.predict([question, text]).logits, before)
     assert torch.equal(tiny_vlm.predict([question, text]).logits, before)
     assert torch.equal(edited.without("x").predict([question, text]).logits, before)
+
+
+def test_an_edit_from_the_hub_answers_as_the_one_that_was_pushed(
+    tiny_vlm, question, folder: Path, tmp_path, monkeypatch
+):
+    hub = hub_in(tmp_path / "hub", monkeypatch)
+    (folder / "notes.txt").write_text("private")
+    address = push_edit(folder, "me/cat", private=True)
+    assert address == "https://huggingface.co/me/cat/commit/1"
+    assert hub.private == {"me/cat": True}
+    uploaded = {path.name for path in (hub.root / "me" / "cat").iterdir()}
+    assert uploaded == {"README.md", "edit.json", "edit.safetensors", "images"}
+    pulled = tiny_vlm.with_edit(load_edit("me/cat")).predict([question]).logits
+    assert torch.equal(pulled, tiny_vlm.with_edit(load_edit(folder)).predict([question]).logits)
+    with pytest.raises(EditError, match="me/dog is not a folder, and cannot be fetched"):
+        load_edit("me/dog")
+    with pytest.raises(EditError, match="not a valid hub id"):
+        push_edit(folder, "cat", private=True)
 
 
 def test_the_card_of_a_shared_edit_shows_its_requests(folder: Path):
