@@ -78,7 +78,6 @@ def test_an_argument_that_is_not_text_is_refused(mmedit_, arguments):
         ((*FIT, "--set", "vlm.batch_size=3"), "--set vlm.batch_size has no effect on this command"),
         ((*FIT, "--set", "generation.fluency_tokens=3"), "--set generation.* has no effect"),
         ((*FIT, "--set", "mend.training.patience=3"), "mmedit fit --validation N"),
-        ((*EDIT, "--set", "vlm.batch_size=3"), "--set vlm.batch_size has no effect"),
         ((*EDIT, "--set", "generation.clip_score=a/b"), "generation.clip_score has no effect"),
         ((*BENCH, "--vlm", "models/gone"), "there is no folder models/gone here"),
     ],
