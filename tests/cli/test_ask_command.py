@@ -126,7 +126,8 @@ def test_a_wrong_line_of_a_pipe_is_an_error_and_the_next_is_answered(
 
 
 ON_A_TERMINAL = """
-import os, runpy, sys
+import os, runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
 os.open(os.ttyname(0), os.O_RDWR)  # the first terminal that a new session opens gives it Ctrl+C
 sys.argv[0] = "mmedit"
 runpy.run_module("mmedit", run_name="__main__")
