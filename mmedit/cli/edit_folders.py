@@ -50,13 +50,17 @@ OptionalVlmOption = Annotated[
 def vlm_of(edits: Sequence[Edit]) -> str:
     """Return the name of the VLM that edits were made on; "embedded" without edits.
 
-    Raises ConfigError if they were made on several, and EditError if it is not there.
+    Raises ConfigError if they were made on several or do not say, and EditError if it is not there.
     """
     found = list(dict.fromkeys(edit.vlm_name for edit in edits if edit.vlm_name))
     if len(found) > 1:
         raise ConfigError(f"the edits were made on {', '.join(found)}; name one VLM with --vlm")
-    if not found:
+    if not edits:
         return "embedded"
+    if not found:
+        raise ConfigError(
+            f"the edit {edits[0].name!r} does not say which VLM it was made on; name it with --vlm"
+        )
     try:
         require_known("vlm", found[0])
     except MmeditError as error:

@@ -18,11 +18,11 @@ from mmedit.cli.console import (
     err,
     examples,
     folder,
-    known,
     one_of,
     out,
     say,
 )
+from mmedit.cli.edit_folders import OptionalVlmOption, vlm_of
 from mmedit.cli.progress import show_progress
 from mmedit.errors import ConfigError, LostEditError, one_line
 from mmedit.progress import Progress
@@ -86,16 +86,7 @@ def export_edits(
     edits: EditsOption,
     to: ToOption,
     out_folder: OutOption,
-    vlm: Annotated[
-        str | None,
-        typer.Option(
-            "--vlm",
-            metavar="NAME",
-            help="A name of `mmedit ls vlms`, a model folder, or a hub id.",
-            show_default="the one that the edit was made on",
-            callback=known("vlm"),
-        ),
-    ] = None,
+    vlm: OptionalVlmOption = None,
     dtype: DtypeOption = None,
     keep_float32: Annotated[
         bool,
@@ -156,7 +147,7 @@ def export_edits(
     _require_used(to, folder_form != FolderForm(), each or rank != AdapterForm().rank)
     loaded = _load_edits(edits)
     questions = _locality(dataset, overrides, locality, seed)
-    vlm = vlm or loaded[0].vlm_name
+    vlm = vlm or vlm_of(loaded)
     try:
         with show_progress(err) as progress:
 
@@ -227,8 +218,6 @@ def _edited(vlm: str, overrides: Overrides, edits: Sequence[Edit], progress: Pro
     from mmedit.cli.fit import silence_transformers
     from mmedit.config import load_vlm_file, load_vlm_of
 
-    if not vlm:
-        raise ConfigError("the edit does not say which VLM it was made on; name it with --vlm")
     silence_transformers()
     progress(LOADING, 0, 1, "")
     edited: VLM = load_vlm_of(vlm, load_vlm_file(vlm, overrides.of("vlm")))

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmedit.cli.console import SetOption, VlmOption, app, err, examples, folder, out, say
+from mmedit.cli.console import SetOption, app, err, examples, folder, out, say
+from mmedit.cli.edit_folders import OptionalVlmOption, vlm_of
 from mmedit.errors import ConfigError, ServeError
 
 if TYPE_CHECKING:
     from mmedit.serve.desk import Desk
     from mmedit.serve.models import Models
+    from mmedit.vlm.edit import Edit
     from mmedit.vlm.interface import VLM
 
 EXTRA = ("fastapi", "uvicorn")
@@ -28,7 +30,7 @@ EXTRA = ("fastapi", "uvicorn")
     )
 )
 def serve(
-    vlm: VlmOption = "embedded",
+    vlm: OptionalVlmOption = None,
     edit: Annotated[
         list[str] | None,
         typer.Option(
@@ -132,6 +134,7 @@ def serve(
     """
     _require_extra()
     from mmedit.serve.app import Service, create_app
+    from mmedit.serve.desk import read_edit
     from mmedit.serve.engine import Engine
     from mmedit.serve.limits import MEGABYTE, Limits
     from mmedit.serve.pictures import Pictures
@@ -159,9 +162,10 @@ def serve(
         body_bytes=round(max_body * MEGABYTE),
         pixels=max_pixels,
     )
+    edits = [read_edit(written) for written in edit or ()]
     with bound(host, port) as listening:
-        base = _loaded(vlm, settings)
-        models = _models(base, edit or (), stack or ())
+        base = _loaded(vlm or vlm_of(edits), settings)
+        models = _models(base, edits, stack or ())
         desk = _desk(models, edits_dir, editor or ()) if allow_edits else None
         pictures = Pictures(
             most_pixels=max_pixels,
@@ -210,13 +214,13 @@ def _loaded(vlm: str, settings: Sequence[str] | None) -> VLM:
     return load_vlm(vlm, load_vlm_file(vlm, overrides.of("vlm")))
 
 
-def _models(base: VLM, edits: Sequence[str], stacks: Sequence[str]) -> Models:
+def _models(base: VLM, edits: Sequence[Edit], stacks: Sequence[str]) -> Models:
     from mmedit.serve.desk import add_edit, add_stack, base_model
     from mmedit.serve.models import Models
 
     models = Models(base_model(base))
-    for written in edits:
-        add_edit(models, written)
+    for edit in edits:
+        add_edit(models, edit)
     for written in stacks:
         add_stack(models, written)
     return models

@@ -52,16 +52,19 @@ def model_of(base: VLM, edit: Edit, *, name: str = "", folder: Path | None = Non
     return model
 
 
-def add_edit(models: Models, written: str) -> None:
-    """Offer the saved edit that `--edit` names: a folder, a hub id, or NAME=FOLDER.
-
-    Raises ConfigError, EditError.
+def read_edit(written: str) -> Edit:
+    """Return the saved edit that `--edit` names: a folder, a hub id, or NAME=FOLDER, under the name
+    that it is to be served by. Raises EditError.
     """
     name, equals, path = written.partition("=")
     if not equals or os.path.exists(written):
-        name, path = "", written
-    edit = load_edit(path)
-    _offer(models, model_of(models.base.base, edit, name=name), f"--edit {written}")
+        return load_edit(written)
+    return load_edit(path).named(name)
+
+
+def add_edit(models: Models, edit: Edit) -> None:
+    """Offer a saved edit under its name. Raises ConfigError, EditError."""
+    _offer(models, model_of(models.base.base, edit), f"--edit {edit.name}")
 
 
 def add_stack(models: Models, written: str) -> None:

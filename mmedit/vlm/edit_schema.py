@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import datetime
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from mmedit.settings import Settings
 from mmedit.vlm.identity import Identity
+
+
+def _as_date(text: str) -> str:
+    """Return a date and time as it is. Raises ValueError if it is not one."""
+    datetime.fromisoformat(text)
+    return text
 
 
 class SavedRequest(Settings):
@@ -41,7 +48,7 @@ class SavedEdit(Settings):
     """Kind of its change (`Change.kind`)."""
     config: dict[str, Any]
     requests: tuple[SavedRequest, ...]
-    made: str
+    made: Annotated[str, AfterValidator(_as_date)]
     seconds: float | None = None
     on: tuple[str, ...] = ()
     seen: tuple[SavedSeen, ...] = ()
