@@ -16,7 +16,9 @@ SECONDS_TO_ANSWER = 10
 """Time that the hub has to answer before a name on it is refused, in seconds."""
 
 
-def require_on_hub(name: str, file: str, kind: str) -> None:
+def require_on_hub(
+    name: str, file: str, kind: str, *, revision: str | None = None, token: str | None = None
+) -> None:
     """Raise ModelError, within seconds, if a hub id is neither in the cache nor can be fetched.
 
     `file` is one that every repository of this `kind` has. Costs one request, and none if the file
@@ -26,15 +28,15 @@ def require_on_hub(name: str, file: str, kind: str) -> None:
     from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.utils import build_hf_headers, get_session
 
-    if isinstance(try_to_load_from_cache(name, file), str):
+    if isinstance(try_to_load_from_cache(name, file, revision=revision), str):
         return
     found = f"there is no folder {name} here, and no {kind} of that name in the cache of the hub"
     if constants.HF_HUB_OFFLINE:
         raise ModelError(f"{found}, and HF_HUB_OFFLINE forbids to ask the hub itself")
     try:
-        headers = build_hf_headers()
+        headers = build_hf_headers(token=token)
         answer = get_session().head(
-            hf_hub_url(name, file), headers=headers, timeout=SECONDS_TO_ANSWER
+            hf_hub_url(name, file, revision=revision), headers=headers, timeout=SECONDS_TO_ANSWER
         )
     except (OSError, HTTPError) as error:
         raise ModelError(
@@ -62,7 +64,7 @@ def pull_files(
         raise ModelError(
             f"the folder {shortened(name)} does not exist; expected a folder, or a hub id"
         )
-    require_on_hub(name, files[0], kind)
+    require_on_hub(name, files[0], kind, revision=revision, token=token)
     try:
         return Path(
             snapshot_download(name, revision=revision, token=token, allow_patterns=list(files))

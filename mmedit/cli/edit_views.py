@@ -63,7 +63,7 @@ def is_right(seen: Seen) -> bool:
     """Compare as the score `exact` does: neither case nor marks around the answer count."""
     from mmedit.metrics.generation import exact
 
-    return bool(exact(seen.after, [seen.target]))
+    return bool(exact(seen.after, [seen.target, *seen.answers]))
 
 
 def verdict(seen: Seen) -> Text:

@@ -170,6 +170,7 @@ def ask_after(asked: Asked, edited: VLM) -> tuple[list[Edit], set[str], int]:
         Seen(
             prompt=example.prompt,
             target=example.target if number < len(asked.requests) else "",
+            answers=example.answers if number < len(asked.requests) else (),
             before=old.text,
             after=new.text,
             has_image=example.image is not None,

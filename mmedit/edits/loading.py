@@ -22,7 +22,7 @@ from mmedit.errors import (
 )
 from mmedit.hub import pull_files, push_files
 from mmedit.methods import EDITORS
-from mmedit.storage import inside, require_path
+from mmedit.storage import require_path
 from mmedit.vlm.edit import Change, DeltaChange, Edit, stack
 from mmedit.vlm.edit_files import (
     CARD,
@@ -140,8 +140,7 @@ def _change(
     method = EDITORS[saved.method]
     editor = None
     if saved.editor is not None:
-        folder = inside([opened.path.resolve()], saved.editor, str(opened.path / DESCRIPTION))
         if saved.editor not in editors:
-            editors[saved.editor] = method.load(folder)
+            editors[saved.editor] = method.load(opened.path / saved.editor)
         editor = editors[saved.editor]
     return method.load_change(saved.kind, tensors, saved.notes, requests=requests, editor=editor)

@@ -116,6 +116,8 @@ class Seen:
     before: str
     after: str
     has_image: bool = False
+    answers: tuple[str, ...] = ()
+    """Further answers that are right."""
 
 
 @final

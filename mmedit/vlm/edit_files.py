@@ -28,10 +28,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmedit.cases import Example
-from mmedit.errors import DataError, EditError, MmeditError, one_line, shortened
+from mmedit.errors import DataError, EditError, EmptyAnswerError, MmeditError, one_line, shortened
 from mmedit.images import image_key, open_image
-from mmedit.storage import flush, inside, require_path, sha256
-from mmedit.vlm.edit import Edit, Seen
+from mmedit.storage import flush, require_path, sha256
+from mmedit.vlm.edit import Edit, Seen, require_name
 from mmedit.vlm.edit_schema import SavedEdit, SavedEdits, SavedRequest, SavedSeen, SavedVLM
 from mmedit.vlm.identity import Identity
 
@@ -74,12 +74,13 @@ def write_edits(
     the folder exists (unless it is one of edits, and `overwrite`), or cannot be written.
     """
     place = free_place(path, overwrite=overwrite)
+    require_name(place.name)
     if len(edits) == 1:
         edits = [edits[0].named(place.name)]
     try:
         with _folder(place) as partial:
             tensors = {
-                f"{number}/{name}": tensor.detach().cpu().contiguous().clone()
+                f"{number}/{name}": tensor.detach().cpu().contiguous()
                 for number, edit in enumerate(edits)
                 for name, tensor in edit.change.tensors().items()
             }
@@ -226,12 +227,10 @@ def _save_image(folder: Path, image: Any) -> str:
 
 
 def _example(path: Path, request: SavedRequest) -> Example:
-    image = None
+    image = None if request.image is None else path / request.image
+    if image is not None and not image.is_file():
+        raise EditError(f"{path} lacks the image {request.image} of a request")
     try:
-        if request.image is not None:
-            image = inside([path.resolve()], request.image, str(path / DESCRIPTION))
-            if not image.is_file():
-                raise EditError(f"{path} lacks the image {request.image} of a request")
         return Example(
             prompt=request.prompt,
             target=request.target,
@@ -239,7 +238,7 @@ def _example(path: Path, request: SavedRequest) -> Example:
             context=request.context,
             answers=request.answers,
         )
-    except DataError as error:
+    except (DataError, EmptyAnswerError) as error:
         raise EditError(f"{path / DESCRIPTION}: {error}") from error
 
 
@@ -268,7 +267,8 @@ def free_place(path: str | Path, *, overwrite: bool) -> Path:
 def _folder(place: Path) -> Iterator[Path]:
     """Give a folder beside `place` to write into; it takes `place`, on disk, when the block ends.
 
-    An earlier edit there is deleted last, so that one of the two is whole at any time.
+    An earlier edit there is deleted last, so that one of the two is whole at any time. A kill
+    between two renames leaves it as `.NAME.PID.before`.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
@@ -281,7 +281,11 @@ def _folder(place: Path) -> Iterator[Path]:
         if place.exists() and any(place.iterdir()):
             before = place.with_name(f".{place.name}.{os.getpid()}.before")
             place.rename(before)
-            partial.rename(place)
+            try:
+                partial.rename(place)
+            except OSError:
+                before.rename(place)
+                raise
             shutil.rmtree(before, ignore_errors=True)
         else:
             partial.rename(place)  # an empty folder gives way

@@ -22,8 +22,10 @@ class SavedRequest(Settings):
 
     prompt: str
     target: str
-    image: str | None = None
-    """Path of the image inside the folder."""
+    image: str | None = Field(default=None, pattern=r"^images/[0-9a-f]{32}\.[a-z]{3,4}$")
+    """Path of the image inside the folder. Its form leads nowhere else, so links are followed: a
+    folder of the hub's cache is made of them.
+    """
     context: str = ""
     answers: tuple[str, ...] = ()
 
@@ -36,6 +38,7 @@ class SavedSeen(Settings):
     before: str
     after: str
     has_image: bool = False
+    answers: tuple[str, ...] = ()
 
 
 class SavedEdit(Settings):
@@ -53,7 +56,7 @@ class SavedEdit(Settings):
     on: tuple[str, ...] = ()
     seen: tuple[SavedSeen, ...] = ()
     notes: dict[str, Any] = Field(default_factory=dict)
-    editor: str | None = None
+    editor: str | None = Field(default=None, pattern=r"^editors/[0-9a-f]{16}$")
     """Path of its fitted editor inside the folder."""
 
 

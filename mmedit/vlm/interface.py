@@ -195,6 +195,8 @@ class VLM(ABC):
             if fault is not None:
                 raise DataError(fault)
         room = self.frozen.room(asked, 1)[0] + 1
+        if len(self.wrappers) > 1:  # in-context edits need room too: half of it is left to them
+            room = max(room // 2, 1)
         return self.generate(asked, max_new_tokens=min(max_new_tokens, room))[0]
 
     @abstractmethod

@@ -43,6 +43,7 @@ class NetworkVLM(VLM):
         name: str = "",
         deltas: Mapping[str, Delta] | None = None,
         features: TensorCache | None = None,
+        frozen: Frozen | None = None,
         padding_side: PaddingSide = "right",
         sites: Mapping[Stage, tuple[str, ...]] | None = None,
         edits: tuple[Edit, ...] = (),
@@ -52,7 +53,7 @@ class NetworkVLM(VLM):
         self._sites = dict(sites or {})
         self.deltas = dict(deltas or {})
         self._edits = edits or ((nameless(self.deltas),) if self.deltas else ())
-        self._frozen = Frozen(adapter, features or TensorCache())
+        self._frozen = frozen or Frozen(adapter, features or TensorCache())
         self.padding_side: PaddingSide = padding_side
 
     def __repr__(self) -> str:
@@ -230,7 +231,7 @@ class NetworkVLM(VLM):
             self.adapter,
             name=self.name,
             deltas=deltas,
-            features=self.features,
+            frozen=self._frozen,
             padding_side=self.padding_side,
             sites=self._sites,
             edits=edits,

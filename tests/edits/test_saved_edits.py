@@ -3,6 +3,8 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -216,12 +218,12 @@ def test_no_path_leads_out_of_the_folder(folder: Path):
     content = json.loads((folder / "edit.json").read_text())
     content["edits"][0]["requests"][0]["image"] = "../cat.png"
     (folder / "edit.json").write_text(json.dumps(content))
-    with pytest.raises(EditError, match="outside"):
+    with pytest.raises(EditError, match="image"):
         load_edit(folder)
     content["edits"][0] |= {"kind": "memory", "method": "serac", "editor": "../../editor"}
     content["edits"][0]["requests"][0]["image"] = None
     (folder / "edit.json").write_text(json.dumps(content))
-    with pytest.raises(EditError, match="outside"):
+    with pytest.raises(EditError, match="editor"):
         load_edit(folder)
 
 
@@ -238,6 +240,41 @@ def test_a_missing_image_is_named(folder: Path):
     shutil.rmtree(folder / "images")
     with pytest.raises(EditError, match=r"lacks the image images/"):
         load_edit(folder)
+
+
+def test_a_stack_is_not_saved_under_a_name_that_it_cannot_have(tiny_vlm, question, text, tmp_path):
+    both = EDITOR.apply(EDITOR.apply(tiny_vlm, [question]), [text])
+    with pytest.raises(EditError, match="'a\\+b' cannot be the name"):
+        both.save(tmp_path / "a+b")
+    assert not (tmp_path / "a+b").exists()
+
+
+def test_an_overwrite_that_fails_at_the_last_step_gives_the_edit_back(
+    tiny_vlm, question, text, tmp_path, monkeypatch
+):
+    EDITOR.apply(tiny_vlm, [question]).save(tmp_path / "x")
+    rename = Path.rename
+
+    def fail(path: Path, to: Path) -> Path:
+        if path.suffix == ".partial":
+            raise OSError(5, "Input/output error")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(EditError, match="Input/output error"):
+        EDITOR.apply(tiny_vlm, [text]).save(tmp_path / "x", overwrite=True)
+    assert load_edit(tmp_path / "x").requests[0].prompt == question.prompt
+
+
+def test_edits_made_on_one_vlm_are_added_without_reading_its_weights(
+    tiny_vlm, question, text, monkeypatch
+):
+    def read(_: object) -> None:
+        raise AssertionError("all weights were read")
+
+    monkeypatch.setattr(NetworkVLM, "identity", property(read))
+    twice = EDITOR.apply(EDITOR.apply(tiny_vlm, [question]), [text])
+    assert len(twice.without("ft").edits) == 1
 
 
 @pytest.mark.parametrize("name", ["", " ", "a/b", "a+b", "x\n", "x" * 101, ".."])
@@ -339,6 +376,21 @@ def test_an_edit_from_the_hub_answers_as_the_one_that_was_pushed(
         load_edit("me/dog")
     with pytest.raises(EditError, match="not a valid hub id"):
         push_edit(folder, "cat", private=True)
+
+
+def test_the_hub_is_asked_for_the_revision_with_the_token(monkeypatch):
+    asked: list[tuple[str, str]] = []
+
+    class Session:
+        def head(self, url: str, *, headers: dict[str, str], timeout: float) -> Any:
+            asked.append((url, headers["authorization"]))
+            return SimpleNamespace(status_code=404)
+
+    monkeypatch.setattr("huggingface_hub.utils.get_session", Session)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(EditError, match="HTTP 404"):
+        load_edit("me/cat", revision="v2", token="hf_secret")
+    assert asked == [("https://huggingface.co/me/cat/resolve/v2/edit.json", "Bearer hf_secret")]
 
 
 def test_the_card_of_a_shared_edit_shows_its_requests(folder: Path):

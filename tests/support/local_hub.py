@@ -43,8 +43,20 @@ class Hub:
         if not (self.root / repo_id).is_dir():
             raise not_found(repo_id)
         to = self.root / "cache" / repo_id
-        copy(self.root / repo_id, to, allow_patterns)
-        return str(to)
+        copy(self.root / repo_id, to / "files", allow_patterns)
+        as_links(to / "files", to / "blobs", to / "snapshots" / "1")
+        return str(to / "snapshots" / "1")
+
+
+def as_links(files: Path, blobs: Path, snapshot: Path) -> None:
+    """Lay out files as the hub's cache does: a snapshot of links into a folder of blobs."""
+    blobs.mkdir(parents=True, exist_ok=True)
+    for number, file in enumerate(path for path in sorted(files.rglob("*")) if path.is_file()):
+        place = snapshot / file.relative_to(files)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.unlink(missing_ok=True)
+        file.replace(blobs / str(number))
+        place.symlink_to(blobs / str(number))
 
 
 def copy(source: Path, to: Path, patterns: list[str]) -> None:
@@ -64,7 +76,7 @@ def hub_in(root: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     """Return a hub in a folder, which mmedit takes for the real one."""
     made = Hub(root)
     for module in ("config", "hub"):
-        monkeypatch.setattr(f"mmedit.{module}.require_on_hub", lambda *question: None)
+        monkeypatch.setattr(f"mmedit.{module}.require_on_hub", lambda *question, **more: None)
     monkeypatch.setattr("huggingface_hub.HfApi", made.api)
     monkeypatch.setattr("huggingface_hub.snapshot_download", made.snapshot_download)
     return made
