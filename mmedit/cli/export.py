@@ -22,7 +22,7 @@ from mmedit.cli.console import (
     out,
     say,
 )
-from mmedit.cli.edit_folders import OptionalVlmOption, vlm_of
+from mmedit.cli.edit_folders import OptionalVlmOption, vlm_of, with_edits
 from mmedit.cli.progress import show_progress
 from mmedit.errors import ConfigError, LostEditError, one_line
 from mmedit.progress import Progress
@@ -220,9 +220,7 @@ def _edited(vlm: str, overrides: Overrides, edits: Sequence[Edit], progress: Pro
 
     silence_transformers()
     progress(LOADING, 0, 1, "")
-    edited: VLM = load_vlm_of(vlm, load_vlm_file(vlm, overrides.of("vlm")))
-    for edit in edits:
-        edited = edited.with_edit(edit)
+    edited = with_edits(load_vlm_of(vlm, load_vlm_file(vlm, overrides.of("vlm"))), edits)
     progress(LOADING, 1, 1, "")
     return edited
 
@@ -230,12 +228,7 @@ def _edited(vlm: str, overrides: Overrides, edits: Sequence[Edit], progress: Pro
 def _print_checks(export: Export) -> None:
     """Print a row for each dtype that the export was opened in, and the answers that changed."""
     table = Table(box=None, pad_edge=False)
-    for heading in (
-        "opened in",
-        "largest logit difference",
-        "requests kept",
-        "other answers changed",
-    ):
+    for heading in HEADINGS:
         table.add_column(heading)
     for check in export.checks:
         kept = f"{check.requests - len(check.lost)} of {check.requests}"
