@@ -133,6 +133,7 @@ def serve(
     The address is http://HOST:PORT/v1. Ctrl+C or SIGTERM finishes what was asked, and ends.
     """
     _require_extra()
+    from mmedit.loopback import NAMES
     from mmedit.serve.app import Service, create_app
     from mmedit.serve.desk import read_edit
     from mmedit.serve.engine import Engine
@@ -180,12 +181,13 @@ def serve(
             limits=limits,
             desk=desk,
             api_key=api_key,
+            hosts=(*NAMES, host) if is_local(listening) and api_key is None else (),
         )
         address = address_of(listening)
 
         def announce() -> None:
             say(f"models: {', '.join(models.names())}")
-            if not is_local(host) and api_key is None:
+            if not is_local(listening) and api_key is None:
                 say("warning: other machines can ask this server, and no --api-key is set", to=err)
             say(f"serving at {address}/v1 (stop with Ctrl+C)")
             out.file.flush()
@@ -230,6 +232,11 @@ def _desk(models: Models, edits_dir: Path, editors: Sequence[Path]) -> Desk:
     from mmedit.config import load_editor
     from mmedit.serve.desk import Desk
 
+    if len({path.name for path in editors}) < len(editors):
+        raise ConfigError(
+            f"--editor: {', '.join(map(str, editors))} end in the same name, by which clients "
+            "name an editor; rename one of the folders"
+        )
     fitted = {path.name: load_editor(path, models.base.base) for path in editors}
     desk = Desk(models, edits_dir, fitted)
     for fault in desk.restore():

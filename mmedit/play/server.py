@@ -13,11 +13,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mmedit.errors import ConfigError, RunError
+from mmedit.loopback import NAMES
 from mmedit.play.actions import Playground
 
 HOST = "127.0.0.1"
-NAMES = ["127.0.0.1", "localhost"]
-"""Names of this machine that a request may be addressed to; another one is an attack by DNS."""
 MAX_UPLOAD = "50mb"
 POLICY = "; ".join(
     (

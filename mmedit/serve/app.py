@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,7 @@ from mmedit.serve.forms import ChatRequest, NewEdit, read_form
 from mmedit.serve.guard import Guard, refused, too_large
 from mmedit.serve.limits import Limits
 from mmedit.serve.models import Model, Models
-from mmedit.serve.pictures import Picture, Pictures, is_remote
+from mmedit.serve.pictures import Picture, Pictures
 from mmedit.serve.questions import Job, Question, Ticket
 from mmedit.serve.refusals import Refusal, of_error, of_status, too_slow
 from mmedit.serve.replies import (
@@ -36,8 +35,6 @@ from mmedit.serve.replies import (
 )
 from mmedit.serve.waiting import BODY_SECONDS, Bell, until
 
-FETCHING = ThreadPoolExecutor(32, "mmedit-fetch")
-"""Threads that fetch images: those whose hosts are slow hold up no other request."""
 EDIT_IMAGES = 10
 """The images of one edit may have this many times the pixels of one image."""
 GONE = 499
@@ -55,6 +52,8 @@ class Service:
     desk: Desk | None = None
     """Makes edits; None where clients may make none."""
     api_key: str | None = None
+    hosts: tuple[str, ...] = ()
+    """Names of the server that a request may be addressed to; empty: any."""
 
     async def ask(self, request: Request) -> Response:
         """Answer POST /v1/chat/completions."""
@@ -150,10 +149,7 @@ class Service:
         )
 
     async def _picture(self, url: str | None) -> Picture | None:
-        if url is None:
-            return None
-        pool = FETCHING if is_remote(url) else None
-        return await asyncio.get_running_loop().run_in_executor(pool, self.pictures.read, url)
+        return None if url is None else await self.pictures.read(url)
 
     async def _requests(self, form: NewEdit) -> list[Example]:
         """Return the requests of an edit, with their images decoded. Raises Refusal, DataError."""
@@ -202,7 +198,7 @@ def create_app(service: Service) -> FastAPI:
     app = FastAPI(
         title="mmedit", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None
     )
-    app.add_middleware(Guard, limits=service.limits, api_key=service.api_key)
+    app.add_middleware(Guard, limits=service.limits, api_key=service.api_key, hosts=service.hosts)
     _add_errors(app)
     app.add_route("/v1/chat/completions", service.ask, ["POST"])
     app.add_route("/v1/edits", service.make_edit, ["POST"])

@@ -6,7 +6,6 @@ every edit that a client was told of is there when the server starts again.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import shutil
@@ -30,10 +29,12 @@ from mmedit.vlm.edit import Edit, stack
 from mmedit.vlm.edit_files import DESCRIPTION
 from mmedit.vlm.interface import VLM
 
-logger = logging.getLogger(__name__)
-
 NAME = re.compile(r"\w[\w.-]{0,99}")
 """Names of edits that clients make: they are names of folders, and parts of addresses."""
+NAME_BYTES = 200
+"""Most bytes of such a name in UTF-8. File systems take 255, and some go to what stands beside it
+while a folder is written or deleted.
+"""
 DELETED = ".deleted"
 """Ends the name of a folder that is being deleted. Names of edits do not begin with a dot."""
 
@@ -123,11 +124,11 @@ class Desk:
 
     def require_name(self, name: str) -> None:
         """Raise Refusal unless a client may give an edit this name."""
-        if not NAME.fullmatch(name):
+        if not NAME.fullmatch(name) or len(name.encode()) > NAME_BYTES:
             raise Refusal(
                 400,
                 f"{name[:60]!r} cannot be the name of an edit; expected 1 to 100 letters, digits, "
-                "-, _ and ., the first one a letter or digit",
+                f"-, _ and ., the first one a letter or digit, of at most {NAME_BYTES} bytes",
                 param="name",
             )
         if (self._folder / name).exists():
@@ -164,7 +165,8 @@ class Desk:
                 code="not_deletable",
             )
         doomed = model.folder.with_name(f".{model.folder.name}.{time.time_ns()}{DELETED}")
-        model.folder.rename(doomed)
+        with suppress(FileNotFoundError):  # it was removed by hand
+            model.folder.rename(doomed)
         self._models.remove(name)
         with suppress(OSError):  # the rest goes when the server starts again
             shutil.rmtree(doomed)

@@ -160,7 +160,9 @@ class Engine:
         for ticket in tickets:
             try:
                 found.append((ticket, ticket.question.example()))
-            except Exception as error:  # noqa: BLE001  # it is the client's answer
+            except Exception as error:
+                if of_error(error).status >= 500:
+                    logger.exception("the image of a question to %s failed", ticket.model.name)
                 ticket.fail(error)
         if not found:
             return []

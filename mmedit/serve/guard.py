@@ -1,13 +1,14 @@
-"""Checks that every request passes before a route sees it: the key, the type of its body, the
-number of open requests, and the time that it may take in all.
+"""Checks that every request passes before a route sees it: the name that it is addressed to, the
+key, the type of its body, the number of open requests, and the time that it may take in all.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any, final
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -30,8 +31,11 @@ UNTIMED = "/v1/edits"
 class Guard:
     """Refuses what no route should see. A layer around the application."""
 
-    def __init__(self, app: App, *, limits: Limits, api_key: str | None) -> None:
+    def __init__(
+        self, app: App, *, limits: Limits, api_key: str | None, hosts: Collection[str] = ()
+    ) -> None:
         self._app = app
+        self._hosts = frozenset(name.lower() for name in hosts)
         self._limits = limits
         self._key = None if api_key is None else api_key.encode()
         self._open = 0
@@ -40,7 +44,9 @@ class Guard:
         if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
             return await self._app(scope, receive, send)
         try:
-            self._require_allowed(Headers(scope=scope), scope["method"])
+            headers = Headers(scope=scope)
+            self._require_host(headers.get("host", ""))
+            self._require_allowed(headers, scope["method"])
         except Refusal as refusal:
             return await refused(refusal)(scope, receive, send)
         self._open += 1
@@ -48,6 +54,17 @@ class Guard:
             await self._within_time(scope, receive, send)
         finally:
             self._open -= 1
+
+    def _require_host(self, host: str) -> None:
+        """Raise Refusal for a request that is addressed to another name than the server's."""
+        if self._hosts and _name_of(host) not in self._hosts:
+            raise Refusal(
+                403,
+                f"the request is addressed to {host[:60]!r}; expected one of "
+                f"{', '.join(sorted(self._hosts))}: use one of them, or start the server with "
+                "--api-key",
+                code="host_not_allowed",
+            )
 
     def _require_allowed(self, headers: Headers, method: str) -> None:
         """Raise Refusal for a wrong key, a body of another type or too large, or too many."""
@@ -89,6 +106,14 @@ class Guard:
         except TimeoutError:  # a client that reads too slowly: its connection is closed
             if not has_begun:
                 await refused(too_slow(self._limits.seconds))(scope, receive, send)
+
+
+def _name_of(host: str) -> str:
+    """Return the name in a Host header, without its port; "" for one that is not valid."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def refused(refusal: Refusal) -> JSONResponse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import io
@@ -69,23 +70,28 @@ class Pictures:
     root: Path | None = None
     """Folder of images that requests may name; None: they may name none."""
 
-    def read(self, url: str) -> Picture:
+    async def read(self, url: str) -> Picture:
         """Return the image at an address. It may take seconds. Raises Refusal."""
-        picture = Picture(self._content(url), self.most_pixels)
-        picture.require_sound()
+        if scheme_of(url) in ("http", "https"):
+            content = await self._of_web(url)
+        else:
+            content = await asyncio.to_thread(self._content, url)
+        picture = Picture(content, self.most_pixels)
+        await asyncio.to_thread(picture.require_sound)
         return picture
+
+    async def _of_web(self, url: str) -> bytes:
+        if not self.allow_urls:
+            raise _refused(
+                "this server fetches no images; send the image as a data URI "
+                "(data:image/png;base64,...), or start the server with --allow-image-urls"
+            )
+        return await fetched(url, most_bytes=self.most_bytes)
 
     def _content(self, url: str) -> bytes:
         scheme = scheme_of(url)
         if scheme == "data":
             return _of_data(url)
-        if is_remote(url):
-            if not self.allow_urls:
-                raise _refused(
-                    "this server fetches no images; send the image as a data URI "
-                    "(data:image/png;base64,...), or start the server with --allow-image-urls"
-                )
-            return fetched(url, most_bytes=self.most_bytes)
         if scheme in ("", "file"):
             return self._of_file(unquote(urlsplit(url).path) if scheme else url)
         raise _refused(
@@ -110,11 +116,6 @@ class Pictures:
             raise _refused(f"{shortened(name)} lies outside of the folder of images") from None
         except (OSError, ValueError):
             raise _refused(f"the image file {shortened(name)} cannot be read") from None
-
-
-def is_remote(url: str) -> bool:
-    """Return whether an image would have to be fetched from the web."""
-    return scheme_of(url) in ("http", "https")
 
 
 def scheme_of(url: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -13,8 +14,10 @@ from mmedit.cases import Example
 from mmedit.serve.growing import grown
 from mmedit.serve.models import Model
 from mmedit.serve.pictures import Picture
-from mmedit.serve.refusals import too_slow
+from mmedit.serve.refusals import of_error, too_slow
 from mmedit.vlm.decoding import SEEDS, RowDecoding
+
+logger = logging.getLogger(__name__)
 
 NOBODY_KNOWS = "?"
 """Target of a question: an example must have one, and answering does not read it."""
@@ -162,7 +165,9 @@ class Job:
         """Do the work and keep its result or its error."""
         try:
             self.result = self.work()
-        except Exception as error:  # noqa: BLE001  # it is the client's answer
+        except Exception as error:
+            if of_error(error).status >= 500:
+                logger.exception("work for a client failed")
             self.error = error
         self.is_done = True
         self._changed()

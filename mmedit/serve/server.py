@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import signal
 import socket
@@ -10,13 +11,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mmedit.errors import ServeError
+from mmedit.loopback import is_loopback
 from mmedit.serve.guard import GRACE
 from mmedit.serve.limits import Limits
+from mmedit.serve.waiting import BODY_SECONDS
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-LOOPBACK = ("127.", "::1", "localhost")
 
 
 @contextmanager
@@ -51,9 +54,9 @@ def _bound(host: str, port: int) -> socket.socket:
     return found
 
 
-def is_local(host: str) -> bool:
-    """Return whether only programs of this machine reach an address."""
-    return host.startswith(LOOPBACK)
+def is_local(listening: socket.socket) -> bool:
+    """Return whether only programs of this machine reach a socket."""
+    return is_loopback(listening.getsockname()[0])
 
 
 def address_of(listening: socket.socket) -> str:
@@ -71,11 +74,45 @@ def serve(app: Any, listening: socket.socket, limits: Limits, on_ready: Callable
         server_header=False,
         proxy_headers=False,
         ws="none",
-        limit_concurrency=4 * limits.waiting,
+        http=Connection,
         timeout_graceful_shutdown=int(limits.seconds + GRACE) + 1,
     )
     with _ends_quietly():
         _Server(config, on_ready).run(sockets=[listening])
+
+
+class Connection(H11Protocol):
+    """A connection that is closed where no request comes over it within `BODY_SECONDS`: every open
+    one takes a file of the process. The number of open requests is the Guard's to limit: a limit of
+    uvicorn's would count connections, and idle ones would keep all others out.
+    """
+
+    _closing: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        """Begin to wait for the first request."""
+        super().connection_made(transport)
+        self._wait_for_request()
+
+    def on_response_complete(self) -> None:
+        """Begin to wait for the next request. Uvicorn waits for its first byte only."""
+        super().on_response_complete()
+        self._wait_for_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no longer."""
+        if self._closing is not None:
+            self._closing.cancel()
+        super().connection_lost(exc)
+
+    def _wait_for_request(self) -> None:
+        if self._closing is not None:
+            self._closing.cancel()
+        self._closing = self.loop.call_later(BODY_SECONDS, self._close_if_idle)
+
+    def _close_if_idle(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.abort()
 
 
 class _Server(uvicorn.Server):

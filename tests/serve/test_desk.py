@@ -58,6 +58,28 @@ def test_an_edit_that_is_deleted_is_not_found_again(tiny_vlm: NetworkVLM, tmp_pa
     assert {path.name for path in tmp_path.iterdir()} == {"kept", "kept.deleted"}
 
 
+def test_an_edit_whose_folder_was_removed_by_hand_can_be_deleted(
+    tiny_vlm: NetworkVLM, tmp_path: Path
+):
+    desk, models = desk_of(tiny_vlm, tmp_path)
+    desk.make("gone", "ft", models.base, [REQUEST], STEPS)
+    shutil.rmtree(tmp_path / "gone")
+    desk.delete("gone")
+    assert "gone" not in models.names()
+
+
+def test_a_name_is_as_long_as_file_systems_take(tiny_vlm: NetworkVLM, tmp_path: Path):
+    desk, models = desk_of(tiny_vlm, tmp_path)
+    longest = "é" * 100
+    desk.require_name(longest)
+    desk.make(longest, "ft", models.base, [REQUEST], STEPS)
+    desk.delete(longest)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(Refusal, match="at most 200 bytes") as refused:
+        desk.require_name("語" * 67)
+    assert refused.value.status == 400
+
+
 def test_what_cannot_be_served_is_told_and_left_as_it_is(tiny_vlm: NetworkVLM, tmp_path: Path):
     desk, models = desk_of(tiny_vlm, tmp_path)
     desk.make("whole", "ft", models.base, [REQUEST], STEPS)

@@ -59,3 +59,13 @@ def test_an_edit_that_cannot_be_served_is_one_sentence(
     result = mmedit_("serve", "--port", 0, "--vlm", tiny_folder, *arguments)
     assert result.code == 2
     assert problem in result.err
+
+
+def test_two_fitted_editors_of_one_name_are_refused(
+    mmedit_: Mmedit, tmp_path: Path, tiny_folder: Path
+):
+    given = [part for name in ("a", "b") for part in ("--editor", tmp_path / name / "mine")]
+    result = mmedit_(
+        "serve", "--port", 0, "--vlm", tiny_folder, "--allow-edits", "--api-key", "k", *given
+    )
+    assert (result.code, "end in the same name" in result.err) == (2, True)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import gzip
 import io
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,11 +25,13 @@ from mmedit.serve import fetching
 from mmedit.serve.conversation import as_one_question
 from mmedit.serve.forms import ChatRequest, NewEdit, read_form
 from mmedit.serve.growing import grown, settled
-from mmedit.serve.pictures import Pictures
+from mmedit.serve.pictures import Picture, Pictures
 from mmedit.serve.refusals import Refusal
 
 HELLO = [{"role": "user", "content": "hello"}]
 PICTURES = Pictures(most_pixels=10_000, most_bytes=100_000)
+ZEROS = bytes(100_000)
+PACKED = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + gzip.compress(ZEROS)
 
 
 def chat(**fields: Any) -> ChatRequest:
@@ -40,6 +46,10 @@ def png(width: int = 8, height: int = 6, *, kind: str = "PNG") -> bytes:
 
 def data_uri(content: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def read(pictures: Pictures, url: str) -> Picture:
+    return asyncio.run(pictures.read(url))
 
 
 # Fields
@@ -167,7 +177,7 @@ def test_a_conversation_that_is_no_question_is_refused(said: list[Any], problem:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
 def test_a_data_uri_is_an_image(kind: str):
-    assert PICTURES.read(data_uri(png(kind=kind))).decode().size == (8, 6)
+    assert read(PICTURES, data_uri(png(kind=kind))).decode().size == (8, 6)
 
 
 @pytest.mark.parametrize(
@@ -186,14 +196,14 @@ def test_a_data_uri_is_an_image(kind: str):
 )
 def test_other_addresses_of_images_are_refused(url: str, problem: str):
     with pytest.raises(Refusal, match=problem) as refused:
-        PICTURES.read(url)
+        read(PICTURES, url)
     assert refused.value.code == "invalid_image"
 
 
 def test_an_image_that_is_cut_off_is_refused_when_it_is_decoded():
     noise = io.BytesIO()
     Image.effect_noise((90, 90), 50).save(noise, "PNG")
-    picture = PICTURES.read(data_uri(noise.getvalue()[:2000]))
+    picture = read(PICTURES, data_uri(noise.getvalue()[:2000]))
     with pytest.raises(Refusal, match="broken"):
         picture.decode()
 
@@ -205,15 +215,15 @@ def test_a_folder_of_images_gives_its_own_files_and_no_others(tmp_path: Path):
     secret.write_bytes(png())
     (root / "link.png").symlink_to(secret)
     pictures = Pictures(most_pixels=10_000, most_bytes=100_000, root=root)
-    assert pictures.read("a b.png").content == png()
-    assert pictures.read(f"file://{root}/a%20b.png").content == png()
+    assert read(pictures, "a b.png").content == png()
+    assert read(pictures, f"file://{root}/a%20b.png").content == png()
     for outside in ("../secret.png", str(secret), "link.png", "file:///etc/passwd", "x/../../y"):
         with pytest.raises(Refusal, match="outside") as refused:
-            pictures.read(outside)
+            read(pictures, outside)
         assert "secret.png is" not in refused.value.message
     for missing in ("b.png", ".", "a" * 500):
         with pytest.raises(Refusal):
-            pictures.read(missing)
+            read(pictures, missing)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +232,7 @@ def test_a_folder_of_images_gives_its_own_files_and_no_others(tmp_path: Path):
 def test_an_address_that_is_not_public_is_not_fetched(host: str):
     pictures = Pictures(most_pixels=10_000, most_bytes=100_000, allow_urls=True)
     with pytest.raises(Refusal, match="not a public address"):
-        pictures.read(f"http://{host}:9/a.png")
+        read(pictures, f"http://{host}:9/a.png")
 
 
 def test_a_host_with_one_private_address_is_not_fetched(monkeypatch: pytest.MonkeyPatch):
@@ -240,10 +250,22 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
         def do_GET(self) -> None:
             if self.headers["Host"] != f"example.org:{port}":
                 return self.send_error(400)
+            if self.path.startswith("/slow"):
+                return self.trickle(b"" if self.path == "/slow_head.png" else b"\r\n\r\n")
+            if self.path == "/packed.png":
+                return self.wfile.write(PACKED)
             self.send_response({"/moved.png": 302, "/gone.png": 404}.get(self.path, 200))
             self.send_header("Location", "/a.png")
             self.end_headers()
             self.wfile.write(b"x" * 200_000 if self.path == "/large.png" else png())
+
+        def trickle(self, head_end: bytes) -> None:
+            """Send a byte now and then for ten seconds, or until the client has gone."""
+            with suppress(OSError):
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nX: x" + head_end)
+                for _ in range(500):
+                    self.wfile.write(b"x")
+                    time.sleep(0.02)
 
         def log_message(self, *_: object) -> None: ...
 
@@ -259,7 +281,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 def test_an_image_is_fetched_where_the_server_was_told_to(host: int):
     pictures = Pictures(most_pixels=10_000, most_bytes=100_000, allow_urls=True)
-    assert pictures.read(f"http://example.org:{host}/a.png").decode().size == (8, 6)
+    assert read(pictures, f"http://example.org:{host}/a.png").decode().size == (8, 6)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +291,35 @@ def test_an_image_is_fetched_where_the_server_was_told_to(host: int):
 def test_what_else_an_address_gives_is_refused(host: int, path: str, problem: str):
     pictures = Pictures(most_pixels=10_000, most_bytes=100_000, allow_urls=True)
     with pytest.raises(Refusal, match=problem):
-        pictures.read(f"http://example.org:{host}/{path}.png")
+        read(pictures, f"http://example.org:{host}/{path}.png")
+
+
+@pytest.mark.parametrize("path", ["slow_head", "slow_body"])
+def test_one_limit_holds_for_a_host_that_sends_single_bytes(
+    host: int, path: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(fetching, "SECONDS", 0.3)
+    pictures = Pictures(most_pixels=10_000, most_bytes=100_000, allow_urls=True)
+    begun = time.monotonic()
+    with pytest.raises(Refusal, match="took longer than"):
+        read(pictures, f"http://example.org:{host}/{path}.png")
+    assert time.monotonic() - begun < 5
+
+
+def test_a_name_that_is_searched_for_too_long_is_refused(monkeypatch: pytest.MonkeyPatch):
+    answered = threading.Event()
+    monkeypatch.setattr(fetching, "SECONDS", 0.1)
+    monkeypatch.setattr(fetching, "public_address", lambda *_: answered.wait(10))
+    try:
+        with pytest.raises(Refusal, match="took longer than"):
+            asyncio.run(fetching.fetched("http://example.org/a.png", most_bytes=100))
+    finally:
+        answered.set()
+
+
+def test_a_packed_body_is_not_unpacked(host: int):
+    url = f"http://example.org:{host}/packed.png"
+    assert gzip.decompress(asyncio.run(fetching.fetched(url, most_bytes=1000))) == ZEROS
 
 
 # Growing texts
