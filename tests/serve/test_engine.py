@@ -244,6 +244,25 @@ def test_a_job_waits_for_what_came_before_it_and_its_error_is_its_own(
         assert asked.batches == [1, 1]
 
 
+def test_a_fault_of_the_server_is_logged_and_an_error_of_the_client_is_not(
+    tiny_vlm: NetworkVLM, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def fail(error: Exception) -> None:
+        raise error
+
+    def decode(_: Picture) -> None:
+        raise MemoryError("the image fills the memory")
+
+    monkeypatch.setattr(Picture, "decode", decode)
+    with engine_of(tiny_vlm, monkeypatch) as asked:
+        done(asked.engine.do(lambda: fail(ModelError("of the client")), lambda: None))
+        assert not caplog.records
+        done(asked.engine.do(lambda: fail(OSError("the disk is full")), lambda: None))
+        assert "the disk is full" in caplog.text
+        done(asked.ask(picture=Picture(b"", 1)))
+        assert "the image fills the memory" in caplog.text
+
+
 def test_a_closed_engine_finishes_what_waits_and_takes_nothing_new(
     tiny_vlm: NetworkVLM, monkeypatch: pytest.MonkeyPatch
 ):

@@ -253,7 +253,8 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
             if self.path.startswith("/slow"):
                 return self.trickle(b"" if self.path == "/slow_head.png" else b"\r\n\r\n")
             if self.path == "/packed.png":
-                return self.wfile.write(PACKED)
+                self.wfile.write(PACKED)
+                return None
             self.send_response({"/moved.png": 302, "/gone.png": 404}.get(self.path, 200))
             self.send_header("Location", "/a.png")
             self.end_headers()
