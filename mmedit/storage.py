@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import resources
@@ -92,6 +93,48 @@ def replaced(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def replaced_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give a folder beside `path` to write into; it becomes `path`, on disk, when the block ends.
+
+    `path` must be new or an empty folder. With `overwrite` it may hold an earlier one, which is
+    deleted last, so that one of the two is whole at any time; a kill between two renames leaves it
+    as `.NAME.PID.before`. Where the block or the renaming fails, the new folder is deleted and
+    `path` stays as it was. Raises what the block raises, and OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed process with this number
+    try:
+        partial.mkdir()
+        yield partial
+        for file in [*partial.rglob("*"), partial]:
+            flush(file)
+        if overwrite and path.exists() and any(path.iterdir()):
+            _exchange(partial, path)
+        else:
+            partial.rename(path)  # an empty folder gives way
+        flush(path.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _exchange(partial: Path, path: Path) -> None:
+    before = path.with_name(f".{path.name}.{os.getpid()}.before")
+    path.rename(before)
+    try:
+        partial.rename(path)
+    except OSError:
+        before.rename(path)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def size_of(folder: Path) -> int:
+    """Return the size of the files in a folder, in bytes."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def write_atomically(path: Path, content: bytes) -> None:

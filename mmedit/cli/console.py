@@ -114,7 +114,7 @@ def folder(text: str | Path) -> Path:
     return Path(text)
 
 
-def _names_of(kind: Kind) -> Callable[[str], list[str]]:
+def names_of(kind: Kind) -> Callable[[str], list[str]]:
     """Make the completion of a name in the shell."""
     return lambda incomplete: [name for name in names(kind) if name.startswith(incomplete)]
 
@@ -152,7 +152,7 @@ VlmOption = Annotated[
         metavar="NAME",
         help="A name of `mmedit ls vlms`, a model folder, or a hub id.",
         callback=known("vlm"),
-        autocompletion=_names_of("vlm"),
+        autocompletion=names_of("vlm"),
     ),
 ]
 EditorOption = Annotated[
@@ -162,7 +162,7 @@ EditorOption = Annotated[
         metavar="NAME",
         help="A name of `mmedit ls editors`, a folder of a fitted editor, or its hub id.",
         callback=known("editor"),
-        autocompletion=_names_of("editor"),
+        autocompletion=names_of("editor"),
     ),
 ]
 DatasetOption = Annotated[
@@ -172,7 +172,7 @@ DatasetOption = Annotated[
         metavar="NAME",
         help="A name of `mmedit ls datasets`.",
         callback=known("dataset"),
-        autocompletion=_names_of("dataset"),
+        autocompletion=names_of("dataset"),
     ),
 ]
 SetOption = Annotated[

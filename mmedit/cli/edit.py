@@ -23,8 +23,9 @@ from mmedit.cli.console import (
     out,
     say,
 )
-from mmedit.cli.edit_folders import OptionalVlmOption, edit_folders, size_of, vlm_of, with_edits
+from mmedit.cli.edit_folders import OptionalVlmOption, edit_folders, vlm_of, with_edits
 from mmedit.cli.fit import fit_editor, load_vlm, read_settings, training_cases
+from mmedit.storage import size_of
 
 if TYPE_CHECKING:  # imports torch
     from mmedit.vlm.edit import Edit

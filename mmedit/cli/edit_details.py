@@ -11,11 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from mmedit.cli.console import out, say
-from mmedit.cli.edit_folders import size_of
 from mmedit.cli.edit_views import answers_view, plain
 from mmedit.delta_files import from_tensors
 from mmedit.edits.site_changes import SiteChange, changes_of
 from mmedit.errors import DataError, EditError
+from mmedit.storage import size_of
 from mmedit.training.checkpoints import dotted
 from mmedit.vlm.edit import DeltaChange, Seen
 from mmedit.vlm.edit_files import TENSORS, Opened, read_edits

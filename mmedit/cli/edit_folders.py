@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmedit.catalog import names, require_known
-from mmedit.cli.console import known
+from mmedit.catalog import require_known
+from mmedit.cli.console import known, names_of
 from mmedit.errors import ConfigError, EditError, MmeditError
 
 if TYPE_CHECKING:
@@ -29,11 +29,6 @@ def edit_folders(incomplete: str) -> list[str]:
     return [path for path in found if path.startswith(incomplete)]
 
 
-def _vlms(incomplete: str) -> list[str]:
-    """Complete the name of a VLM in the shell."""
-    return [name for name in names("vlm") if name.startswith(incomplete)]
-
-
 OptionalVlmOption = Annotated[
     str | None,
     typer.Option(
@@ -41,7 +36,7 @@ OptionalVlmOption = Annotated[
         metavar="NAME",
         help="A name of `mmedit ls vlms`, a model folder, or a hub id.",
         callback=known("vlm"),
-        autocompletion=_vlms,
+        autocompletion=names_of("vlm"),
         show_default="that of the edits, or embedded",
     ),
 ]
@@ -96,8 +91,3 @@ def found_below(path: Path) -> Iterator[Path]:
 
 def _is_open(entry: os.DirEntry[str]) -> bool:
     return not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
-
-
-def size_of(path: Path) -> int:
-    """Return the size of a folder's files, in bytes."""
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mmedit.cli.console import app, examples, folder, out, say
-from mmedit.cli.edit_folders import EDITS, edit_folders, found_below, size_of
+from mmedit.cli.edit_folders import EDITS, edit_folders, found_below
 from mmedit.errors import EditError, MmeditError
+from mmedit.storage import size_of
 
 if TYPE_CHECKING:
     from mmedit.vlm.edit_schema import SavedEdits

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +32,7 @@ from mmedit.convert.language import (
 from mmedit.convert.parts import BUFFER, Parts, Sources, behind_patches, behind_qformer
 from mmedit.convert.vision import VisionSizes, vision_sizes, vision_weights
 from mmedit.errors import ModelError, UnknownNameError
+from mmedit.storage import replaced_folder
 
 FAMILIES = ("blip2", "minigpt4")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -214,22 +213,15 @@ def _appearing(folder: Path) -> Iterator[Path]:
     It is removed if the block fails, so that an interrupted conversion is not taken for a finished
     one. Raises ModelError if the folder cannot be made.
     """
-    folder = folder.resolve()
-    unfinished = folder.with_name(f".{folder.name}.unfinished-{os.getpid()}")
-    try:
-        unfinished.mkdir(parents=True)
-    except OSError as error:
-        raise ModelError(
-            f"--out {folder} cannot be made: {error.strerror} ({error.filename}); name a folder "
-            "that you can write to"
-        ) from error
-    try:
+    with ExitStack() as entered:
+        try:
+            unfinished = entered.enter_context(replaced_folder(folder.resolve()))
+        except OSError as error:
+            raise ModelError(
+                f"--out {folder.resolve()} cannot be made: {error.strerror} ({error.filename}); "
+                "name a folder that you can write to"
+            ) from error
         yield unfinished
-        if folder.exists():
-            folder.rmdir()
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _save(network: Any, processor: Any, finished: Conversion, folder: Path) -> None:

@@ -33,10 +33,10 @@ from mmedit.export.report import (
     described,
     exportable,
     finish,
-    size_of,
 )
 from mmedit.export.shards import main_dtype
 from mmedit.progress import Progress, silent
+from mmedit.storage import size_of
 from mmedit.vlm.edit import Edit
 from mmedit.vlm.interface import VLM
 from mmedit.vlm.network import NetworkVLM

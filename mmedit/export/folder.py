@@ -30,10 +30,10 @@ from mmedit.export.report import (
     exportable,
     finish,
     release_memory,
-    size_of,
 )
 from mmedit.export.shards import HALF, main_dtype, numbers_for, write_shards
 from mmedit.progress import Progress, silent
+from mmedit.storage import size_of
 from mmedit.vlm.interface import VLM
 from mmedit.vlm.loading import load_vlm
 from mmedit.vlm.network import NetworkVLM

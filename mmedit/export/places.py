@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from mmedit.errors import RunError, one_line
-from mmedit.storage import flush, require_path
+from mmedit.storage import replaced_folder, require_path
 
 WRITING_ERRORS = (OSError, SafetensorError)
 """Errors of writing a file; safetensors has one of its own for a full disk."""
@@ -47,27 +46,15 @@ def appearing(out: Path) -> Iterator[Path]:
     If the block fails, the folder is removed, so that no half of an export is taken for a whole
     one. Raises RunError if it cannot be written, and what the block raises.
     """
-    out = out.expanduser().absolute()
-    unfinished = out.with_name(f".{out.name}.unfinished-{os.getpid()}")
     try:
-        try:
-            shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process with this number
-            unfinished.mkdir(parents=True)
+        with replaced_folder(out.expanduser().absolute()) as unfinished:
             yield unfinished
-            for file in [*unfinished.rglob("*"), unfinished]:
-                flush(file)
-            if out.is_dir():
-                out.rmdir()
-            unfinished.rename(out)
-            flush(out.parent)
-        except WRITING_ERRORS as error:
-            reason = error.strerror if isinstance(error, OSError) else None
-            raise RunError(
-                f"cannot write {out}: {one_line(reason or error)}; nothing of it was kept. Choose "
-                "another --out, or make room"
-            ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    except WRITING_ERRORS as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise RunError(
+            f"cannot write {out}: {one_line(reason or error)}; nothing of it was kept. Choose "
+            "another --out, or make room"
+        ) from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -164,11 +164,6 @@ def _loss(export: Export, check: Check) -> str:
     )
 
 
-def size_of(folder: Path) -> int:
-    """Return the size of all files in a folder, in bytes."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
 def release_memory() -> None:
     """Give the memory of networks that nothing refers to any more back to the GPU."""
     gc.collect()

@@ -13,10 +13,8 @@ tensors, so a half-written folder is never taken for an edit.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +28,7 @@ from torch import Tensor
 from mmedit.cases import Example
 from mmedit.errors import DataError, EditError, EmptyAnswerError, MmeditError, one_line, shortened
 from mmedit.images import image_key, open_image
-from mmedit.storage import flush, require_path, sha256
+from mmedit.storage import replaced_folder, require_path, sha256
 from mmedit.vlm.edit import Edit, Seen, require_name
 from mmedit.vlm.edit_schema import SavedEdit, SavedEdits, SavedRequest, SavedSeen, SavedVLM
 from mmedit.vlm.identity import Identity
@@ -78,7 +76,7 @@ def write_edits(
     if len(edits) == 1:
         edits = [edits[0].named(place.name)]
     try:
-        with _folder(place) as partial:
+        with replaced_folder(place, overwrite=overwrite) as partial:
             tensors = {
                 f"{number}/{name}": tensor.detach().cpu().contiguous()
                 for number, edit in enumerate(edits)
@@ -261,34 +259,3 @@ def free_place(path: str | Path, *, overwrite: bool) -> Path:
             "(--overwrite)"
         )
     return place
-
-
-@contextmanager
-def _folder(place: Path) -> Iterator[Path]:
-    """Give a folder beside `place` to write into; it takes `place`, on disk, when the block ends.
-
-    An earlier edit there is deleted last, so that one of the two is whole at any time. A kill
-    between two renames leaves it as `.NAME.PID.before`.
-    """
-    place.parent.mkdir(parents=True, exist_ok=True)
-    partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir()
-        yield partial
-        for file in partial.rglob("*"):
-            flush(file)
-        if place.exists() and any(place.iterdir()):
-            before = place.with_name(f".{place.name}.{os.getpid()}.before")
-            place.rename(before)
-            try:
-                partial.rename(place)
-            except OSError:
-                before.rename(place)
-                raise
-            shutil.rmtree(before, ignore_errors=True)
-        else:
-            partial.rename(place)  # an empty folder gives way
-        flush(place.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -156,7 +156,7 @@ def test_a_write_that_fails_leaves_what_was_there(tiny_vlm, question, text, tmp_
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mmedit.vlm.edit_files.flush", full)
+    monkeypatch.setattr("mmedit.storage.flush", full)
     with pytest.raises(EditError, match="No space left"):
         EDITOR.apply(tiny_vlm, [text]).save(tmp_path / "x", overwrite=True)
     with pytest.raises(EditError, match="No space left"):
@@ -346,7 +346,7 @@ def cases() -> list[EditCase]:
 def test_a_thousand_edits_come_and_go_and_the_base_model_stays(
     tiny_vlm, question, text, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("mmedit.vlm.edit_files.flush", lambda _: None)  # the disk is not tested
+    monkeypatch.setattr("mmedit.storage.flush", lambda _: None)  # the disk is not tested
     before = tiny_vlm.predict([question, text]).logits
     site = tiny_vlm.sites("language")[0]
     out, in_ = tiny_vlm.shape(site)
