@@ -77,6 +77,17 @@ class TensorCache:
                 self._write(key, found[key])
         return [found[key] for key in keys]
 
+    def get(self, key: str) -> Tensor | None:
+        """Return the tensor of a key; None if there is none."""
+        found = self._read(key)
+        self.hits += found is not None
+        return found
+
+    def put(self, key: str, tensor: Tensor) -> None:
+        """Keep a tensor that was computed. It must not be a view of a larger one."""
+        self.misses += 1
+        self._write(key, tensor)
+
     def _read(self, key: str) -> Tensor | None:
         if key in self._memory:
             self._memory.move_to_end(key)

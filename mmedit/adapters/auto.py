@@ -31,7 +31,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from mmedit.adapters.base import Adapter, Stage
 from mmedit.adapters.generation import Answer, Decoding
-from mmedit.adapters.inputs import Inputs, only_at
+from mmedit.adapters.inputs import Inputs
 from mmedit.adapters.prompts import PromptFormat, chat_formats
 from mmedit.adapters.seen import Layout, Pixels, SeenImage
 from mmedit.adapters.sites import linears, sites_in
@@ -168,7 +168,7 @@ class TransformersAdapter(Adapter):
     def logits(
         self, inputs: Inputs, features: Sequence[Tensor]
     ) -> Float[Tensor, "batch text vocab"]:
-        with only_at(self.network.get_output_embeddings(), inputs.before):
+        with inputs.only_scored(self.network.get_output_embeddings()):
             return self.network(**self._asked(inputs, features), use_cache=False).logits
 
     def generate(

@@ -33,7 +33,8 @@ from mmedit.adapters.generation import (
     text_before,
 )
 from mmedit.adapters.hashed import Hashed
-from mmedit.adapters.inputs import Inputs, PaddingSide, Row, padded
+from mmedit.adapters.inputs import Inputs, PaddingSide, Row, content_hash, padded
+from mmedit.adapters.layers import Layered
 from mmedit.adapters.processing import require_tokenizer
 from mmedit.adapters.prompts import PromptFormat, Segmenter
 from mmedit.adapters.rows import Limits, row_fault
@@ -59,7 +60,7 @@ class Segments(NamedTuple):
     answer: tuple[int, ...]
 
 
-class Adapter(Hashed):
+class Adapter(Hashed, Layered):
     """One loaded network with its processor."""
 
     model_types: ClassVar[tuple[str, ...]] = ()
@@ -130,7 +131,11 @@ class Adapter(Hashed):
     def logits(
         self, inputs: Inputs, features: Sequence[Tensor]
     ) -> Float[Tensor, "batch text vocab"]:
-        """Return the network's logits at `inputs.before`: entry t predicts text token t."""
+        """Return the network's logits at `inputs.before`: entry t predicts scored token t.
+
+        `features` may be left out where the layers that read them are skipped
+        (`mmedit.adapters.layers.resumed`).
+        """
 
     @abstractmethod
     def generate(
@@ -194,8 +199,10 @@ class Adapter(Hashed):
         *,
         padding_side: PaddingSide,
         with_target: bool = True,
+        answers_only: Sequence[bool] | None = None,
     ) -> Inputs:
-        """Return the tokens of the examples; `images` is by row.
+        """Return the tokens of the examples; `images` is by row, and so is `answers_only`: whether
+        logits are computed about the answer alone.
 
         Context, prompt and answer are tokenised separately, so the answer mask is exact. Raises
         ModelError if a row is too long, starts with its answer, or contains the image token.
@@ -215,10 +222,13 @@ class Adapter(Hashed):
             if fault := row_fault(example, texts, around=around, limits=self.limits):
                 raise ModelError(fault)
             rows.append(row)
+        inputs = padded(rows, self._padding, padding_side, self.device, answers_only)
+        seen = list(images.values())
+        names = tuple(self.feature_key(image) for image in seen)
         inputs = replace(
-            padded(rows, self._padding, padding_side, self.device), image_rows=tuple(images)
+            inputs, image_rows=tuple(images), content=content_hash(rows, padding_side, names)
         )
-        return replace(inputs, extras=self.extras(inputs, list(images.values())))
+        return replace(inputs, extras=self.extras(inputs, seen))
 
     def layout_of(self, image: Path | Image.Image) -> Layout:
         """Return the layout of an image, of whose file only the header is read. Raises ImageError.

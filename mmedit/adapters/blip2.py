@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mmedit.adapters.base import Adapter, Stage
 from mmedit.adapters.generation import Answer, Decoding
-from mmedit.adapters.inputs import Inputs, only_at
+from mmedit.adapters.inputs import Inputs
 from mmedit.adapters.prompts import PROBE, PromptFormat, chat_formats, read_format
 from mmedit.adapters.seen import Layout, Pixels, SeenImage
 from mmedit.adapters.sites import sites_in
@@ -66,6 +66,9 @@ class Blip2Family(Adapter):
     def image_token(self) -> int:
         return self.network.config.image_token_index
 
+    def _decoder(self) -> Any:
+        return self.network.language_model.get_decoder()
+
     def formats(self) -> tuple[PromptFormat, PromptFormat]:
         if self.processor.chat_template:
             marker = self.tokenizer.convert_ids_to_tokens(self.image_token)
@@ -102,7 +105,7 @@ class Blip2Family(Adapter):
     def logits(
         self, inputs: Inputs, features: Sequence[Tensor]
     ) -> Float[Tensor, "batch text vocab"]:
-        with only_at(self.network.get_output_embeddings(), inputs.before):
+        with inputs.only_scored(self.network.get_output_embeddings()):
             return self.network.language_model(
                 inputs_embeds=self._embed(inputs, features),
                 attention_mask=inputs.attention_mask,

@@ -102,6 +102,7 @@ class Qwen3VLAdapter(QwenVLFamily):
     """Qwen3-VL: further mergers read the patches after earlier layers."""
 
     model_types = ("qwen3_vl",)
+    reads_features_later = True
 
     def _ordered(self, merged: Tensor, image: SeenImage) -> Tensor:
         return merged

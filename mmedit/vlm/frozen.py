@@ -1,5 +1,5 @@
-"""The parts of a network that no edit changes: tokenizer, token embeddings, and the image features
-of the base model. All VLM values over one network share them.
+"""The parts of a network that no edit changes: tokenizer, token embeddings, and the base model's
+image features and hidden states. All VLM values over one network share them.
 
 Methods that learn a model of their own beside the VLM (SERAC's counterfactual model, KE's
 conditioner) build on these parts, so they need not know the model family.
@@ -20,6 +20,7 @@ from mmedit.adapters.generation import Answer, Decoding, Generate, generate_answ
 from mmedit.adapters.seen import SeenImage
 from mmedit.cache import TensorCache
 from mmedit.cases import Example
+from mmedit.vlm.states import States
 
 GROUP = 4
 """Images in one forward of the frozen vision tower: a small tower takes as long for one of them."""
@@ -27,11 +28,14 @@ GROUP = 4
 
 @final
 class Frozen:
-    """The parts of one loaded network that no edit changes, with the cache of image features."""
+    """The parts of one loaded network that no edit changes, with the base model's image features
+    and hidden states.
+    """
 
     def __init__(self, adapter: Adapter, features: TensorCache) -> None:
         self._adapter = adapter
         self.features = features
+        self.states = States(adapter)
 
     @property
     def vocabulary(self) -> int:

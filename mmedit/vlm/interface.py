@@ -51,12 +51,17 @@ class VLM(ABC):
         """The name, folder or hub id that it was loaded by; "" for one made by hand."""
 
     @abstractmethod
-    def predict(self, examples: Sequence[Example]) -> Predictions:
+    def predict(
+        self, examples: Sequence[Example], *, answers_only: Sequence[bool] | None = None
+    ) -> Predictions:
         """Return teacher-forced predictions.
 
-        They are differentiable with respect to the deltas. Costs one forward of the language model,
-        and one of vision and bridge for images that are not cached. Raises DataError without
-        examples, ModelError if one is too long.
+        A row whose entry of `answers_only` is true has predictions of its answer's tokens alone,
+        which saves the head the others. They are differentiable with respect to the deltas. Costs
+        one forward of the language model, for an edited model from the first edited layer on if the
+        base model or another edited one answered the same batch; and one of vision and bridge for
+        images that are not cached. Raises DataError without examples, ModelError if one is too
+        long.
         """
 
     @abstractmethod

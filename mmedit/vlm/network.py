@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import final
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from mmedit.adapters.base import STAGES, Adapter, Stage
 from mmedit.adapters.generation import Answer, Decoding, require_decoding_of
 from mmedit.adapters.inputs import Inputs, PaddingSide
+from mmedit.adapters.layers import input_at
 from mmedit.adapters.protocol import protocol_of
 from mmedit.adapters.weights import weight_of
 from mmedit.cache import TensorCache
@@ -75,8 +77,10 @@ class NetworkVLM(VLM):
     def name(self) -> str:
         return self._name
 
-    def predict(self, examples: Sequence[Example]) -> Predictions:
-        return aligned(*self._run(examples))
+    def predict(
+        self, examples: Sequence[Example], *, answers_only: Sequence[bool] | None = None
+    ) -> Predictions:
+        return aligned(*self._run(examples, answers_only=answers_only))
 
     def answer(
         self,
@@ -119,7 +123,8 @@ class NetworkVLM(VLM):
         self.require_reach(examples, sites)
         recorder = Recorder(sites=tuple(sites))
         with torch.enable_grad():
-            predictions = aligned(*self._run(examples, recorder))
+            answers = [True] * len(examples)
+            predictions = aligned(*self._run(examples, recorder, answers_only=answers))
             nll = answer_nll(predictions.logits, predictions.target, predictions.is_answer)
             outputs = [recorder.outputs[site] for site in sites]
             gradients = iter(torch.autograd.grad(nll.sum(), [o for site in outputs for o in site]))
@@ -134,12 +139,15 @@ class NetworkVLM(VLM):
         )
 
     def represent(self, examples: Sequence[Example]) -> Float[Tensor, "batch hidden"]:
-        site = self.sites("language")[0]
-        recorder = Recorder(sites=(site,))
+        site = linear_at(self.adapter.network, self.sites("language")[0])
+        one = self._pass(examples)
+        inputs = self.adapter.inputs(examples, one.images, padding_side=self.padding_side)
         with torch.no_grad():
-            inputs, _ = self._run(examples, recorder)
+            features = one.image_features()
+            with one.language():
+                entered = input_at(site, lambda: self.adapter.logits(inputs, features))
         last_prompt = inputs.is_answer.int().argmax(1) - 1
-        x = by_row(recorder.inputs[site], len(examples))
+        x = by_row([entered], len(examples))
         return x[torch.arange(len(x), device=x.device), last_prompt.to(x.device)].float()
 
     def sites(self, where: Stage) -> tuple[str, ...]:
@@ -248,13 +256,20 @@ class NetworkVLM(VLM):
         )
 
     def _run(
-        self, examples: Sequence[Example], recorder: Recorder | None = None
+        self,
+        examples: Sequence[Example],
+        recorder: Recorder | None = None,
+        answers_only: Sequence[bool] | None = None,
     ) -> tuple[Inputs, Tensor]:
         one = self._pass(examples, recorder)
-        inputs = self.adapter.inputs(examples, one.images, padding_side=self.padding_side)
-        features = one.image_features()
+        inputs = self.adapter.inputs(
+            examples, one.images, padding_side=self.padding_side, answers_only=answers_only
+        )
+        inputs = replace(inputs, rows_apart=one.touches_head)
         with one.language():
-            return inputs, self.adapter.logits(inputs, features)
+            return inputs, self._frozen.states.logits(
+                inputs, examples, before=one.layers_before, features=one.image_features
+            )
 
 
 def _described(deltas: Mapping[str, Delta]) -> str:

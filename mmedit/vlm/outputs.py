@@ -12,7 +12,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Predictions:
-    """Teacher-forced outputs, aligned once: `logits[b, t]` is about `target[b, t]`."""
+    """Teacher-forced outputs, aligned once: `logits[b, t]` is about `target[b, t]`.
+
+    A row holds its prompt's and answer's tokens, or its answer's alone (`VLM.predict`). Behind its
+    last token all is 0.
+    """
 
     logits: Float[Tensor, "batch text vocab"]
     target: Int[Tensor, "batch text"]

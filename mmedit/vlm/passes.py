@@ -108,14 +108,34 @@ class Pass:
             yield
 
     @property
+    def layers_before(self) -> int | None:
+        """Number of decoder layers before all that is edited or recorded; None if nothing is."""
+        if not self._sites:
+            return None
+        if self._touched != {"language"}:
+            return 0
+        return min(map(self.adapter.layer_of, self._sites))
+
+    @property
+    def touches_head(self) -> bool:
+        """Whether the layer that gives the logits is edited or recorded."""
+        layers = len(self.adapter.layers)
+        language = [site for site in self._sites if self.adapter.stage(site) == "language"]
+        return any(self.adapter.layer_of(site) == layers for site in language)
+
+    @property
+    def _sites(self) -> tuple[str, ...]:
+        """The sites that are edited or recorded."""
+        return (*self.deltas, *(self.recorder.sites if self.recorder else ()))
+
+    @property
     def _seen(self) -> list[SeenImage]:
         return list(self.images.values())
 
     @property
     def _touched(self) -> set[Stage]:
         """The stages in which something is edited or recorded."""
-        recorded = self.recorder.sites if self.recorder else ()
-        return {self.adapter.stage(site) for site in (*self.deltas, *recorded)}
+        return {self.adapter.stage(site) for site in self._sites}
 
     def _deltas_in(self, stage: Stage) -> dict[str, Delta]:
         return {site: d for site, d in self.deltas.items() if self.adapter.stage(site) == stage}
@@ -176,9 +196,7 @@ def by_row(recorded: Sequence[Tensor], rows: int) -> Float[Tensor, "rows tokens 
 
 def aligned(inputs: Inputs, logits: Float[Tensor, "batch text vocab"]) -> Predictions:
     """Return the logits together with the tokens that they predict."""
-    exists = torch.arange(
-        inputs.position.shape[1], device=inputs.position.device
-    ) < inputs.is_text.sum(1, keepdim=True)
+    exists = inputs.exists
     predicted = (
         exists & (inputs.position > 0) & inputs.attention_mask.gather(1, inputs.before).bool()
     )

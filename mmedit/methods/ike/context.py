@@ -150,8 +150,10 @@ class InContextVLM(WrappedVLM):
     def rewrap(self, inner: VLM) -> InContextVLM:
         return InContextVLM(inner, self.contexts)
 
-    def predict(self, examples: Sequence[Example]) -> Predictions:
-        return self.inner.predict(self._in_context(examples))
+    def predict(
+        self, examples: Sequence[Example], *, answers_only: Sequence[bool] | None = None
+    ) -> Predictions:
+        return self.inner.predict(self._in_context(examples), answers_only=answers_only)
 
     def answer(
         self,

@@ -1,0 +1,148 @@
+"""The decoder layers of a language model, run from any of them on.
+
+An edit of the last layers leaves what the layers before them compute as it was. So the output of
+the last unedited layer, noted once in a forward of the base model, stands in for all of them. The
+network's own forward still runs, with its positions, masks and head, and every layer that runs does
+the same operations on the same shapes: the result is that of a whole forward, bit for bit.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+States = Float[Tensor, "batch sequence hidden"]
+
+
+class Layered:
+    """A network that can be run from any decoder layer on, if it has `layers`."""
+
+    network: Any
+    reads_features_later: ClassVar[bool] = False
+    """Whether image features are also added behind decoder layers, not only to the embeddings."""
+
+    @cached_property
+    def layers(self) -> Sequence[nn.Module]:
+        """The decoder layers of the language model, in order: each takes the hidden states first
+        and returns them. Empty if one cannot be run without the others.
+        """
+        decoder = self._decoder()
+        config = getattr(decoder, "config", None)
+        if getattr(config, "num_kv_shared_layers", 0):  # later layers read the keys of earlier ones
+            return ()
+        found = getattr(decoder, "layers", ())
+        return tuple(found) if all(map(_takes_states_first, found)) else ()
+
+    def _decoder(self) -> Any:
+        """Return the module that holds the decoder layers."""
+        return self.network.get_decoder()
+
+    def layer_of(self, site: str) -> int:
+        """Return how many decoder layers come before a site; 0 if that cannot be told."""
+        names = self._layer_names
+        for number, name in enumerate(names):
+            if site.startswith(f"{name}."):
+                return number
+        module = self.network.get_submodule(site)
+        return len(names) if module is self.network.get_output_embeddings() else 0
+
+    @cached_property
+    def _layer_names(self) -> tuple[str, ...]:
+        names = {id(module): name for name, module in self.network.named_modules()}
+        return tuple(names[id(layer)] for layer in self.layers)
+
+
+def _takes_states_first(layer: nn.Module) -> bool:
+    return next(iter(inspect.signature(layer.forward).parameters), "") == "hidden_states"
+
+
+class _ReachedError(Exception):
+    """Ends a forward whose further layers are not needed."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__("the last layer that is needed has run")
+        self.states = states
+
+
+@contextmanager
+def noted(layers: Sequence[nn.Module], after: Sequence[int]) -> Iterator[dict[int, States]]:
+    """Note the hidden states after the first k layers, for each k of `after`, while the context
+    lasts.
+    """
+    found: dict[int, Tensor] = {}
+
+    def note(k: int) -> Callable[..., None]:
+        return lambda _module, _inputs, output: found.__setitem__(k, output.detach())
+
+    with ExitStack() as hooks:
+        for k in after:
+            hooks.callback(layers[k - 1].register_forward_hook(note(k)).remove)
+        yield found
+
+
+def first_layers(layers: Sequence[nn.Module], k: int, run: Callable[[], Any]) -> States:
+    """Return the hidden states after the first k layers of the forward that `run` begins; nothing
+    after them is computed.
+    """
+
+    def stop(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        raise _ReachedError(output.detach())
+
+    return _until(layers[k - 1].register_forward_hook(stop), run)
+
+
+def input_at(module: nn.Module, run: Callable[[], Any]) -> Tensor:
+    """Return the first input of a module in the forward that `run` begins; nothing after it is
+    computed.
+    """
+
+    def stop(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        raise _ReachedError(inputs[0].detach())
+
+    return _until(module.register_forward_pre_hook(stop), run)
+
+
+def _until(hook: Any, run: Callable[[], Any]) -> Tensor:
+    try:
+        run()
+    except _ReachedError as reached:
+        return reached.states
+    finally:
+        hook.remove()
+    raise RuntimeError("the forward ended before it reached the module that was asked for")
+
+
+@contextmanager
+def resumed(layers: Sequence[nn.Module], k: int, states: States | None) -> Iterator[None]:
+    """Skip the first k layers while the context lasts: `states` is what they give. With k = 0 all
+    layers run.
+    """
+    with ExitStack() as skipped:
+        for number, layer in enumerate(layers[:k], start=1):
+            given = states if number == k else None
+            skipped.enter_context(_in_place_of(layer, given))
+        yield
+
+
+@contextmanager
+def _in_place_of(layer: nn.Module, states: Tensor | None) -> Iterator[None]:
+    """Let a layer return `states`, or what it was given, in place of computing.
+
+    It is its `forward` that is replaced, so that whatever reads the layer's other attributes finds
+    them.
+    """
+    own = layer.__dict__.get("forward")  # Accelerate's, for offloaded weights
+    layer.forward = lambda hidden_states, *_, **__: hidden_states if states is None else states
+    try:
+        yield
+    finally:
+        if own is None:
+            del layer.forward
+        else:
+            layer.forward = own

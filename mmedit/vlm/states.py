@@ -1,0 +1,153 @@
+"""Hidden states of the base model inside the language model, kept for the models edited after them.
+
+An edit of the last layers leaves the states before its first layer as they were, so an edited model
+starts there. States are kept by the content of the whole batch: the edited model then answers the
+same batch with the same shapes, and gives what a whole forward would, bit for bit. For a training,
+whose batches differ in every step, states are kept example by example (`mmedit.vlm.prepared`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mmedit.adapters.base import Adapter
+from mmedit.adapters.inputs import Inputs
+from mmedit.adapters.layers import first_layers, noted, resumed
+from mmedit.cache import GIGABYTE, TensorCache
+from mmedit.cases import Example
+
+Features = Callable[[], Sequence[Tensor]]
+"""Looks up or computes the image features of a batch."""
+Packed = Float[Tensor, "positions hidden"]
+"""The states of a batch at the positions that are kept, row by row."""
+
+
+class ByExample(Protocol):
+    """States that are kept example by example."""
+
+    def packed(self, examples: Sequence[Example], k: int) -> Packed | None:
+        """Return the states of these rows after k layers; None if some are not kept."""
+        ...
+
+
+@final
+class States:
+    """The states after some of the decoder layers, and the runs of the language model from them.
+
+    After the last layer only the positions that predict text are kept, after others all tokens.
+    """
+
+    def __init__(self, adapter: Adapter, *, memory_bytes: int = GIGABYTE) -> None:
+        self._adapter = adapter
+        self._batches = TensorCache(memory_bytes=memory_bytes)
+        first = [adapter.layer_of(site) for site in adapter.sites("language")]
+        self._places = {k for k in (min(first, default=0), len(adapter.layers)) if k}
+        """Numbers of layers after which a forward of the base model keeps its states."""
+        self.by_example: ByExample | None = None
+        """Set while a training runs."""
+
+    @property
+    def bytes_used(self) -> int:
+        """Size of the states that are kept by batch, in bytes."""
+        return self._batches.bytes_used
+
+    def logits(
+        self,
+        inputs: Inputs,
+        examples: Sequence[Example],
+        *,
+        before: int | None,
+        features: Features,
+    ) -> Float[Tensor, "batch text vocab"]:
+        """Return the logits of a batch.
+
+        `before` is the number of decoder layers before the first one that is edited or recorded;
+        None if nothing is. Costs a forward of the layers from there on if states of the batch are
+        kept, and of all layers otherwise.
+        """
+        layers = self._adapter.layers
+        has_context = any(example.context for example in examples)  # asked once, and long
+        if before == 0 or not layers or has_context:
+            return self._adapter.logits(inputs, features())
+        found = self._nearest(inputs, examples, len(layers) if before is None else before)
+        if before is None:
+            return self._of_base(inputs, found, features)
+        at, states = found
+        if at < before:
+            states = self._first(inputs, found, before, features)
+        return self._resumed(inputs, before, states, features)
+
+    def _nearest(
+        self, inputs: Inputs, examples: Sequence[Example], most: int
+    ) -> tuple[int, Tensor | None]:
+        """Return the states after as many layers as possible, `most` at most, and that number."""
+        for k in sorted((k for k in self._places | {most} if k <= most), reverse=True):
+            packed = self.by_example.packed(examples, k) if self.by_example else None
+            if packed is None:
+                packed = self._batches.get(_key(inputs, k))
+            if packed is not None:
+                return k, self._spread(packed, inputs, k)
+        return 0, None
+
+    def _of_base(
+        self, inputs: Inputs, found: tuple[int, Tensor | None], features: Features
+    ) -> Tensor:
+        """Return the base model's logits, and keep its states at all places."""
+        at, states = found
+        new = [k for k in self._places if k > at]
+        with noted(self._adapter.layers, new) as passed:
+            logits = self._resumed(inputs, at, states, features)
+        for k, there in passed.items():
+            self._keep(inputs, k, there)
+        return logits
+
+    @torch.no_grad()
+    def _first(
+        self,
+        inputs: Inputs,
+        found: tuple[int, Tensor | None],
+        before: int,
+        features: Features,
+    ) -> Tensor:
+        """Return the states after the layers before an edit, and keep them."""
+        at, states = found
+        self._places.add(before)
+        states = first_layers(
+            self._adapter.layers, before, lambda: self._resumed(inputs, at, states, features)
+        )
+        self._keep(inputs, before, states)
+        return states
+
+    def _resumed(
+        self, inputs: Inputs, at: int, states: Tensor | None, features: Features
+    ) -> Float[Tensor, "batch text vocab"]:
+        adapter = self._adapter
+        read = at == 0 or adapter.reads_features_later
+        with resumed(adapter.layers, at, states):
+            return adapter.logits(inputs, features() if read else ())
+
+    def _keep(self, inputs: Inputs, k: int, states: Tensor) -> None:
+        self._batches.put(_key(inputs, k), states[self._kept_at(inputs, k).to(states.device)])
+
+    def _spread(self, packed: Packed, inputs: Inputs, k: int) -> Tensor:
+        """Return packed states in their places, and zeros elsewhere."""
+        there = self._kept_at(inputs, k).to(packed.device)
+        states = packed.new_zeros(*there.shape, packed.shape[-1])
+        states[there] = packed
+        return states
+
+    def _kept_at(self, inputs: Inputs, k: int) -> Tensor:
+        last = k == len(self._adapter.layers)
+        return inputs.predicts_text if last else inputs.attention_mask.bool()
+
+
+def _key(inputs: Inputs, k: int) -> str:
+    """Return a name for what the states after k layers depend on."""
+    device = inputs.input_ids.device.type
+    precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else ""
+    return f"{k}-{precision}-{inputs.content}"
