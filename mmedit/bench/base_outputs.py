@@ -88,7 +88,11 @@ class BaseOutputs:
         return self._outputs(
             examples,
             ("predict", local),
-            lambda: _base_outputs(made or self.vlm.predict(examples), local),
+            lambda: _base_outputs(
+                made
+                or self.vlm.predict(examples, answers_only=[not here for here in is_locality]),
+                local,
+            ),
         )
 
     def answer(self, examples: Sequence[Example], *, max_new_tokens: int) -> list[Answer]:

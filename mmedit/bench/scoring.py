@@ -41,7 +41,7 @@ def measure(
     """
     examples = [example for _, example in asked]
     is_locality = [probe.is_locality for probe, _ in asked]
-    after = edited.predict(examples)
+    after = edited.predict(examples, answers_only=[not here for here in is_locality])
     made = after if edited is base.vlm else None
     before = base.predict(examples, is_locality=is_locality, made=made)
     local = [row for row, here in enumerate(is_locality) if here]

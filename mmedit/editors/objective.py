@@ -131,7 +131,10 @@ def _predict(
     rows, found = len(cases), {}
     for group in groups(cases, probes):
         asked = vlm.select([row for _ in group for row in range(rows)]) if separate else vlm
-        predictions = asked.predict([case.probes[probe][0] for probe in group for case in cases])
+        predictions = asked.predict(
+            [case.probes[probe][0] for probe in group for case in cases],
+            answers_only=[not probe.is_locality for probe in group for _ in cases],
+        )
         for number, probe in enumerate(group):
             found[probe] = predictions[slice(number * rows, (number + 1) * rows)]
     return found

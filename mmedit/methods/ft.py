@@ -83,10 +83,12 @@ class FT(Editor[FTConfig]):
         ]
         make = torch.optim.AdamW if self.config.optimizer == "adamw" else torch.optim.Adam
         optimizer = make(changes, lr=self.config.lr, weight_decay=0.0)
+        answers_only = [True] * len(requests)
         for _ in range(self.config.steps):
             deltas = {site: Dense(change) for site, change in zip(sites, changes, strict=True)}
             with torch.enable_grad():
-                losses = self._loss(vlm.with_deltas(deltas).predict(requests))
+                edited = vlm.with_deltas(deltas)
+                losses = self._loss(edited.predict(requests, answers_only=answers_only))
                 # Separate edits share no weight: with the sum, each gets the gradient of its own
                 # row's loss.
                 loss = losses.sum() if edits else losses.mean()

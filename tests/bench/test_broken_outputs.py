@@ -35,8 +35,8 @@ class Broken(CountedVLM):
         super().__init__(inner)
         self.value, self.place = value, place
 
-    def predict(self, examples: Sequence[Example]) -> Predictions:
-        found = super().predict(examples)
+    def predict(self, examples: Sequence[Example], **how: Any) -> Predictions:
+        found = super().predict(examples, **how)
         logits = found.logits.clone()
         last = int(found.is_text[0].nonzero().max())
         logits[0, last + 1 + self.place, 3] = self.value

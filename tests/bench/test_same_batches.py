@@ -74,9 +74,9 @@ class Noted(CountedVLM):
         super().__init__(inner)
         self.batches: list[tuple[Example, ...]] = []
 
-    def predict(self, examples: Sequence[Example]) -> Predictions:
+    def predict(self, examples: Sequence[Example], **how: Any) -> Predictions:
         self.batches.append(tuple(examples))
-        return super().predict(examples)
+        return super().predict(examples, **how)
 
     def answer(self, examples: Sequence[Example], **how: Any) -> list[Answer]:
         self.batches.append(tuple(examples))
@@ -142,8 +142,8 @@ def test_a_first_text_token_counts_where_something_predicts_it(tiny_vlm: Network
     """With a beginning token before the text, the first token is predicted without an image."""
 
     class WithoutFirst(Noted):
-        def predict(self, examples: Sequence[Example]) -> Predictions:
-            found = super().predict(examples)
+        def predict(self, examples: Sequence[Example], **how: Any) -> Predictions:
+            found = super().predict(examples, **how)
             found.is_text[:, 0] = False
             return found
 

@@ -305,8 +305,8 @@ class Parrot(WrappedVLM):
     def select(self, rows):
         return Parrot(self.inner.select(rows))
 
-    def predict(self, examples):
-        return self.inner.predict(examples)
+    def predict(self, examples, **how):
+        return self.inner.predict(examples, **how)
 
     def answer(self, examples, *, max_new_tokens, **others):
         return self.inner.answer(examples, max_new_tokens=max_new_tokens, **others)

@@ -64,8 +64,8 @@ class OnCircle(WrappedVLM):
         angles = [math.radians(degrees_of(example.prompt)) for example in examples]
         return torch.tensor([[5 + 2 * math.cos(a), 2 * math.sin(a) - 1] for a in angles])
 
-    def predict(self, examples: Sequence[Example]) -> Predictions:
-        return self.inner.predict(examples)
+    def predict(self, examples: Sequence[Example], **how: Any) -> Predictions:
+        return self.inner.predict(examples, **how)
 
     def answer(self, examples: Sequence[Example], **how: Any) -> list[Answer]:
         return self.inner.answer(examples, **how)

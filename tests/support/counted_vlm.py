@@ -31,9 +31,9 @@ class CountedVLM(WrappedVLM):
     def select(self, rows: Sequence[int]) -> VLM:
         return self.inner.select(rows)
 
-    def predict(self, examples: Sequence[Example]) -> Predictions:
+    def predict(self, examples: Sequence[Example], **how: Any) -> Predictions:
         self.asked += len(examples)
-        return self.inner.predict(examples)
+        return self.inner.predict(examples, **how)
 
     def answer(self, examples: Sequence[Example], **how: Any) -> list[Answer]:
         self.asked += len(examples)

@@ -136,7 +136,9 @@ class SERACVLM(WrappedVLM):
             inner, self.network, memory, threshold=self.threshold, on_end=self._on_end
         )
 
-    def predict(self, examples: Sequence[Example]) -> Predictions:
+    def predict(
+        self, examples: Sequence[Example], *, answers_only: Sequence[bool] | None = None
+    ) -> Predictions:
         base = self.inner.predict(examples)
         score, nearest = self._scope(examples)
         rows = (score > self.threshold).nonzero().flatten()
@@ -212,7 +214,9 @@ class SoftSERACVLM(SERACVLM):
     last token.
     """
 
-    def predict(self, examples: Sequence[Example]) -> Predictions:
+    def predict(
+        self, examples: Sequence[Example], *, answers_only: Sequence[bool] | None = None
+    ) -> Predictions:
         with torch.no_grad():
             base = self.inner.predict(examples)
         score, nearest = self._scope(examples)
