@@ -17,9 +17,8 @@ from cachetools import LRUCache
 from torch import Tensor
 
 from mmedit.adapters.generation import Answer
-from mmedit.bench.batches import content_of
 from mmedit.cache import GIGABYTE
-from mmedit.cases import Example
+from mmedit.cases import Example, content_of
 from mmedit.errors import ModelError
 from mmedit.metrics.locality import ranked
 from mmedit.metrics.multiclass_log_probs import multiclass_log_probs
@@ -89,8 +88,7 @@ class BaseOutputs:
             examples,
             ("predict", local),
             lambda: _base_outputs(
-                made
-                or self.vlm.predict(examples, answers_only=[not here for here in is_locality]),
+                made or self.vlm.predict(examples, answers_only=[not here for here in is_locality]),
                 local,
             ),
         )

@@ -6,8 +6,7 @@ batches again each time it is continued.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 from mmedit.cases import Example, Probe
@@ -50,15 +49,6 @@ def question_batches(cases: Sequence[ProbedCase], batch_size: int) -> Iterator[S
     for has_image in (True, False):
         group = [q for q in questions if (q.example.image is not None) == has_image]
         yield from chunks(group, batch_size)
-
-
-def content_of(example: Example) -> Hashable:
-    """Return what identifies an example in a run: its texts, and its image's path or its id in
-    memory.
-    """
-    image = example.image
-    seen = image if image is None or isinstance(image, Path) else id(image)
-    return (example.prompt, example.target, example.context, seen)
 
 
 def chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

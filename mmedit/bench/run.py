@@ -24,7 +24,7 @@ from mmedit.bench.sequential import Schedule, sequential_jobs
 from mmedit.bench.snapshots import Snapshot, Snapshots
 from mmedit.cases import EditCase, Probe, require_distinct_ids
 from mmedit.editors.base import Editor
-from mmedit.editors.fitting import Fitting
+from mmedit.editors.fitting import Fitting, progress_of
 from mmedit.processes import attempt, gather, number_of_processes, on_main, process_number
 from mmedit.progress import Progress, named
 from mmedit.records.schema import BASE, Key, Record
@@ -135,7 +135,7 @@ def _fitted(
     place = editor_folder(folder.directory, label)
     cases = read_training_cases()
     begun = time.perf_counter() - seconds_spent(place)
-    named_progress = named(progress, f"fitting {label}")
+    named_progress = progress_of(label, progress)
     fitted = editor.fit(vlm, Fitting(cases, seed=plan.seed, progress=named_progress, folder=place))
     seconds = time.perf_counter() - begun
     on_main(lambda: fitted.save(place))

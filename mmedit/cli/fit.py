@@ -193,7 +193,7 @@ def fit_editor(
     The last `validation` cases choose the best checkpoint. Checkpoints are in `directory`.
     """
     from mmedit.bench.rows import require_sound_rows
-    from mmedit.editors.fitting import Fitting
+    from mmedit.editors.fitting import Fitting, progress_of
 
     _require_cases_left(validation, len(cases))
     number = len(cases) - validation
@@ -206,7 +206,7 @@ def fit_editor(
                 cases[:number],
                 validation=cases[number:],
                 seed=seed,
-                progress=named(progress, f"fitting {editor.label}"),
+                progress=progress_of(editor.label, progress),
                 folder=directory,
             ),
         )

@@ -41,6 +41,16 @@ class Fitting:
             raise ConfigError(f"seed is {self.seed}; expected at most {MAX_SEED}")
 
 
+def progress_of(label: str, progress: Progress) -> Progress:
+    """Report an editor's training as "fitting LABEL", and what comes before it with the label."""
+
+    def named(task: str, done: int, total: int, figures: str) -> None:
+        task = f"fitting {label}" if task == "training" else f"{task} for {label}"
+        progress(task, done, total, figures)
+
+    return named
+
+
 def as_fitting(given: Any) -> Fitting:
     """Return the input of `Editor.fit`; training cases alone are accepted. Raises DataError."""
     return given if isinstance(given, Fitting) else Fitting(as_cases(given))

@@ -16,9 +16,12 @@ from mmedit.editors.checks import at_most_parts, require_same_tensors
 from mmedit.editors.config import EditorConfig, SitesConfig
 from mmedit.editors.fitting import Fitting
 from mmedit.editors.saved import Origin, origin_of
+from mmedit.processes import number_of_processes
+from mmedit.training.batches import used_indices
 from mmedit.training.loop import Learner, train
 from mmedit.training.settings import TrainingConfig
 from mmedit.vlm.interface import VLM
+from mmedit.vlm.prepared import Asked
 
 
 class LearnedConfig(EditorConfig):
@@ -62,6 +65,12 @@ class LearnedEditor(Editor[Learned]):
         cases cannot train it.
         """
 
+    def asked(self, vlm: VLM, cases: Sequence[EditCase]) -> Asked:
+        """Return the examples that the outer loss asks again in every step; none by default. What
+        the base model computes of them is then kept (`mmedit.vlm.prepared`).
+        """
+        return Asked()
+
     def initialise(self, vlm: VLM, network: Any) -> None:
         """Load pretrained parameters into a new network, if the method starts from some."""
 
@@ -75,8 +84,19 @@ class LearnedEditor(Editor[Learned]):
         learner = self.learner(vlm, network, [*fitting.cases, *fitting.validation])
         sites = self.config.sites_of(vlm) if isinstance(self.config, SitesConfig) else ()
         origin = origin_of(vlm, sites, fitting.cases, fitting.seed)  # reads all weights
-        train(learner, self.config.training, fitting, identity=self._identity(origin, fitting))
+        asked = self.asked(vlm, self._used(fitting))
+        identity = self._identity(origin, fitting)
+        with vlm.frozen.prepared(asked, folder=fitting.folder, progress=fitting.progress):
+            train(learner, self.config.training, fitting, identity=identity)
         return self.with_learnt(_frozen(facts, network), origin)
+
+    def _used(self, fitting: Fitting) -> list[EditCase]:
+        """Return the cases that the training will use, in their order."""
+        training, cases = self.config.training, fitting.cases
+        batches = training.steps * training.accumulate
+        size = training.batch_size * number_of_processes()
+        used = used_indices(batches, size, len(cases), fitting.seed)
+        return [*(cases[index] for index in used), *fitting.validation]
 
     def _identity(self, origin: Origin, fitting: Fitting) -> dict[str, Any]:
         """Return what a checkpoint must agree with for training to resume from it."""

@@ -26,6 +26,7 @@ from mmedit.metrics.multiclass_log_probs import answer_nll, exact_match, token_a
 from mmedit.training.learner import SCORE
 from mmedit.vlm.interface import VLM
 from mmedit.vlm.outputs import Predictions
+from mmedit.vlm.prepared import Asked
 
 NAMES = {
     Probe.RELIABILITY: "inner",
@@ -112,6 +113,20 @@ def outcome(vlm: VLM, edited: VLM, cases: Sequence[EditCase], probes: Sequence[P
         figures["acc/pre"], figures["acc/post"] = torch.stack(ground_truth).mean(0)
     figures |= {f"loss/{NAMES[probe]}": term.detach() for probe, term in terms.items()}
     return Outcome(terms, figures)
+
+
+def asked(cases: Sequence[EditCase], probes: Sequence[Probe], sites: Sequence[str] = ()) -> Asked:
+    """Return what `outcome` asks of these cases: of edits at these sites every probe, and their
+    requests to make them; of the base model the locality probes.
+    """
+    there = [
+        (probe, case.probes[probe][0]) for case in cases for probe in probes if probe in case.probes
+    ]
+    return Asked(
+        edited=[*(case.request for case in cases), *(example for _, example in there)],
+        sites=sites,
+        base=[example for probe, example in there if probe.is_locality],
+    )
 
 
 def groups(cases: Sequence[EditCase], probes: Sequence[Probe]) -> list[list[Probe]]:

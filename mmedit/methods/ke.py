@@ -45,6 +45,7 @@ from mmedit.training.learner import Learner
 from mmedit.training.settings import TrainingConfig
 from mmedit.vlm.interface import VLM
 from mmedit.vlm.outputs import Captured
+from mmedit.vlm.prepared import Asked
 
 EDITED = (Probe.RELIABILITY, Probe.TEXT_GENERALITY, Probe.IMAGE_GENERALITY)
 KEPT = (Probe.TEXT_LOCALITY, Probe.IMAGE_LOCALITY)
@@ -252,6 +253,9 @@ class KE(DeltaEditor[KEConfig], LearnedEditor[KEConfig]):
     def build(self, facts: Mapping[str, Any]) -> KENetwork:
         shapes = {site: (int(out), int(in_)) for site, (out, in_) in facts["shapes"].items()}
         return KENetwork(shapes, int(facts["width"]), self.config)
+
+    def asked(self, vlm: VLM, cases: Sequence[EditCase]) -> Asked:
+        return asked(cases, list(self.config.probe_weights), self.config.sites_of(vlm))
 
     def learner(self, vlm: VLM, network: KENetwork, cases: Sequence[EditCase]) -> KELearner:
         weights = self.config.probe_weights

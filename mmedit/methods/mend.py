@@ -40,11 +40,12 @@ from mmedit.deltas import LowRank
 from mmedit.editors.base import DeltaEditor
 from mmedit.editors.config import EditorConfig, SitesConfig
 from mmedit.editors.learned import LearnedEditor
-from mmedit.editors.objective import ObjectiveConfig, outcome, require_probes
+from mmedit.editors.objective import ObjectiveConfig, asked, outcome, require_probes
 from mmedit.training.learner import Learner
 from mmedit.training.settings import TrainingConfig
 from mmedit.vlm.interface import VLM
 from mmedit.vlm.outputs import Captured, reached
+from mmedit.vlm.prepared import Asked
 
 EPSILON = 1e-7
 """Added to σ before the division."""
@@ -105,6 +106,9 @@ class MEND(DeltaEditor[MENDConfig], LearnedEditor[MENDConfig]):
     def build(self, facts: Mapping[str, Any]) -> EditNetwork:
         shapes = {site: (int(out), int(in_)) for site, (out, in_) in facts["shapes"].items()}
         return EditNetwork(shapes, self.config)
+
+    def asked(self, vlm: VLM, cases: Sequence[EditCase]) -> Asked:
+        return asked(cases, list(self.config.probe_weights), self.config.sites_of(vlm))
 
     def learner(self, vlm: VLM, network: EditNetwork, cases: Sequence[EditCase]) -> MENDLearner:
         require_probes(cases, list(self.config.probe_weights), self.method)

@@ -19,6 +19,13 @@ def batch_indices(number: int, size: int, cases: int, seed: int) -> list[int]:
     return [_permutation(place // cases, cases, seed)[place % cases] for place in places]
 
 
+def used_indices(batches: int, size: int, cases: int, seed: int) -> list[int]:
+    """Return the indices of all cases in the first batches, in ascending order."""
+    if batches * size >= cases:
+        return list(range(cases))
+    return sorted(batch_indices(0, batches * size, cases, seed))
+
+
 @lru_cache(maxsize=4)
 def _permutation(epoch: int, cases: int, seed: int) -> list[int]:
     generator = torch.Generator().manual_seed(mix_seed(seed, epoch))

@@ -8,6 +8,8 @@ conditioner) build on these parts, so they need not know the model family.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Literal, final
 
 import torch
@@ -20,6 +22,8 @@ from mmedit.adapters.generation import Answer, Decoding, Generate, generate_answ
 from mmedit.adapters.seen import SeenImage
 from mmedit.cache import TensorCache
 from mmedit.cases import Example
+from mmedit.progress import Progress, silent
+from mmedit.vlm.prepared import Asked, prepared
 from mmedit.vlm.states import States
 
 GROUP = 4
@@ -36,6 +40,14 @@ class Frozen:
         self._adapter = adapter
         self.features = features
         self.states = States(adapter)
+
+    def prepared(
+        self, asked: Asked, *, folder: Path | None = None, progress: Progress = silent
+    ) -> AbstractContextManager[None]:
+        """Keep the hidden states of examples that are asked again and again while the context
+        lasts (`mmedit.vlm.prepared`).
+        """
+        return prepared(self.states, self, self._adapter, asked, folder=folder, progress=progress)
 
     @property
     def vocabulary(self) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mmedit.adapters.base import Adapter
@@ -132,16 +132,18 @@ class States:
             return adapter.logits(inputs, features() if read else ())
 
     def _keep(self, inputs: Inputs, k: int, states: Tensor) -> None:
-        self._batches.put(_key(inputs, k), states[self._kept_at(inputs, k).to(states.device)])
+        self._batches.put(_key(inputs, k), states[self.kept_at(inputs, k).to(states.device)])
 
     def _spread(self, packed: Packed, inputs: Inputs, k: int) -> Tensor:
         """Return packed states in their places, and zeros elsewhere."""
-        there = self._kept_at(inputs, k).to(packed.device)
+        packed = packed.to(inputs.input_ids.device, non_blocking=True)
+        there = self.kept_at(inputs, k).to(packed.device)
         states = packed.new_zeros(*there.shape, packed.shape[-1])
         states[there] = packed
         return states
 
-    def _kept_at(self, inputs: Inputs, k: int) -> Tensor:
+    def kept_at(self, inputs: Inputs, k: int) -> Bool[Tensor, "batch sequence"]:
+        """Return the positions at which the states after k layers are kept."""
         last = k == len(self._adapter.layers)
         return inputs.predicts_text if last else inputs.attention_mask.bool()
 

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.editors.config import EditorConfig
 from mmedit.editors.learned import LearnedEditor
-from mmedit.editors.objective import ObjectiveConfig, groups, outcome, require_probes
+from mmedit.editors.objective import ObjectiveConfig, asked, groups, outcome, require_probes
 from mmedit.errors import EditorError
 from mmedit.methods.serac.counterfactual import Counterfactual, counterfactual_facts
 from mmedit.methods.serac.memory import Memory, MemoryChange, SoftSERACVLM, with_memory
@@ -49,6 +49,7 @@ from mmedit.training.learner import Learner
 from mmedit.training.settings import TrainingConfig
 from mmedit.vlm.edit import Change, separate
 from mmedit.vlm.interface import VLM
+from mmedit.vlm.prepared import Asked
 
 SCOPES: dict[str, type[Scope]] = {"text": TextScope, "multimodal": MultimodalScope}
 IN_SCOPE = (Probe.RELIABILITY, Probe.TEXT_GENERALITY, Probe.IMAGE_GENERALITY)
@@ -231,6 +232,10 @@ class SERAC(LearnedEditor[SERACConfig]):
             network.scope.load_encoder(self.config.scope_encoder)
         if self.config.counterfactual:
             network.counterfactual.load_language(self.config.counterfactual)
+
+    def asked(self, vlm: VLM, cases: Sequence[EditCase]) -> Asked:
+        found = asked(cases, list(self.config.probe_weights))
+        return Asked(base=found.edited)
 
     def learner(self, vlm: VLM, network: SERACNetwork, cases: Sequence[EditCase]) -> SERACLearner:
         require_probes(cases, list(self.config.probe_weights), self.method)

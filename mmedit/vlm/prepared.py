@@ -1,0 +1,248 @@
+"""Hidden states of the base model on the examples of a training, made once before its first step.
+
+A training asks the same examples again and again, in batches that differ every time, and the base
+model never changes. So what it computes of each example is kept by example: the states before the
+first edited layer, where every edited model starts, and the states after the last layer, from which
+the head gives the base model's own logits. The examples go through in an order and in groups that
+depend on them alone, so a resumed training finds the same bits.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, final
+
+import torch
+from torch import Tensor
+
+from mmedit.adapters.base import Adapter
+from mmedit.adapters.faults import prompt_tokens
+from mmedit.adapters.layers import first_layers, noted
+from mmedit.adapters.seen import SeenImage
+from mmedit.cache import GIGABYTE
+from mmedit.cases import Example, content_of
+from mmedit.progress import Progress, silent
+from mmedit.vlm.states import Packed, States
+
+log = logging.getLogger(__name__)
+
+TOGETHER = 32
+"""Examples in one forward, at most. They have similar lengths."""
+IN_MEMORY = 4 * GIGABYTE
+"""States that take more bytes than this go to a file, and into memory as they are read."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The examples that a training asks again and again."""
+
+    edited: Sequence[Example] = ()
+    """Examples that edited models are asked."""
+    sites: Sequence[str] = ()
+    """The sites that their edits change or read."""
+    base: Sequence[Example] = ()
+    """Examples that the base model itself is asked."""
+
+
+@final
+class Prepared:
+    """States by the number of decoder layers before them, and by example."""
+
+    def __init__(self, places: Mapping[int, Mapping[Hashable, Tensor]]) -> None:
+        self._places = places
+
+    def packed(self, examples: Sequence[Example], k: int) -> Packed | None:
+        kept = self._places.get(k)
+        if kept is None:
+            return None
+        rows = [kept.get(content_of(example)) for example in examples]
+        found = [row for row in rows if row is not None]
+        return torch.cat(found) if len(found) == len(rows) else None
+
+
+class Images(Protocol):
+    """Finds the images of examples, and their features."""
+
+    def see(self, examples: Sequence[Example]) -> dict[int, SeenImage]:
+        """Return the images, by row."""
+        ...
+
+    def stage(self, last: Literal["vision", "bridge"], images: Sequence[SeenImage]) -> list[Tensor]:
+        """Return the output of a stage for every image."""
+        ...
+
+
+@contextmanager
+def prepared(
+    states: States,
+    images: Images,
+    adapter: Adapter,
+    asked: Asked,
+    *,
+    folder: Path | None = None,
+    progress: Progress = silent,
+) -> Iterator[None]:
+    """Keep the states of these examples while the context lasts, in memory or, where they take more
+    than `IN_MEMORY`, in a file of `folder` that is deleted at the end.
+
+    Costs one forward of each example through the layers before the first edited one, and of those
+    that the base model is asked through all layers. Where no disk has room for the states nothing
+    is kept, a warning says so, and every step computes what it needs.
+    """
+    plan = _Plan.of(adapter, asked)
+    with ExitStack() as files:
+        if plan.examples:
+            room = files.enter_context(_room(plan, adapter.network.dtype, folder))
+            if room is not None:
+                making = _Making(images, adapter, states, room)
+                states.by_example = Prepared(making.all_of(plan, progress))
+        try:
+            yield
+        finally:
+            states.by_example = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What is kept of which examples."""
+
+    examples: Sequence[Example]
+    """All examples: those together of which the same is kept, the shortest first."""
+    lengths: Sequence[int]
+    """The number of tokens of each."""
+    places: Mapping[int, frozenset[Hashable]]
+    """The contents of the examples whose states are kept, by the number of layers before."""
+    token_bytes: int
+    """Size of the states at one token, in bytes."""
+
+    @classmethod
+    def of(cls, adapter: Adapter, asked: Asked) -> _Plan:
+        last = len(adapter.layers)
+        before = min((adapter.layer_of(site) for site in asked.sites), default=0)
+        before = before if all(adapter.stage(site) == "language" for site in asked.sites) else 0
+        wanted = {before: asked.edited, last: asked.base}
+        if before == last:
+            wanted[last] = [*asked.edited, *asked.base]
+        chosen = {k: examples for k, examples in wanted.items() if k and examples}
+        found = {content_of(e): e for examples in chosen.values() for e in examples}
+        distinct = list(found.values())
+        places = {k: frozenset(map(content_of, examples)) for k, examples in chosen.items()}
+        answers = [len(texts.answer) for texts in adapter.segments(distinct)]
+        prompts = prompt_tokens(adapter, distinct) if distinct else []
+        lengths = [before + after for before, after in zip(prompts, answers, strict=True)]
+
+        def alike(row: int) -> tuple[object, ...]:
+            content = content_of(distinct[row])
+            kept = [k for k in sorted(places) if content in places[k]]
+            return kept, distinct[row].image is None, lengths[row]
+
+        order = sorted(range(len(distinct)), key=alike)
+        hidden = adapter.network.config.get_text_config().hidden_size
+        return cls(
+            examples=[distinct[row] for row in order],
+            lengths=[lengths[row] for row in order],
+            places=places,
+            token_bytes=hidden * adapter.network.dtype.itemsize,
+        )
+
+    @property
+    def bytes(self) -> int:
+        """Size of all that is kept, in bytes, at most."""
+        kept = zip(self.examples, self.lengths, strict=True)
+        tokens = sum(
+            length * sum(content_of(example) in contents for contents in self.places.values())
+            for example, length in kept
+        )
+        return tokens * self.token_bytes
+
+    @property
+    def groups(self) -> Iterator[Sequence[Example]]:
+        """Yield the examples that go through the network together."""
+        return (self.examples[at : at + TOGETHER] for at in range(0, len(self.examples), TOGETHER))
+
+
+@dataclass(eq=False)
+class _Room:
+    """A place for states one behind the other: a file that is mapped into memory, or the memory."""
+
+    name: str = "memory"
+    mapped: Tensor | None = None
+    used: int = 0
+
+    @classmethod
+    def in_file(cls, file: Path, numbers: int, dtype: torch.dtype) -> _Room:
+        """Return the room for so many numbers in a new file."""
+        return cls(str(file), torch.from_file(str(file), shared=True, size=numbers, dtype=dtype))
+
+    def put(self, states: Tensor) -> Tensor:
+        """Return the states as they are kept, on the CPU."""
+        if self.mapped is None:
+            return states.cpu()
+        kept = self.mapped[self.used : self.used + states.numel()].view(states.shape)
+        self.used += states.numel()
+        return kept.copy_(states)
+
+
+@contextmanager
+def _room(plan: _Plan, dtype: torch.dtype, folder: Path | None) -> Iterator[_Room | None]:
+    size = plan.bytes
+    if size <= IN_MEMORY:
+        yield _Room()
+        return
+    with tempfile.TemporaryDirectory(prefix="states-", dir=folder) as at:
+        free = shutil.disk_usage(at).free
+        if size + GIGABYTE > free:
+            log.warning(
+                "the hidden states of the training cases take %.1f GB and %s has %.1f GB free, so "
+                "they are computed in every step; free some space, or set TMPDIR to another disk",
+                size / GIGABYTE, at, free / GIGABYTE,
+            )  # fmt: skip
+            yield None
+            return
+        yield _Room.in_file(Path(at) / "states", size // dtype.itemsize, dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class _Making:
+    """The forwards that make the states."""
+
+    images: Images
+    adapter: Adapter
+    states: States
+    room: _Room
+
+    @torch.no_grad()
+    def all_of(self, plan: _Plan, progress: Progress) -> dict[int, dict[Hashable, Tensor]]:
+        """Return the states of all examples, by the number of layers before them."""
+        made: dict[int, dict[Hashable, Tensor]] = {k: {} for k in plan.places}
+        size = f"{plan.bytes / GIGABYTE:.2f} GB of hidden states, in {self.room.name}"
+        done, total = 0, len(plan.examples)
+        progress("reading cases", done, total, size)
+        for group in plan.groups:
+            contents = [content_of(example) for example in group]
+            places = [k for k, chosen in plan.places.items() if chosen & set(contents)]
+            for k, rows in self._rows(group, places).items():
+                chosen = plan.places[k]
+                made[k] |= {c: row for c, row in zip(contents, rows, strict=True) if c in chosen}
+            done += len(group)
+            progress("reading cases", done, total, size)
+        return made
+
+    def _rows(self, group: Sequence[Example], places: Sequence[int]) -> dict[int, list[Tensor]]:
+        """Return the states of every example after each of these numbers of layers."""
+        adapter, images = self.adapter, self.images.see(group)
+        inputs = adapter.inputs(group, images, padding_side="right")
+        features = self.images.stage("bridge", list(images.values()))
+        with noted(adapter.layers, places) as found:
+            first_layers(adapter.layers, max(places), lambda: adapter.logits(inputs, features))
+        rows = {}
+        for k, states in found.items():
+            there = self.states.kept_at(inputs, k).to(states.device)
+            rows[k] = list(self.room.put(states[there]).split(there.sum(1).tolist()))
+        return rows
