@@ -40,7 +40,7 @@ from mmedit.deltas import LowRank
 from mmedit.editors.base import DeltaEditor
 from mmedit.editors.config import EditorConfig, SitesConfig
 from mmedit.editors.learned import LearnedEditor
-from mmedit.editors.objective import NAMES, ObjectiveConfig, outcome, require_probes
+from mmedit.editors.objective import NAMES, ObjectiveConfig, asked, outcome, require_probes
 from mmedit.training.learner import Learner
 from mmedit.training.settings import TrainingConfig
 from mmedit.vlm.interface import VLM

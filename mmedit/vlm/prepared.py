@@ -16,7 +16,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, final
+from typing import Literal, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -66,6 +66,7 @@ class Prepared:
         return torch.cat(found) if len(found) == len(rows) else None
 
 
+@runtime_checkable
 class Images(Protocol):
     """Finds the images of examples, and their features."""
 
@@ -133,9 +134,9 @@ class _Plan:
         found = {content_of(e): e for examples in chosen.values() for e in examples}
         distinct = list(found.values())
         places = {k: frozenset(map(content_of, examples)) for k, examples in chosen.items()}
-        answers = [len(texts.answer) for texts in adapter.segments(distinct)]
+        texts = adapter.segments(distinct) if distinct else []
         prompts = prompt_tokens(adapter, distinct) if distinct else []
-        lengths = [before + after for before, after in zip(prompts, answers, strict=True)]
+        lengths = [n + len(text.answer) for n, text in zip(prompts, texts, strict=True)]
 
         def alike(row: int) -> tuple[object, ...]:
             content = content_of(distinct[row])
@@ -195,6 +196,8 @@ def _room(plan: _Plan, dtype: torch.dtype, folder: Path | None) -> Iterator[_Roo
     if size <= IN_MEMORY:
         yield _Room()
         return
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="states-", dir=folder) as at:
         free = shutil.disk_usage(at).free
         if size + GIGABYTE > free:
@@ -225,24 +228,30 @@ class _Making:
         done, total = 0, len(plan.examples)
         progress("reading cases", done, total, size)
         for group in plan.groups:
-            contents = [content_of(example) for example in group]
-            places = [k for k, chosen in plan.places.items() if chosen & set(contents)]
-            for k, rows in self._rows(group, places).items():
-                chosen = plan.places[k]
-                made[k] |= {c: row for c, row in zip(contents, rows, strict=True) if c in chosen}
+            for k, rows in self._rows(group, plan).items():
+                made[k] |= rows
             done += len(group)
             progress("reading cases", done, total, size)
         return made
 
-    def _rows(self, group: Sequence[Example], places: Sequence[int]) -> dict[int, list[Tensor]]:
-        """Return the states of every example after each of these numbers of layers."""
+    def _rows(self, group: Sequence[Example], plan: _Plan) -> dict[int, dict[Hashable, Tensor]]:
+        """Return the states of the examples of a group, by the number of layers before them."""
+        contents = [content_of(example) for example in group]
+        chosen = {
+            k: [content for content in contents if content in kept]
+            for k, kept in plan.places.items()
+            if kept & set(contents)
+        }
         adapter, images = self.adapter, self.images.see(group)
         inputs = adapter.inputs(group, images, padding_side="right")
         features = self.images.stage("bridge", list(images.values()))
-        with noted(adapter.layers, places) as found:
-            first_layers(adapter.layers, max(places), lambda: adapter.logits(inputs, features))
+        with noted(adapter.layers, list(chosen)) as found:
+            first_layers(adapter.layers, max(chosen), lambda: adapter.logits(inputs, features))
         rows = {}
         for k, states in found.items():
             there = self.states.kept_at(inputs, k).to(states.device)
-            rows[k] = list(self.room.put(states[there]).split(there.sum(1).tolist()))
+            kept = torch.tensor([content in plan.places[k] for content in contents])
+            there = there & kept.to(states.device).unsqueeze(-1)
+            parts = self.room.put(states[there]).split(there.sum(1)[kept].tolist())
+            rows[k] = dict(zip(chosen[k], parts, strict=True))
         return rows

@@ -9,7 +9,7 @@ whose batches differ in every step, states are kept example by example (`mmedit.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, final
+from typing import Protocol, final, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -27,6 +27,7 @@ Packed = Float[Tensor, "positions hidden"]
 """The states of a batch at the positions that are kept, row by row."""
 
 
+@runtime_checkable
 class ByExample(Protocol):
     """States that are kept example by example."""
 
