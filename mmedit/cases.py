@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -82,15 +82,6 @@ class Example:
     def accepted(self) -> tuple[str, ...]:
         """All answers that are right in free generation, the target first."""
         return tuple(dict.fromkeys((self.target, *self.answers)))
-
-
-def content_of(example: Example) -> Hashable:
-    """Return what identifies an example in a run: its texts, and its image's path or its id in
-    memory.
-    """
-    image = example.image
-    seen = image if image is None or isinstance(image, Path) else id(image)
-    return (example.prompt, example.target, example.context, seen)
 
 
 def require_text(text: object, what: str) -> None:

@@ -13,13 +13,11 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 from uuid import uuid4
 
 import torch
 from jaxtyping import Float, Int
-from PIL import Image
 from torch import Tensor
 
 from mmedit.adapters.generation import (
@@ -38,17 +36,14 @@ from mmedit.adapters.layers import Layered
 from mmedit.adapters.processing import require_tokenizer
 from mmedit.adapters.prompts import PromptFormat, Segmenter
 from mmedit.adapters.rows import Limits, row_fault
-from mmedit.adapters.seen import Layout, Pixels, SeenImage, prepared
+from mmedit.adapters.seen import Layout, SeenImage
 from mmedit.adapters.weights import devices_of
 from mmedit.cases import Example
 from mmedit.errors import ModelError
-from mmedit.images import image_key, open_image, require_header, shown
 
 Stage = Literal["vision", "bridge", "language"]
 STAGES: tuple[Stage, ...] = ("vision", "bridge", "language")
 
-LAYOUTS = 4096
-"""Number of images whose layout an adapter remembers."""
 NO_TOKENS = torch.zeros(0, dtype=torch.long)
 
 
@@ -60,7 +55,7 @@ class Segments(NamedTuple):
     answer: tuple[int, ...]
 
 
-class Adapter(Hashed, Layered):
+class Adapter(Hashed, Layered, Sees):
     """One loaded network with its processor."""
 
     model_types: ClassVar[tuple[str, ...]] = ()
@@ -75,7 +70,7 @@ class Adapter(Hashed, Layered):
             processor.chat_template = self.tokenizer.chat_template
         self.text_format, self.image_format = self.formats()
         self.tokenize = Segmenter(self.tokenizer)
-        self._layouts: OrderedDict[str, Layout] = OrderedDict()
+        self.layouts: OrderedDict[str, Layout] = OrderedDict()
         self.stops = read_stops(network, self.tokenizer)
         set_greedy(network, self.stops)
         self.token = uuid4().hex  # tells this network's features from others' within a process
@@ -166,32 +161,6 @@ class Adapter(Hashed, Layered):
         """Return the value of `Inputs.extras`."""
         return {}
 
-    def see(self, example: Example) -> SeenImage:
-        """Return the example's image.
-
-        It is decoded now if its layout is not known yet, else when its pixels are needed.
-        """
-        if example.image is None:
-            raise ValueError("an example without image was given as one with image")
-        image, key = example.image, image_key(example.image)
-        if (layout := self._known_layout(key)) is not None:
-            return SeenImage(example, key, layout, lambda: self._prepared(image)[1])
-        layout, pixels = self._prepared(image)
-        self._layouts[key] = layout
-        if len(self._layouts) > LAYOUTS:
-            self._layouts.popitem(last=False)
-        return SeenImage(example, key, layout, lambda: pixels)
-
-    def _prepared(self, image: Path | Image.Image) -> tuple[Layout, Pixels]:
-        return prepared(self.prepare, open_image(image), shown(image))
-
-    def _known_layout(self, key: str) -> Layout | None:
-        """Return the layout of an image that was prepared before, or that all images share."""
-        layout = self._layouts.get(key)
-        if layout is not None:
-            self._layouts.move_to_end(key)
-        return layout
-
     def inputs(
         self,
         examples: Sequence[Example],
@@ -229,18 +198,6 @@ class Adapter(Hashed, Layered):
             inputs, image_rows=tuple(images), content=content_hash(rows, padding_side, names)
         )
         return replace(inputs, extras=self.extras(inputs, seen))
-
-    def layout_of(self, image: Path | Image.Image) -> Layout:
-        """Return the layout of an image, of whose file only the header is read. Raises ImageError.
-
-        Images of one size have one layout, so the image processor sees a blank one of each size.
-        """
-        size = require_header(image)
-        key = "{} x {}".format(*size)
-        if (layout := self._known_layout(key)) is None:
-            layout, _ = prepared(self.prepare, Image.new("RGB", size), shown(image))
-            self._layouts[key] = layout
-        return layout
 
     def segments(self, examples: Sequence[Example]) -> list[Segments]:
         """Return the texts of every example as token ids, each part tokenised by itself.

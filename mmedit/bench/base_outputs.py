@@ -18,13 +18,14 @@ from torch import Tensor
 
 from mmedit.adapters.generation import Answer
 from mmedit.cache import GIGABYTE
-from mmedit.cases import Example, content_of
+from mmedit.cases import Example
 from mmedit.errors import ModelError
 from mmedit.metrics.locality import ranked
 from mmedit.metrics.multiclass_log_probs import multiclass_log_probs
 from mmedit.records.schema import Scores
 from mmedit.vlm.interface import VLM
 from mmedit.vlm.outputs import Predictions
+from mmedit.vlm.states import content_of
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -7,10 +7,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 from mmedit.bench.batches import chunks
-from mmedit.cases import EditCase, Example, Probe, content_of
+from mmedit.cases import EditCase, Example, Probe
 from mmedit.errors import DataError
 from mmedit.progress import Progress, silent
 from mmedit.vlm.interface import VLM
+from mmedit.vlm.states import content_of
 
 AT_ONCE = 1_000
 """Examples that are tokenised in one call."""

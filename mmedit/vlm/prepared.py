@@ -26,9 +26,9 @@ from mmedit.adapters.faults import prompt_tokens
 from mmedit.adapters.layers import first_layers, noted
 from mmedit.adapters.seen import SeenImage
 from mmedit.cache import GIGABYTE
-from mmedit.cases import Example, content_of
+from mmedit.cases import Example
 from mmedit.progress import Progress, silent
-from mmedit.vlm.states import Packed, States
+from mmedit.vlm.states import Packed, States, content_of
 
 log = logging.getLogger(__name__)
 

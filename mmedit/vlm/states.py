@@ -8,7 +8,8 @@ whose batches differ in every step, states are kept example by example (`mmedit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
 from typing import Protocol, final, runtime_checkable
 
 import torch
@@ -34,6 +35,15 @@ class ByExample(Protocol):
     def packed(self, examples: Sequence[Example], k: int) -> Packed | None:
         """Return the states of these rows after k layers; None if some are not kept."""
         ...
+
+
+def content_of(example: Example) -> Hashable:
+    """Return what identifies an example in a run: its texts, and its image's path or its id in
+    memory.
+    """
+    image = example.image
+    seen = image if image is None or isinstance(image, Path) else id(image)
+    return (example.prompt, example.target, example.context, seen)
 
 
 @final
