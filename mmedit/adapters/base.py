@@ -36,7 +36,7 @@ from mmedit.adapters.layers import Layered
 from mmedit.adapters.processing import require_tokenizer
 from mmedit.adapters.prompts import PromptFormat, Segmenter
 from mmedit.adapters.rows import Limits, row_fault
-from mmedit.adapters.seen import Layout, SeenImage
+from mmedit.adapters.seen import Layout, SeenImage, Sees
 from mmedit.adapters.weights import devices_of
 from mmedit.cases import Example
 from mmedit.errors import ModelError
