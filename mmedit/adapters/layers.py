@@ -126,23 +126,35 @@ def resumed(layers: Sequence[nn.Module], k: int, states: States | None) -> Itera
     with ExitStack() as skipped:
         for number, layer in enumerate(layers[:k], start=1):
             given = states if number == k else None
-            skipped.enter_context(_in_place_of(layer, given))
+            skipped.enter_context(forward_replaced(layer, _giving(given)))
         yield
+
+
+def _giving(states: Tensor | None) -> Callable[..., Tensor]:
+    """Return a forward that gives `states`, or what it was given, in place of computing."""
+    return lambda hidden_states, *_, **__: hidden_states if states is None else states
 
 
 @contextmanager
-def _in_place_of(layer: nn.Module, states: Tensor | None) -> Iterator[None]:
-    """Let a layer return `states`, or what it was given, in place of computing.
+def forward_replaced(
+    layer: nn.Module, forward: Callable[..., Tensor]
+) -> Iterator[Callable[[], None]]:
+    """Let a layer have another `forward` until the context ends, or until the function that it
+    gives is called.
 
-    It is its `forward` that is replaced, so that whatever reads the layer's other attributes finds
-    them.
+    It is its `forward` that is replaced, not the layer, so that whatever reads the layer's other
+    attributes finds them.
     """
     own = layer.__dict__.get("forward")  # Accelerate's, for offloaded weights
-    layer.forward = lambda hidden_states, *_, **__: hidden_states if states is None else states
-    try:
-        yield
-    finally:
-        if own is None:
-            del layer.forward
-        else:
+
+    def restore() -> None:
+        if own is not None:
             layer.forward = own
+        else:
+            layer.__dict__.pop("forward", None)
+
+    layer.forward = forward
+    try:
+        yield restore
+    finally:
+        restore()

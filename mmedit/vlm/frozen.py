@@ -23,6 +23,7 @@ from mmedit.adapters.seen import SeenImage
 from mmedit.cache import TensorCache
 from mmedit.cases import Example
 from mmedit.progress import Progress, silent
+from mmedit.vlm.prefills import Prefills
 from mmedit.vlm.prepared import Asked, prepared
 from mmedit.vlm.states import States
 
@@ -40,6 +41,7 @@ class Frozen:
         self._adapter = adapter
         self.features = features
         self.states = States(adapter)
+        self.prefills = Prefills(adapter)
 
     def prepared(
         self, asked: Asked, *, folder: Path | None = None, progress: Progress = silent

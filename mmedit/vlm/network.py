@@ -99,7 +99,8 @@ class NetworkVLM(VLM):
                 return self._answer_apart(examples, groups, max_new_tokens, decoding)
         with torch.no_grad():
             features = one.image_features()
-            with one.language():
+            prefills = self._frozen.prefills
+            with one.language(), prefills.used(inputs, examples, before=one.layers_before):
                 return self.adapter.generate(
                     inputs, features, max_new_tokens=max_new_tokens, decoding=decoding
                 )

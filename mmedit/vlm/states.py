@@ -159,8 +159,13 @@ class States:
         return inputs.predicts_text if last else inputs.attention_mask.bool()
 
 
-def _key(inputs: Inputs, k: int) -> str:
-    """Return a name for what the states after k layers depend on."""
+def batch_key(inputs: Inputs) -> str:
+    """Return a name for what the unedited layers make of a batch."""
     device = inputs.input_ids.device.type
     precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else ""
-    return f"{k}-{precision}-{inputs.content}"
+    return f"{precision}-{inputs.content}"
+
+
+def _key(inputs: Inputs, k: int) -> str:
+    """Return a name for what the states after k layers depend on."""
+    return f"{k}-{batch_key(inputs)}"
