@@ -119,9 +119,9 @@ class Pass:
     @property
     def touches_head(self) -> bool:
         """Whether the layer that gives the logits is edited or recorded."""
-        layers = len(self.adapter.layers)
-        language = [site for site in self._sites if self.adapter.stage(site) == "language"]
-        return any(self.adapter.layer_of(site) == layers for site in language)
+        network = self.adapter.network
+        head = network.get_output_embeddings()
+        return any(network.get_submodule(site) is head for site in self._sites)
 
     @property
     def _sites(self) -> tuple[str, ...]:
