@@ -56,6 +56,11 @@ def said_whole(vlm: VLM, rows: Sequence[Example] = MIXED, **how: Any) -> list[An
         return said(vlm, rows, **how)
 
 
+def edited_last(vlm: NetworkVLM, *, edits: int | None = None) -> NetworkVLM:
+    """Return the VLM with an edit of its last layer."""
+    return vlm.with_deltas(deltas_at(vlm, sites_at(vlm, "last"), edits=edits))
+
+
 def assert_skipped(runs: list[int], k: int) -> None:
     """Assert that the first k layers ran in all forwards but one, and the others in all."""
     forwards = runs[-1] if k < len(runs) else runs[0] + 1
@@ -67,7 +72,7 @@ def test_answers_after_a_kept_prefill_are_those_after_a_whole_one(model: Network
     sites = sites_at(model, place)
     k = first_layer(model, sites)
     for edits in (None, len(MIXED)):
-        edited = model.with_deltas(deltas_at(model, sites, edits=edits))
+        edited = model.with_deltas(deltas_at(model, sites, edits=edits, scale=2))
         expected, before = said_whole(edited), said_whole(model)
         assert expected != before
         assert said(model) == before
@@ -81,7 +86,8 @@ def test_answers_after_a_kept_prefill_are_those_after_a_whole_one(model: Network
 def test_an_edit_of_the_default_sites_begins_with_the_prefill_of_the_base_model(vlm: NetworkVLM):
     fresh = NetworkVLM(vlm.adapter)
     sites = fresh.sites("language")
-    assert (k := first_layer(fresh, sites)) > 0
+    k = first_layer(fresh, sites)
+    assert k > 0
     edited = fresh.with_deltas(deltas_at(fresh, sites))
     expected = said_whole(edited)
     said(fresh)
@@ -91,7 +97,7 @@ def test_an_edit_of_the_default_sites_begins_with_the_prefill_of_the_base_model(
 
 
 def test_a_second_question_is_answered_as_without_a_first(model: NetworkVLM):
-    edited = model.with_deltas(deltas_at(model, sites_at(model, "last")))
+    edited = edited_last(model)
     others = [replace(example, prompt="a photo of") for example in MIXED[::-1]]
     expected = {rows: said_whole(edited, rows) for rows in (MIXED, tuple(others))}
     for rows in (*expected, *expected):
@@ -99,7 +105,7 @@ def test_a_second_question_is_answered_as_without_a_first(model: NetworkVLM):
 
 
 def test_sampled_answers_are_those_after_a_whole_prefill(model: NetworkVLM):
-    edited = model.with_deltas(deltas_at(model, sites_at(model, "last"), edits=len(MIXED)))
+    edited = edited_last(model, edits=len(MIXED))
     rows = [RowDecoding(temperature=2.0, seed=seed, max_new_tokens=2 + seed) for seed in range(3)]
     decoding = RowsDecoding(rows)
     expected = said_whole(edited, decoding=decoding)
@@ -111,7 +117,7 @@ def test_sampled_answers_are_those_after_a_whole_prefill(model: NetworkVLM):
 
 
 def test_rows_without_room_for_each_other_are_answered_in_their_groups(tiny_vlm: NetworkVLM):
-    edited = tiny_vlm.with_deltas(deltas_at(tiny_vlm, sites_at(tiny_vlm, "last"), edits=2))
+    edited = edited_last(tiny_vlm, edits=2)
     rows = (TEXT_ONLY, replace(TEXT_ONLY, prompt="a photo of"))
     long = tiny.MAX_TOKENS - min(tiny_vlm.prompt_tokens(rows))
     decoding = RowsDecoding([RowDecoding(max_new_tokens=1), RowDecoding(max_new_tokens=long)])
@@ -142,7 +148,7 @@ def kept(vlm: NetworkVLM) -> Any:
 
 
 def test_a_kept_prefill_is_changed_by_no_generation(tiny_vlm: NetworkVLM):
-    edited = tiny_vlm.with_deltas(deltas_at(tiny_vlm, sites_at(tiny_vlm, "last")))
+    edited = edited_last(tiny_vlm)
     said(edited)
     ((key, prefill),) = kept(tiny_vlm).items()
     tensors = [*prefill.states.values(), *(tensor for pair in prefill.written for tensor in pair)]
@@ -171,7 +177,7 @@ def test_edits_at_several_layers_share_what_is_kept_of_a_batch(tiny_vlm: Network
 
 
 def test_a_batch_with_other_images_has_a_prefill_of_its_own(tiny_vlm: NetworkVLM):
-    edited = tiny_vlm.with_deltas(deltas_at(tiny_vlm, sites_at(tiny_vlm, "last")))
+    edited = edited_last(tiny_vlm)
     others = [replace(SEEN[0], image=random_image(9)), replace(SEEN[2], image=random_image(8))]
     expected = said_whole(edited, others)
     said(edited, (SEEN[0], SEEN[2]))
@@ -181,7 +187,7 @@ def test_a_batch_with_other_images_has_a_prefill_of_its_own(tiny_vlm: NetworkVLM
 
 
 def test_prefills_are_bounded_in_bytes_and_a_larger_one_is_not_kept(tiny_vlm: NetworkVLM):
-    edited = tiny_vlm.with_deltas(deltas_at(tiny_vlm, sites_at(tiny_vlm, "last")))
+    edited = edited_last(tiny_vlm)
     expected = said_whole(edited)
     said(edited)
     whole = tiny_vlm.frozen.prefills.bytes_used
@@ -200,7 +206,7 @@ def test_prefills_are_bounded_in_bytes_and_a_larger_one_is_not_kept(tiny_vlm: Ne
 
 
 def test_a_prompt_with_a_context_is_read_whole_and_not_kept(tiny_vlm: NetworkVLM):
-    edited = tiny_vlm.with_deltas(deltas_at(tiny_vlm, sites_at(tiny_vlm, "last")))
+    edited = edited_last(tiny_vlm)
     rows = [replace(example, context="New Fact: yes\nPrompt: ") for example in MIXED]
     for _ in range(2):
         with runs_of_layers(tiny_vlm) as runs:
@@ -215,7 +221,7 @@ def test_a_prefill_longer_than_a_sliding_window_is_not_kept(window: int):
     model = build("gemma3")
     text = model.adapter.network.config.get_text_config()
     text.sliding_window = window
-    edited = model.with_deltas(deltas_at(model, sites_at(model, "last")))
+    edited = edited_last(model)
     assert min(model.prompt_tokens(MIXED)) > 8
     expected = said_whole(edited)
     for _ in range(2):
