@@ -71,16 +71,16 @@ def assert_skipped(runs: list[int], k: int) -> None:
 def test_answers_after_a_kept_prefill_are_those_after_a_whole_one(model: NetworkVLM, place: Place):
     sites = sites_at(model, place)
     k = first_layer(model, sites)
-    for edits in (None, len(MIXED)):
-        edited = model.with_deltas(deltas_at(model, sites, edits=edits, scale=2))
-        expected, before = said_whole(edited), said_whole(model)
-        assert expected != before
-        assert said(model) == before
-        for _ in range(2):
-            with runs_of_layers(model) as runs:
-                assert said(edited) == expected
-        assert_skipped(runs, k)
-        assert said(model) == before
+    edits = len(MIXED) if place in ("first", "last") else None
+    edited = model.with_deltas(deltas_at(model, sites, edits=edits, scale=2))
+    expected, before = said_whole(edited), said_whole(model)
+    assert expected != before
+    assert said(model) == before
+    for _ in range(2):
+        with runs_of_layers(model) as runs:
+            assert said(edited) == expected
+    assert_skipped(runs, k)
+    assert said(model) == before
 
 
 def test_an_edit_of_the_default_sites_begins_with_the_prefill_of_the_base_model(vlm: NetworkVLM):
@@ -98,10 +98,10 @@ def test_an_edit_of_the_default_sites_begins_with_the_prefill_of_the_base_model(
 
 def test_a_second_question_is_answered_as_without_a_first(model: NetworkVLM):
     edited = edited_last(model)
-    others = [replace(example, prompt="a photo of") for example in MIXED[::-1]]
-    expected = {rows: said_whole(edited, rows) for rows in (MIXED, tuple(others))}
-    for rows in (*expected, *expected):
-        assert said(edited, rows) == expected[rows]
+    questions = (MIXED, [replace(example, prompt="a photo of") for example in MIXED[::-1]])
+    expected = [said_whole(edited, rows) for rows in questions]
+    for _ in range(2):
+        assert [said(edited, rows) for rows in questions] == expected
 
 
 def test_sampled_answers_are_those_after_a_whole_prefill(model: NetworkVLM):
