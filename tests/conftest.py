@@ -26,7 +26,7 @@ GROUPS = (
     # one launch at a time, all from one warm process
     (r"test_(bench_processes|distributed|training_checkpoints)\.py", "processes"),
     (r"test_promises\.py::.*\[(.+)\]", r"promises of \1"),
-    (r"(test_(?:suite|easyvqa|families|serac|intervals|checkpoints)\.py)", r"\1"),
+    (r"(test_(?:suite|easyvqa|families|\w+_reuse|serac|intervals|checkpoints)\.py)", r"\1"),
     (r"(.+\.py)", r"\1"),
 )
 """Tests of one group share what their fixtures make, so one process runs them. The groups of the

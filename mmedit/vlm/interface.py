@@ -76,7 +76,8 @@ class VLM(ABC):
 
         They are greedy, or as a decoding says (`mmedit.vlm.decoding`), which has a row for each
         example. Costs one forward per new token, until every row has ended or has `max_new_tokens`:
-        a larger number costs only where the VLM does not stop by itself.
+        a larger number costs only where the VLM does not stop by itself. The first forward, over
+        the prompts, begins at the first edited layer if the batch was answered before.
         """
 
     def prompt_tokens(
