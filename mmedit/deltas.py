@@ -1,16 +1,14 @@
 """A weight edit as data: `y = W x + b` becomes `y = W x + b + Δ(x)`, where Δ(x) = U^T (V x) or
 Δ(x) = ΔW x.
 
-A delta may have a leading `edits` axis: then row i of a batch is answered under edit i alone.
-Deltas are added by forward hooks that exist only during one call (`added`), so the network itself
-is never written to.
+A delta may have a leading `edits` axis: then row i of a batch is answered under edit i alone. How
+deltas act in a network is in `mmedit.vlm.acting`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -243,45 +241,6 @@ def together(separate: Mapping[str, LowRank]) -> dict[str, Delta]:
 def fold(weight: Float[Tensor, "out in"], delta: Delta) -> Float[Tensor, "*edits out in"]:
     """Return the edited weight, in the weight's dtype. Half precision may round the edit away."""
     return (weight.float() + delta.weight().float()).to(weight.dtype)
-
-
-@contextmanager
-def added(network: nn.Module, deltas: Mapping[str, Delta], rows: int) -> Iterator[None]:
-    """Add the delta of every named Linear to its output while the context lasts.
-
-    `rows` is the batch size of the call. It must be given, because OPT flattens (rows, tokens) to
-    one axis before fc1 and fc2. Raises SiteError if a delta does not fit.
-    """
-    hooks = []
-    try:
-        for site, delta in deltas.items():
-            linear = linear_at(network, site)
-            if delta.edits is not None and delta.edits != rows:
-                raise SiteError(
-                    f"{delta.edits} separate edits cannot answer {rows} rows: row i is answered "
-                    "under edit i. "
-                    "Use select(rows) to say which edit answers which row."
-                )
-            if delta.shape != (linear.out_features, linear.in_features):
-                raise SiteError(
-                    f"the delta for {site} is {delta.shape}, the weight there "
-                    f"({linear.out_features}, {linear.in_features})"
-                )
-            hooks.append(linear.register_forward_hook(_adder(delta, rows)))
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _adder(delta: Delta, rows: int):
-    def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        x = inputs[0]
-        together = 1 if delta.edits is None else rows  # rows of one edit may be ragged
-        change = delta(x.reshape(together, -1, x.shape[-1])).reshape(output.shape)
-        return (output + change.to(output.device)).to(output.dtype)
-
-    return add
 
 
 def linear_at(network: nn.Module, site: str) -> nn.Linear:

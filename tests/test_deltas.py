@@ -19,7 +19,6 @@ from mmedit.deltas import (
     Dense,
     LowRank,
     Sum,
-    added,
     compose,
     compose_all,
     fold,
@@ -27,6 +26,7 @@ from mmedit.deltas import (
     together,
 )
 from mmedit.errors import DataError, SiteError
+from mmedit.vlm.acting import added
 
 FC1, FC2, QUERY = (
     f"model.decoder.layers.1.{name}" for name in ("fc1", "fc2", "self_attn.q_proj")

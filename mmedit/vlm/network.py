@@ -22,6 +22,7 @@ from mmedit.cases import Example
 from mmedit.deltas import Delta, compose_all, linear_at
 from mmedit.errors import SiteError
 from mmedit.metrics.multiclass_log_probs import answer_nll
+from mmedit.vlm.acting import cheapest
 from mmedit.vlm.decoding import groups_with_room
 from mmedit.vlm.edit import Edit, merged, nameless, with_own_name
 from mmedit.vlm.frozen import Frozen
@@ -181,7 +182,9 @@ class NetworkVLM(VLM):
         return self._with(self.deltas, with_own_name(self._edits, edit))
 
     def merged(self) -> NetworkVLM:
-        return self._with(self.deltas, merged(self._edits, self.deltas))
+        deltas = cheapest(self.adapter.network, self.deltas)
+        edits = merged(self._edits, deltas)
+        return self if edits == self._edits else self._with(deltas, edits)
 
     def with_deltas(self, deltas: Mapping[str, Delta], *, edit: Edit | None = None) -> NetworkVLM:
         for site, delta in deltas.items():

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from mmedit.adapters.base import Adapter, Stage
 from mmedit.adapters.inputs import Inputs
 from mmedit.adapters.seen import SeenImage
-from mmedit.deltas import Delta, added, linear_at
+from mmedit.deltas import Delta, linear_at
 from mmedit.errors import SiteError
+from mmedit.vlm.acting import added
 from mmedit.vlm.frozen import Frozen
 from mmedit.vlm.outputs import Predictions
 

@@ -1,0 +1,114 @@
+"""What the last edit of a sequence costs beside the first one, and a question afterwards.
+
+    python benchmarks/sequences.py > benchmarks/sequences.md
+    python benchmarks/sequences.py --edits 1000 >> benchmarks/sequences.md
+
+The edits are made one after another, as `mmedit bench --mode sequential` makes them. The last ten
+have the same requests as the first ten, so that they are equally long. MEND and KE are not
+trained, and their edits are made small: costs do not depend on how well they edit. Questions
+are asked one at a time and sixteen together, of the base model and of the edited one in turn.
+Processor time of one thread; medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
+
+from threads import processor
+
+from mmedit import Example, load_cases, load_editor, load_vlm
+from mmedit.editors.base import Editor
+from mmedit.editors.learned import LearnedEditor, TrainedNetwork
+from mmedit.editors.saved import origin_of
+from mmedit.vlm.interface import VLM
+
+ENDS, BATCH, ROUNDS = 10, 16, 15
+SMALL = {"mend": {"edit_lr": 1e-6}, "ke": {"max_scale": 1e-6}}
+"""Settings that keep the edits of untrained networks small."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--edits", type=int, default=100)
+    parser.add_argument("--editors", nargs="+", default=["ft-l", "ft", "mend", "ke"])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    vlm = load_vlm("embedded")
+    cases = load_cases("easyvqa", "test", limit=options.edits, questions_per_picture=2)
+    requests = [case.request for case in cases[: options.edits - ENDS]]
+    requests += requests[:ENDS]
+    vlm.frozen.see(requests)
+    print(f"{processor()}; torch {torch.__version__}, 1 thread, {len(requests)} edits, embedded VLM\n")
+    print("| editor | first edits, ms | last / first | question after / before | 16 questions |")
+    print("|---|--:|--:|--:|--:|")
+    for name in options.editors:
+        editor = untrained(load_editor(name, vlm, **SMALL.get(name, {})), vlm)
+        edited, taken = in_sequence(editor, vlm, requests)
+        first, last = median(taken[:ENDS]), median(taken[-ENDS:])
+        one = ratio(vlm, edited, [[request] for request in requests[:ENDS]])
+        many = ratio(vlm, edited, [requests[:BATCH]] * ENDS)
+        print(
+            f"| {editor.label} | {1000 * first:.1f} | {last / first:.2f} | {one:.2f} "
+            f"| {many:.2f} |",
+            flush=True,
+        )
+
+
+def untrained(editor: Editor[Any], vlm: VLM) -> Editor[Any]:
+    """Return the editor with a new network, if it is one that learns."""
+    if not isinstance(editor, LearnedEditor):
+        return editor
+    torch.manual_seed(0)
+    facts = editor.facts(vlm)
+    network = editor.build(facts).to(vlm.device).requires_grad_(False).eval()
+    origin = origin_of(vlm, editor.config.sites_of(vlm), [], 0)
+    return editor.with_learnt(TrainedNetwork(facts, network), origin)
+
+
+def in_sequence(
+    editor: Editor[Any], vlm: VLM, requests: Sequence[Example]
+) -> tuple[VLM, list[float]]:
+    """Return the VLM with an edit of every request, and the seconds of each edit."""
+    vlm.predict(requests[:ENDS])
+    editor.apply(vlm, requests[:1])  # one that does not count
+    edited, taken = vlm, []
+    for request in requests:
+        begun = time.process_time()
+        edited = editor.apply(edited, [request]).merged()
+        taken.append(time.process_time() - begun)
+    return edited, taken
+
+
+@torch.no_grad()
+def ratio(base: VLM, edited: VLM, batches: Sequence[Sequence[Example]]) -> float:
+    """Return the cost of questions of the edited model over that of the base model."""
+    for batch in batches:
+        base.predict(batch)
+        edited.predict(batch)
+    pairs = [
+        (seconds(lambda: edited.predict(batch)), seconds(lambda: base.predict(batch)))
+        for _ in range(ROUNDS)
+        for batch in batches
+    ]
+    after, before = (median(column) for column in zip(*pairs, strict=True))
+    return after / before
+
+
+def seconds(step: Callable[[], object]) -> float:
+    begun = time.process_time()
+    step()
+    return time.process_time() - begun
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Deltas act in a network during one call, and the network itself is never written to.
+
+The usual way is a forward hook that adds Δ(x) to the output of a Linear. It costs products of its
+own, for a delta of a whole matrix (`Dense`) as many as the Linear. So in float32 a `Dense` of all
+rows is folded: during the call the Linear reads W + ΔW in place of W, which is made once for each
+delta. Half precision would round the edit away, so there the hook remains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmedit.deltas import Delta, Dense, LowRank, Sum, fold, linear_at
+from mmedit.errors import SiteError
+
+NOTICED = 0.1
+"""Share of a Linear's own product above which a low-rank delta should be a whole matrix."""
+
+
+class Folded(NamedTuple):
+    """A weight with a delta in it."""
+
+    weight: Tensor
+    """W + ΔW; W itself if ΔW is 0."""
+    of: ref[Tensor]
+    """W."""
+    state: tuple[int, ...]
+    """State of W and ΔW when it was made."""
+
+
+_FOLDED: WeakKeyDictionary[Dense, Folded] = WeakKeyDictionary()
+"""The folded weight of a delta lives as long as the delta, and takes as much memory."""
+
+
+@contextmanager
+def added(network: nn.Module, deltas: Mapping[str, Delta], rows: int) -> Iterator[None]:
+    """Add the delta of every named Linear to its output while the context lasts.
+
+    `rows` is the batch size of the call. It must be given, because OPT flattens (rows, tokens) to
+    one axis before fc1 and fc2. Raises SiteError if a delta does not fit.
+    """
+    with ExitStack() as until:
+        for site, delta in deltas.items():
+            linear = linear_at(network, site)
+            _require_fits(site, delta, linear, rows)
+            whole, rest = _split(delta)
+            if whole is not None and takes_folded(linear, whole.change):
+                until.enter_context(_reading(linear, folded(linear.weight, whole)))
+            else:
+                rest = delta
+            if rest is not None:
+                hook = linear.register_forward_hook(_adder(rest, rows))
+                until.callback(hook.remove)
+        yield
+
+
+def takes_folded(linear: nn.Linear, change: Tensor) -> bool:
+    """Whether the Linear may read W + ΔW in place of W: both are plain float32 on one device, and
+    nothing lowers the precision of products.
+    """
+    weight = linear.weight
+    return (
+        type(linear) is nn.Linear
+        and type(weight) is nn.Parameter
+        and "forward" not in vars(linear)  # Accelerate brings the weights in a forward of its own
+        and weight.dtype == change.dtype == torch.float32
+        and weight.device == change.device
+        and not torch.is_autocast_enabled(weight.device.type)
+        and torch.get_float32_matmul_precision() == "highest"
+    )
+
+
+def folded(weight: nn.Parameter, delta: Dense) -> Float[Tensor, "out in"]:
+    """Return W + ΔW. It is made once, unless a gradient goes through it."""
+    if torch.is_grad_enabled() and (delta.change.requires_grad or weight.requires_grad):
+        return fold(weight, delta)
+    state = (*_state(weight), *_state(delta.change))
+    kept = _FOLDED.get(delta)
+    if kept is None or kept.of() is not weight or kept.state != state:
+        with torch.inference_mode(False), torch.no_grad():
+            # W itself keeps every bit of an edit that changes nothing: the last digits of a product
+            # depend on where in memory a matrix lies.
+            made = fold(weight, delta) if delta.change.any() else weight.detach()
+        kept = _FOLDED[delta] = Folded(made, ref(weight), state)
+    return kept.weight
+
+
+def _state(tensor: Tensor) -> tuple[int, int]:
+    """Return what changes when other numbers are written to a tensor."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+
+
+def cheapest(network: nn.Module, deltas: Mapping[str, Delta]) -> dict[str, Delta]:
+    """Return the deltas with whole matrices in place of low-rank ones that a call would notice,
+    where a whole matrix can be folded and so costs nothing.
+    """
+    return {site: _cheapest(linear_at(network, site), delta) for site, delta in deltas.items()}
+
+
+def _cheapest(linear: nn.Linear, delta: Delta) -> Delta:
+    if not isinstance(delta, LowRank) or delta.edits is not None:
+        return delta
+    (out, in_), rank = delta.shape, len(delta.u)
+    noticed = rank * (out + in_) > NOTICED * out * in_
+    return Dense(delta.weight()) if noticed and takes_folded(linear, delta.u) else delta
+
+
+def _split(delta: Delta) -> tuple[Dense | None, Delta | None]:
+    """Return the part of a delta that is one matrix for all rows, and the rest of it."""
+    parts = delta.parts if isinstance(delta, Sum) else (delta,)
+    whole = next((p for p in parts if isinstance(p, Dense) and p.edits is None), None)
+    rest = tuple(part for part in parts if part is not whole)
+    return whole, Sum(rest) if len(rest) > 1 else next(iter(rest), None)
+
+
+@contextmanager
+def _reading(linear: nn.Linear, weight: Tensor) -> Iterator[None]:
+    """Let a Linear read another weight while the context lasts; its hooks stay in force."""
+    vars(linear)["forward"] = lambda x: F.linear(x, weight, linear.bias)
+    try:
+        yield
+    finally:
+        del vars(linear)["forward"]
+
+
+def _adder(delta: Delta, rows: int):
+    def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x = inputs[0]
+        together = 1 if delta.edits is None else rows  # rows of one edit may be ragged
+        change = delta(x.reshape(together, -1, x.shape[-1])).reshape(output.shape)
+        return (output + change.to(output.device)).to(output.dtype)
+
+    return add
+
+
+def _require_fits(site: str, delta: Delta, linear: nn.Linear, rows: int) -> None:
+    if delta.edits is not None and delta.edits != rows:
+        raise SiteError(
+            f"{delta.edits} separate edits cannot answer {rows} rows: row i is answered "
+            "under edit i. "
+            "Use select(rows) to say which edit answers which row."
+        )
+    if delta.shape != (linear.out_features, linear.in_features):
+        raise SiteError(
+            f"the delta for {site} is {delta.shape}, the weight there "
+            f"({linear.out_features}, {linear.in_features})"
+        )
