@@ -16,6 +16,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -48,7 +49,7 @@ def main() -> None:
     requests = [case.request for case in cases[: options.edits - ENDS]]
     requests += requests[:ENDS]
     vlm.frozen.see(requests)
-    print(f"{processor()}; torch {torch.__version__}, 1 thread, {len(requests)} edits, embedded VLM\n")
+    print(f"{processor()}, torch {torch.__version__}, 1 thread, {len(requests)} edits, embedded\n")
     print("| editor | first edits, ms | last / first | question after / before | 16 questions |")
     print("|---|--:|--:|--:|--:|")
     for name in options.editors:
@@ -96,7 +97,7 @@ def ratio(base: VLM, edited: VLM, batches: Sequence[Sequence[Example]]) -> float
         base.predict(batch)
         edited.predict(batch)
     pairs = [
-        (seconds(lambda: edited.predict(batch)), seconds(lambda: base.predict(batch)))
+        (seconds(partial(edited.predict, batch)), seconds(partial(base.predict, batch)))
         for _ in range(ROUNDS)
         for batch in batches
     ]

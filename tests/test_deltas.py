@@ -122,17 +122,17 @@ def hooks(network: nn.Module) -> int:
 
 def test_hooks_live_only_inside_the_context():
     network = nn.Sequential(nn.Linear(IN, OUT))
-    with added(network, {"0": dense()}, rows=1):
+    with added(network, {"0": low_rank()}, rows=1):
         assert hooks(network) == 1
     assert hooks(network) == 0
 
 
 def test_hooks_are_gone_after_an_exception():
     network = nn.Sequential(nn.Linear(IN, OUT), nn.Linear(OUT, OUT))
-    with pytest.raises(KeyboardInterrupt), added(network, {"0": dense()}, rows=1):
+    with pytest.raises(KeyboardInterrupt), added(network, {"0": low_rank()}, rows=1):
         raise KeyboardInterrupt
     assert hooks(network) == 0
-    with pytest.raises(SiteError), added(network, {"0": dense(), "1": dense()}, rows=1):
+    with pytest.raises(SiteError), added(network, {"0": low_rank(), "1": dense()}, rows=1):
         pass
     assert hooks(network) == 0
 

@@ -255,7 +255,8 @@ def merged(edits: Sequence[Edit], deltas: Mapping[str, Delta]) -> tuple[Edit, ..
     one = replace(
         weights[-1],
         name=MERGED,
-        requests=tuple(request for edit in weights for request in edit.requests),
+        # joined as tuples: a loop over all requests so far would be felt in a long sequence
+        requests=sum((edit.requests for edit in weights), ()),
         change=DeltaChange(deltas),
         seconds=None,
         on=(),

@@ -145,7 +145,8 @@ class VLM(ABC):
     def merged(self) -> VLM:
         """Return a VLM that answers the same and holds one edit of weights, the sum of all it had.
 
-        None of them can be taken out any more, and their own weights are free: for long sequences.
+        None of them can be taken out any more, and their own weights are free: for long sequences,
+        whose questions then cost as much as those of the base model (up to rounding, in float32).
         """
 
     def with_edit(self, edit: Edit) -> VLM:

@@ -145,6 +145,7 @@ def assert_clean(vlm: NetworkVLM) -> None:
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
         assert not module._backward_hooks
+        assert "forward" not in vars(module)
         assert not module.training
     for parameter in vlm.adapter.network.parameters():
         assert parameter.grad is None
