@@ -93,7 +93,8 @@ def test_fine_tuning_works_on_a_network_half_on_disk(both):
     whole, _ = both
     editor = FT(FTConfig(sites=whole.sites("language")[-1:], steps=3, lr=1e-2))
     first, second = (editor.apply(vlm, [SEEN[0]]).predict([SEEN[0]]).logits for vlm in both)
-    assert torch.equal(first, second)
+    # In memory, W + ΔW is one matrix; on disk, ΔW stands beside W.
+    torch.testing.assert_close(second, first, rtol=1e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize("family", ["blip2", "instructblip", "llava_next", "llava_onevision"])
