@@ -8,7 +8,7 @@ whose batches differ in every step, states are kept example by example (`mmedit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from pathlib import Path
 from typing import Protocol, final, runtime_checkable
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mmedit.adapters.base import Adapter
 from mmedit.adapters.inputs import Inputs
-from mmedit.adapters.layers import first_layers, noted, resumed
+from mmedit.adapters.layers import noted, resumed
 from mmedit.cache import GIGABYTE, TensorCache
 from mmedit.cases import Example
 
@@ -87,11 +87,8 @@ class States:
             return self._adapter.logits(inputs, features())
         found = self._nearest(inputs, examples, len(layers) if before is None else before)
         if before is None:
-            return self._of_base(inputs, found, features)
-        at, states = found
-        if at < before:
-            states = self._first(inputs, found, before, features)
-        return self._resumed(inputs, before, states, features)
+            return self._running(inputs, found, self._places, features)
+        return self._running(inputs, found, [before], features)
 
     def _nearest(
         self, inputs: Inputs, examples: Sequence[Example], most: int
@@ -105,34 +102,23 @@ class States:
                 return k, self._spread(packed, inputs, k)
         return 0, None
 
-    def _of_base(
-        self, inputs: Inputs, found: tuple[int, Tensor | None], features: Features
+    def _running(
+        self,
+        inputs: Inputs,
+        found: tuple[int, Tensor | None],
+        places: Collection[int],
+        features: Features,
     ) -> Tensor:
-        """Return the base model's logits, and keep its states at all places."""
+        """Return the logits from the states that were found, and keep those of the base model at
+        further places on the way.
+        """
         at, states = found
-        new = [k for k in self._places if k > at]
-        with noted(self._adapter.layers, new) as passed:
+        self._places.update(places)
+        with noted(self._adapter.layers, [k for k in places if k > at]) as passed:
             logits = self._resumed(inputs, at, states, features)
         for k, there in passed.items():
             self._keep(inputs, k, there)
         return logits
-
-    @torch.no_grad()
-    def _first(
-        self,
-        inputs: Inputs,
-        found: tuple[int, Tensor | None],
-        before: int,
-        features: Features,
-    ) -> Tensor:
-        """Return the states after the layers before an edit, and keep them."""
-        at, states = found
-        self._places.add(before)
-        states = first_layers(
-            self._adapter.layers, before, lambda: self._resumed(inputs, at, states, features)
-        )
-        self._keep(inputs, before, states)
-        return states
 
     def _resumed(
         self, inputs: Inputs, at: int, states: Tensor | None, features: Features
