@@ -96,11 +96,12 @@ def unrelated_fact(rng: np.random.Generator, split: Split) -> Example:
     return Example(prompt=fact.ask(wording), target=fact.answer)
 
 
-def split_facts(split: Split) -> list[Fact]:
+@cache
+def split_facts(split: Split) -> tuple[Fact, ...]:
     """Return the facts of a split."""
     countries = sorted({fact.subject for fact in load_facts()})
     test = set(countries[::TEST_COUNTRIES])
-    return [fact for fact in load_facts() if (fact.subject in test) == (split == "test")]
+    return tuple(fact for fact in load_facts() if (fact.subject in test) == (split == "test"))
 
 
 def choose(rng: np.random.Generator, options: list[Option] | tuple[Option, ...]) -> Option:

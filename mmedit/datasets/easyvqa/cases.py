@@ -158,9 +158,10 @@ def _case(
 def _render(rng: np.random.Generator, picture: Picture) -> Image.Image:
     """Return another rendering; draw again if a shape would turn from small to large or back."""
     image = open_image(picture.path)
+    box = find_shape(image)
     while True:
-        rendered = Rendering.draw(rng).apply(image)
-        if find_shape(rendered).size == find_shape(image).size:
+        rendered = Rendering.draw(rng).apply(image, box)
+        if find_shape(rendered).size == box.size:
             return rendered
 
 

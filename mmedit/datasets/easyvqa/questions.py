@@ -210,6 +210,7 @@ class Question:
         return tuple(answer for answer in pool if answer != self.answer(scene))
 
 
+@cache
 def parse_question(text: str) -> Question:
     """Read one of easy-VQA's own questions.
 
