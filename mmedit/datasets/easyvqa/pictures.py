@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -62,10 +63,13 @@ def known_pictures(split: Split) -> tuple[tuple[Picture, Scene], ...]:
     return tuple((picture, picture.scene) for picture in load_pictures(split) if picture.scene)
 
 
-def _scene(asked: list[Asked]) -> Scene | None:
-    fitting = [
-        scene
-        for scene in (Scene(color=c, shape=s) for c, s in product(COLORS, SHAPES))
-        if all(one.question.answer(scene) == one.answer for one in asked)
-    ]
-    return fitting[0] if len(fitting) == 1 else None
+def _scene(asked: Sequence[Asked]) -> Scene | None:
+    fitting = frozenset.intersection(*(_scenes(one.question, one.answer) for one in asked))
+    return next(iter(fitting)) if len(fitting) == 1 else None
+
+
+@cache
+def _scenes(question: Question, answer: str) -> frozenset[Scene]:
+    """Return the scenes in which a question has this answer."""
+    scenes = (Scene(color=color, shape=shape) for color, shape in product(COLORS, SHAPES))
+    return frozenset(scene for scene in scenes if question.answer(scene) == answer)
