@@ -82,10 +82,10 @@ class RunFolder:
         """All records that are written so far, by key."""
         return self._known
 
-    def add(self, record: Record) -> None:
-        """Write one record. Raises RunError if it cannot be written."""
-        on_main(lambda: self._writer.append(record))
-        self._known[record.key] = record
+    def add(self, records: Sequence[Record]) -> None:
+        """Write records in one block. Raises RunError if they cannot be written."""
+        on_main(lambda: self._writer.append(*records))
+        self._known |= {record.key: record for record in records}
 
     def records(self, first: Sequence[str]) -> list[Record]:
         """Return all records: those of the editors in `first` in this order, then the others."""

@@ -158,9 +158,9 @@ def measure_editor(
     total = number_of_records(mode, meter, editor, cases)
     done = sum(key.editor == meter.name for key in folder.known)
     progress(f"measuring {meter.name}", done, total, "")
-    for record in missing_records(items, folder.known, snapshots):
-        folder.add(record)
-        done += 1
+    for records in missing_records(items, folder.known, snapshots):
+        folder.add(records)
+        done += len(records)
         progress(f"measuring {meter.name}", done, total, "")
     on_main(snapshots.discard)
 
@@ -185,9 +185,9 @@ def number_of_records(mode: Mode, meter: Meter, editor: Editor, cases: Sequence[
 
 def missing_records(
     items: Iterable[Job | Snapshot], known: Mapping[Key, Record], snapshots: Snapshots
-) -> Iterator[Record]:
-    """Run the jobs that lack a record, one per process at a time; yield the records that are not
-    known, in the order of the jobs, and save the snapshots.
+) -> Iterator[list[Record]]:
+    """Run the jobs that lack a record, one per process at a time; yield, after each time, the
+    records that are not known, in the order of the jobs, and save the snapshots.
 
     A job runs as a whole even if only some of its records are missing: so the batches, and with
     them the last digits, are those of an uninterrupted run.
@@ -198,9 +198,7 @@ def missing_records(
             on_main(lambda found=group: snapshots.save(found))
             continue
         made = attempt(lambda group=group: group[mine].run() if mine < len(group) else [])
-        for record in (record for part in gather(made) for record in part):
-            if record.key not in known:
-                yield record
+        yield [record for part in gather(made) for record in part if record.key not in known]
 
 
 def _rounds(

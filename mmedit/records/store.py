@@ -1,4 +1,4 @@
-"""Records and manifests on disk: one JSON line per edit, written as soon as it is known."""
+"""Records and manifests on disk: one JSON line per edit, written as soon as its batch is known."""
 
 from __future__ import annotations
 
@@ -72,18 +72,20 @@ class RecordWriter:
     ) -> None:
         self._close()
 
-    def append(self, record: Record) -> None:
-        """Write one record to the disk. Raises RunError if that fails; earlier lines are kept."""
+    def append(self, *records: Record) -> None:
+        """Write records to the disk, all in one block: a disk needs as long for a block as for a
+        line. Raises RunError if that fails; earlier lines are kept.
+        """
         if self._file is None:
             raise RunError(f"{self.path} is not open; append inside `with RecordWriter(...)`")
-        line = record.model_dump_json().encode() + b"\n"
+        block = b"".join(record.model_dump_json().encode() + b"\n" for record in records)
         try:
-            self._file.truncate(self._end)  # a line that failed halfway, if there is one
+            self._file.truncate(self._end)  # a block that failed halfway, if there is one
             self._file.seek(self._end)
-            write_durably(self._file, line)
+            write_durably(self._file, block)
         except OSError as error:
             raise _unwritable(self.path, error) from error
-        self._end += len(line)
+        self._end += len(block)
 
     def _open(self) -> None:
         try:

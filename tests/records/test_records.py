@@ -187,6 +187,29 @@ def test_a_full_disk_is_named_and_costs_no_earlier_record(tmp_path):
     assert [r.case_id for r in read_records(tmp_path)] == ["1", "3"]
 
 
+def test_the_records_of_a_batch_are_forced_to_disk_once(tmp_path, monkeypatch):
+    forced, fsync = [], os.fsync
+    monkeypatch.setattr(storage.os, "fsync", lambda file: forced.append(file) or fsync(file))
+    with RecordWriter(tmp_path / RECORDS) as writer:
+        writer.append(record("1"), record("2"), record("3"))
+    assert len(forced) == 1
+    assert [r.case_id for r in read_records(tmp_path)] == ["1", "2", "3"]
+
+
+def test_a_disk_that_fills_up_within_a_batch_keeps_its_whole_lines(tmp_path):
+    resource = pytest.importorskip("resource", reason="no file size limit on this platform")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    line = len(record("1").model_dump_json()) + 1
+    with RecordWriter(tmp_path / RECORDS) as writer:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (line + 40, hard))
+        try:
+            with pytest.raises(RunError, match="records written before are intact"):
+                writer.append(record("1"), record("2"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [r.case_id for r in read_records(tmp_path)] == ["1"]
+
+
 def test_a_record_that_could_not_be_forced_to_disk_is_an_error(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
