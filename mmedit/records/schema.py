@@ -119,8 +119,10 @@ class ProbeRecord(_Frozen):
         """Whether the base and the edited model gave finite outputs. No score of a probe without
         them enters a mean.
         """
-        moved = vars(self.locality).values() if self.locality else ()
-        return self.pre.is_finite and self.post.is_finite and not any(map(math.isnan, moved))
+        if not (math.isfinite(self.pre.log_prob) and math.isfinite(self.post.log_prob)):
+            return False
+        moved = self.locality
+        return moved is None or not any(map(math.isnan, vars(moved).values()))
 
     @property
     def content(self) -> Content:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import lzma
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO, FileIO
 from pathlib import Path
 from types import TracebackType
@@ -198,16 +201,33 @@ def _whole_lines(content: bytes) -> bytes:
 
 def _parse(content: bytes, file: Path) -> list[Record]:
     records = []
-    for row, line in enumerate(content.split(b"\n")[:-1], start=1):  # a string may hold U+2028
-        try:
-            records.append(Record.model_validate_json(line))
-        except ValidationError as error:
-            raise DataError(
-                f"{file}, row {row}: {_first_problem(error)}; "
-                "delete the row to measure that edit again"
-            ) from error
+    with _no_garbage_collection():
+        for row, line in enumerate(content.split(b"\n")[:-1], start=1):  # a string may hold U+2028
+            try:
+                records.append(Record.model_validate_json(line))
+            except ValidationError as error:
+                raise DataError(
+                    f"{file}, row {row}: {_first_problem(error)}; "
+                    "delete the row to measure that edit again"
+                ) from error
     require_each_once(records, file)
     return records
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Pause the search for objects that refer to each other in a circle, while the context lasts.
+
+    Records are never among them, and the search would walk through all records again each time
+    that some hundred more are read: four fifths of the time to read 10,000.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _first_problem(error: ValidationError) -> str:

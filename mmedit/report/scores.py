@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import nan
 from statistics import fmean
 from typing import NamedTuple
@@ -90,6 +90,14 @@ class EditScores:
             found = summarise(self.values, self.clusters, bounds=bounds)
         scale = 100 if self.measure.percent else 1
         return Summary(scale * found.mean, scale * found.low, scale * found.high, found.n)
+
+    @cached_property
+    def by_edit(self) -> Mapping[AskedEdit, float]:
+        """The value of every edit; the mean of an edit that was measured more than once."""
+        found: dict[AskedEdit, list[float]] = {}
+        for edit, value in zip(self.edits, self.values.tolist(), strict=True):
+            found.setdefault(edit, []).append(value)
+        return {e: values[0] if len(values) == 1 else fmean(values) for e, values in found.items()}
 
 
 @dataclass(frozen=True)
@@ -208,7 +216,7 @@ def pair(first: EditScores, second: EditScores) -> Pairs:
     """Pair two methods' values by what was edited and asked. An edit measured twice counts with its
     mean.
     """
-    a, b = _by_edit(first), _by_edit(second)
+    a, b = first.by_edit, second.by_edit
     shared = tuple(edit for edit in a if edit in b)
     return Pairs(
         shared,
@@ -216,12 +224,3 @@ def pair(first: EditScores, second: EditScores) -> Pairs:
         np.array([a[edit] for edit in shared], dtype=np.float64),
         np.array([b[edit] for edit in shared], dtype=np.float64),
     )
-
-
-def _by_edit(scores: EditScores) -> Mapping[AskedEdit, float]:
-    if len(set(scores.edits)) == len(scores.edits):
-        return dict(zip(scores.edits, scores.values.tolist(), strict=True))
-    found: dict[AskedEdit, list[float]] = {}
-    for edit, value in zip(scores.edits, scores.values.tolist(), strict=True):
-        found.setdefault(edit, []).append(value)
-    return {edit: fmean(values) for edit, values in found.items()}
