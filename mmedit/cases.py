@@ -287,11 +287,13 @@ def dataset_hash(cases: Iterable[EditCase]) -> str:
 
 def _content(example: Example) -> list[object]:
     """Return all of an example that can change what a VLM answers, or how it is scored."""
+    key = None if example.image is None else image_key(example.image)
+    name = image_name(example) if isinstance(example.image, Path) else key
     return [
         example.prompt,
         example.context,
         example.target,
         list(example.answers),
-        image_name(example),
-        None if example.image is None else image_key(example.image),
+        name,
+        key,
     ]

@@ -42,9 +42,14 @@ def require_header(image: Path | Image.Image) -> tuple[int, int]:
     """
     if isinstance(image, Image.Image):
         return _size(image, shown(image))
-    _require_file(image)
-    with _faults_of(shown(image)), Image.open(image) as opened:
-        return _size(opened, shown(image))
+    status = _require_file(image)
+    return _file_size(image, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=100_000)
+def _file_size(path: Path, modified_ns: int, size: int) -> tuple[int, int]:
+    with _faults_of(shown(path)), Image.open(path) as opened:
+        return _size(opened, shown(path))
 
 
 def shown(image: Path | Image.Image) -> str:

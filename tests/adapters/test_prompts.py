@@ -11,6 +11,7 @@ import tiny
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from mmedit.adapters import prompts
 from mmedit.adapters.prompts import PROBE, Segmenter, chat_format, read_format
 from mmedit.errors import ModelError
 
@@ -77,6 +78,44 @@ def test_a_text_in_pieces_has_the_tokens_of_its_words(tokenizer, cut: int):
 
 def test_an_empty_text_has_no_tokens(tokenizer):
     assert Segmenter(tokenizer)(["", "a photo"])[0] == []
+
+
+class Counted:
+    """A tokenizer that counts the texts it is asked for."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.texts = []
+
+    def __call__(self, texts, **options):
+        self.texts += texts
+        return self.tokenizer(texts, **options)
+
+
+def test_a_text_is_tokenised_once_and_its_tokens_stay_the_same(tokenizer):
+    counted = Counted(tokenizer)
+    segment = Segmenter(counted)
+    first = segment(["a photo", "yes", "a photo"])
+    asked = len(counted.texts)
+    first[0].clear()
+    assert (
+        segment(["yes", "a photo"])
+        == [first[1], first[2]]
+        == Segmenter(tokenizer)(["yes", "a photo"])
+    )
+    assert len(counted.texts) == asked
+
+
+def test_remembered_texts_are_bounded_and_others_take_their_place(tokenizer, monkeypatch):
+    monkeypatch.setattr(prompts, "REMEMBERED", len("a photo") + len("yes"))
+    counted = Counted(tokenizer)
+    segment = Segmenter(counted)
+    expected = Segmenter(tokenizer)(["a photo", "yes", "no"])
+    assert [*segment(["a photo"]), *segment(["yes"]), *segment(["no"])] == expected
+    assert segment(["a photo of a photo"]) == Segmenter(tokenizer)(["a photo of a photo"])
+    asked = len(counted.texts)
+    assert segment(["no", "yes"]) == [expected[2], expected[1]]
+    assert len(counted.texts) == asked + 2
 
 
 def test_a_template_gives_the_tokens_of_the_whole_conversation(tokenizer):
