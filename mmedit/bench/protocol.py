@@ -24,6 +24,9 @@ from mmedit.progress import Progress, by_itself, counted
 from mmedit.records.schema import BASE, ProbeRecord, Record, Test
 from mmedit.vlm.interface import VLM, as_vlm
 
+IMAGES_AT_ONCE = 16
+"""Largest number of images that are decoded before they are encoded."""
+
 
 class NoEdit(Editor[EditorConfig]):
     """The base model's row of every table: it is measured like an editor that changes nothing."""
@@ -68,14 +71,15 @@ def evaluate(
     batch_size = as_count("batch_size")(batch_size)
     max_new_tokens = as_count("max_new_tokens", least=0)(max_new_tokens)
     require_distinct_ids(cases)
-    if cases:
-        require_finite(vlm, cases[0].request)
     meter = Meter(
         BaseOutputs(vlm),
         name=name or label_of(editor),
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
     )
+    if cases:
+        meter.encode_images(cases[:batch_size])
+        require_finite(vlm, cases[0].request)
     records = meter.evaluate(editor, cases)
     return counted(records, f"measuring {meter.name}", len(cases), progress or by_itself())
 
@@ -130,6 +134,7 @@ class Meter:
 
     def separate_edits(self, editor: Editor, cases: Sequence[EditCase]) -> list[Record]:
         """Return the records of separate edits of the base model, made and tested together."""
+        self.encode_images(cases)
         forget_peak_memory(self.vlm.devices)
         requests = [case.request for case in cases]
         edited, seconds = timed(lambda: editor.apply_each(self.vlm, requests), self.vlm.devices)
@@ -143,8 +148,21 @@ class Meter:
         )
         return self.records(state, cases)
 
+    def encode_images(self, cases: Sequence[ProbedCase]) -> None:
+        """Put the images of all probes through the frozen stages, before they are needed.
+
+        Images go through these stages in groups of a fixed size. Looked up probe by probe, with
+        few examples in a batch, most of each group would be filled up.
+        """
+        examples = [e for case in cases for probe in case.probes.values() for e in probe]
+        images = list(self.vlm.frozen.see(examples).values())
+        for together in chunks(images, IMAGES_AT_ONCE):
+            self.vlm.frozen.stage("bridge", together)
+
     def records(self, state: EditState, cases: Sequence[ProbedCase]) -> list[Record]:
         """Return the record of every case, tested on the edited model."""
+        if not state.separate:
+            self.encode_images(cases)
         probed = self._probed(state, cases)
         memory = peak_memory_bytes(self.vlm.devices)
         added = state.vlm.extra_parameters - self.vlm.extra_parameters
