@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 LOADED = (
     "dtype", "device_map", "adapter", "quantization", "max_memory", "offload_folder",
-    "trust_remote_code",
+    "trust_remote_code", "compile",
 )  # fmt: skip
 """Fields of `VLMFile` that loading takes as they are."""
 
@@ -94,6 +94,10 @@ def load_vlm_file(name: str, settings: Mapping[str, Any] | None = None) -> VLMFi
             f"vlm {name}: the folder {file.name_or_path} does not exist. Make it from the original "
             f"files (docs/converting.md): {file.convert}; or name yours: --set vlm.name_or_path=DIR"
         )
+    if file.compile:
+        from mmedit.adapters.compiled import require_compiler
+
+        require_compiler()
     require_known("vlm", file.name_or_path)
     if file.name_or_path not in names("vlm"):
         from mmedit.vlm.loading import resolve_vlm

@@ -61,6 +61,10 @@ class VLMFile(Settings):
     quantization: Literal["8bit", "4bit"] | None = None
     trust_remote_code: bool = False
     """Run code of the checkpoint."""
+    compile: bool = False
+    """Make the layers of vision and bridge faster by `torch.compile`, which needs a C++ compiler.
+    It pays for thousands of images, and not on every processor: docs/benchmarks.md.
+    """
     batch_size: int = Field(default=1, ge=1, le=MAX_BATCH)
     """Separate edits per pass. FT keeps a whole weight per edit: a large model needs few."""
 

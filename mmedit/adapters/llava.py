@@ -11,16 +11,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, final
 
 import torch
 from accelerate.utils import align_module_device
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlavaNextProcessor, LlavaOnevisionProcessor, LlavaProcessor
 
 from mmedit.adapters.auto import TransformersAdapter, input_of
 from mmedit.adapters.base import Stage
+from mmedit.adapters.compiled import is_heard
+from mmedit.adapters.layers import resumed
 from mmedit.adapters.prompts import PromptFormat
 from mmedit.adapters.seen import Layout, Pixels, SeenImage
 
@@ -43,6 +46,20 @@ class LlavaFamily(TransformersAdapter):
         chosen = [chosen] if isinstance(chosen, int) else list(chosen)
         states = config.vision_config.num_hidden_layers + 1  # the first is the embeddings'
         return max(layer % states for layer in chosen)
+
+    @cached_property
+    def _unread_layers(self) -> tuple[nn.Module, ...]:
+        """The last layers of the vision tower, whose output nothing reads."""
+        number = self.network.config.vision_config.num_hidden_layers
+        for module in self.network.get_encoder(modality="image").modules():
+            if isinstance(module, nn.ModuleList) and len(module) == number:
+                return tuple(module[self._layers_used("vision") :])
+        return ()
+
+    def _image_outputs(self, images: Sequence[SeenImage]) -> Any:
+        unread = [layer for layer in self._unread_layers if not is_heard(layer)]
+        with resumed(unread, len(unread), None):
+            return super()._image_outputs(images)
 
 
 @final

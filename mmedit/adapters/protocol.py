@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmedit.adapters.base import Adapter
+from mmedit.adapters.compiled import is_compiled
 
 
 def protocol_of(adapter: Adapter) -> dict[str, Any]:
     """Return the size of images in pixels, the text around a question about an image, and whether a
-    BOS token stands before it.
+    BOS token stands before it; also that vision and bridge are compiled, if they are.
     """
     form, decode = adapter.image_format, adapter.tokenizer.decode
     question = f"{decode(form.before_prompt)}{form.space}{{prompt}}{decode(form.after_prompt)}"
@@ -18,6 +19,7 @@ def protocol_of(adapter: Adapter) -> dict[str, Any]:
         "image_size": image_size(adapter.processor.image_processor.to_dict()),
         "text": f"{decode(form.before_image)}{{image}}{question}{form.lead}{{answer}}",
         "bos": adapter.tokenizer.bos_token_id in {*form.before_image, *form.before_prompt},
+        **({"compiled": "vision and bridge"} if is_compiled(adapter.network) else {}),
     }
 
 

@@ -32,6 +32,7 @@ from mmedit.adapters.checkpoint import (
     require_sentencepiece,
     require_tokenizer_files,
 )
+from mmedit.adapters.compiled import compile_layers, require_compiler
 from mmedit.adapters.matching import require_matching_processor
 from mmedit.adapters.weights import keep_weights_in_place, require_finite
 from mmedit.cache import TensorCache
@@ -88,6 +89,8 @@ class LoadingOptions(TypedDict, total=False):
     """Edit sites by stage, in place of the family's default ones."""
     trust_remote_code: bool
     """Whether code of the checkpoint may run. False by default."""
+    compile: bool
+    """Whether `torch.compile` makes the layers of vision and bridge faster. False by default."""
 
 
 def load_vlm(
@@ -109,6 +112,8 @@ def load_vlm(
     """
     if unknown := sorted(options.keys() - LoadingOptions.__annotations__.keys()):
         raise TypeError(f"load_vlm() got an unexpected keyword argument {unknown[0]!r}")
+    if options.get("compile"):
+        require_compiler()
     source = resolve_vlm(name_or_path)
     sites = _known_stages(options.get("sites") or {})
     try:
@@ -139,6 +144,8 @@ def _adapter(source: str, options: LoadingOptions) -> Adapter:
     keep_weights_in_place(network)
     adapter = adapter_class(network, processor)
     require_matching_processor(adapter)
+    if options.get("compile"):
+        compile_layers(adapter)
     return adapter
 
 
