@@ -31,9 +31,10 @@ from typing import Any, ClassVar, Literal, cast
 
 import torch
 from accelerate.utils import reduce
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmedit.cases import EditCase, Example
 from mmedit.deltas import LowRank
@@ -44,7 +45,7 @@ from mmedit.editors.objective import ObjectiveConfig, asked, outcome, require_pr
 from mmedit.training.learner import Learner
 from mmedit.training.settings import TrainingConfig
 from mmedit.vlm.interface import VLM
-from mmedit.vlm.outputs import Captured, reached
+from mmedit.vlm.outputs import Captured, SiteTokens
 from mmedit.vlm.prepared import Asked
 
 EPSILON = 1e-7
@@ -126,9 +127,7 @@ class EditNetwork(nn.Module):
             # names of modules must not hold dots
             key = f"{in_}x{out}" if config.shared else site.replace(".", "-")
             sharing.setdefault(key, []).append(site)
-        self.place = {
-            site: (key, mode) for key, sites in sharing.items() for mode, site in enumerate(sites)
-        }
+        self.sharing = sharing
         self.transforms = nn.ModuleDict(
             {
                 key: GradientTransform(in_, out, config, modes=len(sites) if config.shared else 0)
@@ -142,11 +141,14 @@ class EditNetwork(nn.Module):
         """Return one low-rank delta per row and site, with a rank per token that the loss reaches.
         `update` adds the tokens to the running statistics.
         """
-        captured, deltas = captured.reached(), {}
-        for number, site in enumerate(self.sites):
-            (key, mode), x, delta = self.place[site], captured.x[site], captured.delta[site]
-            x, delta = self.transforms[key](x, delta, mode, update=update)
-            deltas[site] = LowRank(u=self.edit_lrs[number] * delta, v=x)
+        packed, transformed = captured.packed(), {}
+        for key, sites in self.sharing.items():
+            tokens = {mode: packed[site] for mode, site in enumerate(sites)}
+            transformed |= zip(sites, self.transforms[key](tokens, update=update), strict=True)
+        deltas = {}
+        for site, lr in zip(self.sites, self.edit_lrs, strict=True):
+            (x, delta), by_row = transformed[site], packed[site].by_row
+            deltas[site] = LowRank(u=by_row(lr * delta), v=by_row(x))
         return deltas
 
 
@@ -169,29 +171,28 @@ class GradientTransform(nn.Module):
         self.delta_mlp = idmlp(delta_width) if not config.combine and sides != "x" else None
 
     def forward(
-        self,
-        x: Float[Tensor, "batch tokens in"],
-        delta: Float[Tensor, "batch tokens out"],
-        mode: int,
-        *,
-        update: bool,
-    ) -> tuple[Float[Tensor, "batch tokens in"], Float[Tensor, "batch tokens out"]]:
-        """Transform all tokens at site `mode`. Tokens with x or δ all zero (padding, tokens that
-        the loss does not reach) stay zero and are not counted in the statistics.
+        self, sites: Mapping[int, SiteTokens], *, update: bool
+    ) -> list[tuple[Float[Tensor, "tokens in"], Float[Tensor, "tokens out"]]]:
+        """Transform the tokens of sites, which are given by mode; one product for all of them.
+        `update` adds the tokens of each site to the statistics before they are normalised.
         """
-        x, delta = x.float(), delta.float()
-        counted = reached(x, delta)
-        if update:
-            self.x_norm.update(x, counted)
-            self.delta_norm.update(delta, counted)
-        if self.normalise:
-            x, delta = self.x_norm(x), self.delta_norm(delta)
+        normed = [self._normalised(tokens, update=update) for tokens in sites.values()]
+        counts = {mode: len(tokens.x) for mode, tokens in sites.items()}
+        x, delta = (torch.cat(side) for side in zip(*normed, strict=True))
         if self.mlp is not None:
-            both = self.mlp(torch.cat([x, delta], dim=-1), mode)
+            both = self.mlp(torch.cat([x, delta], dim=-1), counts)
             x, delta = both.split([x.shape[-1], delta.shape[-1]], dim=-1)
-        x = x if self.x_mlp is None else self.x_mlp(x, mode)
-        delta = delta if self.delta_mlp is None else self.delta_mlp(delta, mode)
-        return x * counted.unsqueeze(-1), delta * counted.unsqueeze(-1)
+        x = x if self.x_mlp is None else self.x_mlp(x, counts)
+        delta = delta if self.delta_mlp is None else self.delta_mlp(delta, counts)
+        of_site = list(counts.values())
+        return list(zip(x.split(of_site), delta.split(of_site), strict=True))
+
+    def _normalised(self, tokens: SiteTokens, *, update: bool) -> tuple[Tensor, Tensor]:
+        x, delta = tokens.x.float(), tokens.delta.float()
+        if update:
+            self.x_norm.update(x)
+            self.delta_norm.update(delta)
+        return (self.x_norm(x), self.delta_norm(delta)) if self.normalise else (x, delta)
 
 
 class RunningNorm(nn.Module):
@@ -212,14 +213,13 @@ class RunningNorm(nn.Module):
         self.register_buffer("count", torch.zeros(()))
 
     @torch.no_grad()
-    def update(self, x: Float[Tensor, "*rows width"], counted: Bool[Tensor, "*rows"]) -> None:
-        """Add the counted tokens of all processes: no loop over tokens, no host sync. A block with
-        a NaN is left out, so that the statistics stay usable after the step that failed.
+    def update(self, x: Float[Tensor, "tokens width"]) -> None:
+        """Add the tokens of all processes: no loop over tokens, no host sync. A block with a NaN
+        is left out, so that the statistics stay usable after the step that failed.
         """
-        there, axes = counted.unsqueeze(-1), tuple(range(x.ndim - 1))
-        added, total = _sum_over_processes(counted.sum().to(x), x.where(there, 0).sum(axes))
+        added, total = _sum_over_processes(x.new_full((), len(x)), x.sum(0))
         mean = total / added.clamp(min=1)
-        (squares,) = _sum_over_processes(((x - mean).where(there, 0) ** 2).sum(axes))
+        (squares,) = _sum_over_processes(((x - mean) ** 2).sum(0))
         sound = (mean.isfinite() & squares.isfinite()).all()
         added = added.where(sound, 0)
         mean, squares = mean.where(sound, 0), squares.where(sound, 0)
@@ -237,7 +237,7 @@ class RunningNorm(nn.Module):
     def forward(self, x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
         std = self.std
         alive = std > DEAD * self.mean.abs().clamp(min=std.max())
-        return (x - self.mean) / (std + EPSILON) * alive
+        return (x - self.mean) * (alive / (std + EPSILON))
 
 
 def _sum_over_processes(*tensors: Tensor) -> list[Tensor]:
@@ -252,9 +252,12 @@ class IDMLP(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(LRLinear(width, rank, modes) for _ in range(hidden_layers + 1))
 
-    def forward(self, x: Float[Tensor, "*rows width"], mode: int) -> Float[Tensor, "*rows width"]:
+    def forward(
+        self, x: Float[Tensor, "tokens width"], counts: Mapping[int, int]
+    ) -> Float[Tensor, "tokens width"]:
+        """Transform tokens: the first ones of one mode, then those of the next, so many of each."""
         for layer in self.layers:
-            x = layer(x, mode)
+            x = layer(x, counts)
         return x
 
 
@@ -273,12 +276,19 @@ class LRLinear(nn.Module):
         self.mode_scale = nn.Parameter(torch.ones(modes, width)) if modes else None
         self.mode_shift = nn.Parameter(torch.zeros(modes, width)) if modes else None
 
-    def forward(self, x: Float[Tensor, "*rows width"], mode: int) -> Float[Tensor, "*rows width"]:
-        z = x @ self.v.T @ self.u.T + self.bias
+    def forward(
+        self, x: Float[Tensor, "tokens width"], counts: Mapping[int, int]
+    ) -> Float[Tensor, "tokens width"]:
+        z = F.linear(x @ self.v.T, self.u, self.bias)
         if self.mode_scale is not None and self.mode_shift is not None:
-            z = z * self.mode_scale[mode] + self.mode_shift[mode]
-        # Every z starts at 0, where the gradients of relu and, since torch 2.14, of clamp are 0.
-        return torch.where(z < 0, 0.0, z) + x
+            scaled = [
+                torch.addcmul(self.mode_shift[mode], part, self.mode_scale[mode])
+                for mode, part in zip(counts, z.split(list(counts.values())), strict=True)
+            ]
+            z = torch.cat(scaled)
+        # Every z starts at 0, where the gradients of relu and, since torch 2.14, of clamp are 0;
+        # just below 0 the threshold passes it on.
+        return F.threshold(z, -torch.finfo(z.dtype).tiny, 0.0) + x
 
 
 class MENDLearner(Learner):

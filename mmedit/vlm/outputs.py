@@ -60,25 +60,59 @@ class Captured:
     delta: dict[str, Float[Tensor, "batch tokens out"]]
     nll: Float[Tensor, " batch"]
 
-    def reached(self) -> Captured:
+    def packed(self) -> dict[str, SiteTokens]:
         """Return only the tokens that can change an edit: x and δ are both not zero there.
 
-        They keep their order; shorter rows are filled with zeros. At the last layer these are the
-        answer's tokens. One host sync.
+        At the last layer these are the answer's tokens. Two host syncs.
         """
-        bears = {site: reached(self.x[site], self.delta[site]) for site in self.x}
-        most = torch.stack([mask.sum(1).amax() for mask in bears.values()]).clamp(min=1).tolist()
-        x, delta = {}, {}
-        for (site, mask), tokens in zip(bears.items(), most, strict=True):
-            first = (~mask).int().argsort(dim=1, stable=True)[:, :tokens].unsqueeze(-1)
-            there = mask.unsqueeze(-1).take_along_dim(first, dim=1)
-            x[site] = self.x[site].take_along_dim(first, dim=1).where(there, 0)
-            delta[site] = self.delta[site].take_along_dim(first, dim=1).where(there, 0)
-        return Captured(x=x, delta=delta, nll=self.nll)
+        bears = [reached(self.x[site], self.delta[site]) for site in self.x]
+        of_rows = [mask.sum(1) for mask in bears]
+        counts = torch.stack(of_rows).tolist()
+        found = torch.cat([mask.flatten() for mask in bears]).nonzero().flatten()
+        packed, before = {}, 0
+        for site, mask, of_row, index in zip(
+            self.x, bears, counts, found.split([sum(row) for row in counts]), strict=True
+        ):
+            token, before = index - before, before + mask.numel()
+            packed[site] = SiteTokens(
+                x=self.x[site].flatten(0, 1).index_select(0, token),
+                delta=self.delta[site].flatten(0, 1).index_select(0, token),
+                of_row=tuple(of_row),
+            )
+        return packed
+
+    def reached(self) -> Captured:
+        """Return the tokens of `packed` row by row. They keep their order; shorter rows are filled
+        with zeros.
+        """
+        packed = self.packed()
+        return Captured(
+            x={site: tokens.by_row(tokens.x) for site, tokens in packed.items()},
+            delta={site: tokens.by_row(tokens.delta) for site, tokens in packed.items()},
+            nll=self.nll,
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SiteTokens:
+    """The tokens of one site that can change an edit, row after row, without padding."""
+
+    x: Float[Tensor, "tokens in"]
+    delta: Float[Tensor, "tokens out"]
+    of_row: tuple[int, ...]
+    """Number of tokens of every row."""
+
+    def by_row(self, values: Float[Tensor, "tokens width"]) -> Float[Tensor, "batch most width"]:
+        """Return one vector per token as a batch, with zeros after the last token of each row."""
+        most = max(1, *self.of_row)
+        place = [most * row + n for row, count in enumerate(self.of_row) for n in range(count)]
+        index = torch.tensor(place, dtype=torch.long, device=values.device)
+        batch = values.new_zeros(len(self.of_row) * most, values.shape[-1])
+        return batch.index_copy(0, index, values).unflatten(0, (-1, most))
 
 
 def reached(
     x: Float[Tensor, "batch tokens in"], delta: Float[Tensor, "batch tokens out"]
 ) -> Bool[Tensor, "batch tokens"]:
     """Return a mask of the tokens at which neither x nor δ is zero throughout."""
-    return (x != 0).any(-1) & (delta != 0).any(-1)
+    return (x.abs().amax(-1) != 0) & (delta.abs().amax(-1) != 0)

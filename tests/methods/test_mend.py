@@ -20,7 +20,7 @@ from mmedit.methods.mend import IDMLP, MEND, EditNetwork, GradientTransform, MEN
 from mmedit.training.settings import TrainingConfig
 from mmedit.vlm.interface import VLM
 from mmedit.vlm.network import NetworkVLM
-from mmedit.vlm.outputs import Captured
+from mmedit.vlm.outputs import Captured, SiteTokens
 
 SITES = tuple(f"language_model.model.decoder.layers.1.{name}" for name in ("fc1", "fc2"))
 SHAPES = dict(zip(SITES, ((64, 32), (32, 64)), strict=True))
@@ -104,10 +104,14 @@ def tokens(count: int, *, seed: int = 0) -> Tensor:
     return torch.stack([made(noise[:, n]) for n, made in enumerate(UNITS.values())], dim=1)
 
 
+def one_row(x: Tensor, delta: Tensor) -> SiteTokens:
+    return SiteTokens(x=x, delta=delta, of_row=(len(x),))
+
+
 def gathered(x: Tensor, blocks: list[int]) -> RunningNorm:
     norm = RunningNorm(x.shape[1])
     for block in x.split(blocks):
-        norm.update(block, torch.ones(len(block), dtype=torch.bool))
+        norm.update(block)
     return norm
 
 
@@ -123,8 +127,7 @@ def test_statistics_are_the_same_however_the_tokens_are_cut_into_blocks(blocks: 
 def test_block_without_token_changes_no_statistics():
     norm = gathered(tokens(20), [20])
     before = copy.deepcopy(norm.state_dict())
-    norm.update(torch.empty(0, len(UNITS)), torch.empty(0, dtype=torch.bool))
-    norm.update(tokens(5), torch.zeros(5, dtype=torch.bool))
+    norm.update(torch.empty(0, len(UNITS)))
     assert all(torch.equal(norm.state_dict()[name], tensor) for name, tensor in before.items())
     untouched = gathered(torch.empty(0, len(UNITS)), [0])
     assert all(not tensor.any() for tensor in untouched.state_dict().values())
@@ -136,7 +139,7 @@ def test_block_with_a_number_that_is_none_changes_no_statistics():
     for wrong in (float("nan"), float("inf")):
         block = tokens(5, seed=1)
         block[2, 3] = wrong
-        norm.update(block, torch.ones(5, dtype=torch.bool))
+        norm.update(block)
     assert all(torch.equal(norm.state_dict()[name], tensor) for name, tensor in before.items())
 
 
@@ -169,9 +172,9 @@ def test_edit_in_float32_is_that_in_float64_though_units_were_dead(blocks: list[
     edits = []
     for transform in (single, double):
         for rows in zip(x.split(blocks), delta.split(blocks), strict=True):
-            transform(*(row[None] for row in rows), 0, update=True)
-        new_x, new_delta = transform(*(row[None] for row in awake), 0, update=False)
-        edits.append((new_delta[0].mT @ new_x[0]).double())
+            transform({0: one_row(*rows)}, update=True)
+        ((new_x, new_delta),) = transform({0: one_row(*awake)}, update=False)
+        edits.append((new_delta.mT @ new_x).double())
     assert (edits[0] - edits[1]).abs().max() <= 1e-4 * edits[1].abs().max()
 
 
@@ -371,9 +374,9 @@ def test_what_is_not_transformed_is_passed_on_normalised():
     assert mlps("x only") == ["transforms.32x64.x_mlp", "transforms.64x32.x_mlp"]
     assert mlps("one-sided") == ["transforms.32x64.x_mlp", "transforms.64x32.delta_mlp"]
     transform = GradientTransform(6, 4, config(combine=False, sides="x"), modes=1)
-    x, delta = tokens(9)[None], tokens(9, seed=1)[None, :, :4]
-    transform(x, delta, 0, update=True)
-    _, passed = transform(x, delta, 0, update=False)
+    x, delta = tokens(9), tokens(9, seed=1)[:, :4]
+    transform({0: one_row(x, delta)}, update=True)
+    ((_, passed),) = transform({0: one_row(x, delta)}, update=False)
     torch.testing.assert_close(passed, transform.delta_norm(delta))
 
 

@@ -110,9 +110,10 @@ def test_idmlp_is_that_of_the_published_code(case: GoldenCase):
         )
         load_mlp(mlp, weights if mode is not None else without_modes)
         wanted = case.tensors["y" if mode is None else f"y_mode{mode}"]
-        torch.testing.assert_close(mlp(case.tensors["x"], mode or 0), wanted, rtol=0, atol=5e-6)
+        counts = {mode or 0: len(case.tensors["x"])}
+        torch.testing.assert_close(mlp(case.tensors["x"], counts), wanted, rtol=0, atol=5e-6)
         if mode is None:
-            first = mlp.layers[0](case.tensors["x"], 0)
+            first = mlp.layers[0](case.tensors["x"], counts)
             torch.testing.assert_close(first, case.tensors["layer0_y"], rtol=0, atol=5e-6)
 
 
@@ -135,13 +136,13 @@ def test_gradient_transform_and_its_statistics_are_those_of_the_published_code(c
         load_mlp(mlp, under(f"weights.{name}", case.tensors))
     for call in facts["calls"]:
         tensors = under(f"call_{call['call']}", case.tensors)
-        x, delta = tensors["u"], tensors["v"]
-        found = transform(x, delta, call["param_idx"] or 0, update=call["training"])
-        kept = reached(x, delta)
-        assert kept.sum() == call["kept_rows"]
+        x, delta = tensors["u"].flatten(0, -2), tensors["v"].flatten(0, -2)
+        captured = Captured(x={"site": x[None]}, delta={"site": delta[None]}, nll=torch.zeros(1))
+        tokens = captured.packed()["site"]
+        assert len(tokens.x) == call["kept_rows"]
+        (found,) = transform({call["param_idx"] or 0: tokens}, update=call["training"])
         for ours, name in zip(found, ("out_u", "out_v"), strict=True):
-            torch.testing.assert_close(ours[kept], tensors[name], rtol=0, atol=2e-5)
-            assert not ours[~kept].any()
+            torch.testing.assert_close(ours, tensors[name], rtol=0, atol=2e-5)
         assert_statistics(transform, under("after", tensors))
 
 
