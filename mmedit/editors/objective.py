@@ -150,8 +150,7 @@ def _predict(
             [case.probes[probe][0] for probe in group for case in cases],
             answers_only=[not probe.is_locality for probe in group for _ in cases],
         )
-        for number, probe in enumerate(group):
-            found[probe] = predictions[slice(number * rows, (number + 1) * rows)]
+        found |= zip(group, predictions.split(rows), strict=True)
     return found
 
 

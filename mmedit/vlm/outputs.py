@@ -35,6 +35,18 @@ class Predictions:
             is_answer=self.is_answer[index],
         )
 
+    def split(self, rows: int) -> list[Predictions]:
+        """Return so many rows after so many. In a backward pass it takes the memory of one
+        gradient of the logits, where `[...]` takes that of one for each part.
+        """
+        columns = (self.logits, self.target, self.is_text, self.is_answer)
+        return [
+            Predictions(logits=logits, target=target, is_text=is_text, is_answer=is_answer)
+            for logits, target, is_text, is_answer in zip(
+                *(column.split(rows) for column in columns), strict=True
+            )
+        ]
+
     def cropped(self, text: int) -> Predictions:
         """Return the first text tokens alone. All tokens after them must be padding."""
         return Predictions(
