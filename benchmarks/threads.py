@@ -81,22 +81,18 @@ def in_a_process_of_its_own(
 def measure(steps: int, rounds: int, batch: int) -> list[tuple[float, float]]:
     """Train alone and beside a busy process, in turn."""
     sys.path.insert(0, str(Path(__file__).resolve().parent))
-    from training import learner_of
+    from learners import learner_of, outer_step
 
     from mmedit import load_cases, load_editor, load_vlm
 
     vlm, cases = load_vlm("embedded"), load_cases("easyvqa", "train", limit=batch)
     editor = load_editor("mend", vlm)
-    learner = learner_of(editor, vlm, cases)
-    optimizer = learner.optimizer()
+    step = outer_step(learner_of(editor, vlm, cases), cases)
 
     def seconds(number: int) -> float:
         begun = time.perf_counter()
         for _ in range(number):
-            optimizer.zero_grad()
-            loss, _ = learner(cases)
-            loss.backward()
-            optimizer.step()
+            step()
         return time.perf_counter() - begun
 
     seconds(2)  # image features, allocations

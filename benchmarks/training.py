@@ -25,34 +25,22 @@ the whole process held.
 from __future__ import annotations
 
 import argparse
-import sys
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
-
-import full_size
-import tiny
+from learners import full_size, learner_of, memory_of_a_step, outer_step, random_vlm
+from measuring import Clock, Work, in_turn, ratio
 
 from mmedit import EditCase, Example, load_cases, load_editor, load_vlm
-from mmedit.adapters import adapter_for
-from mmedit.bench.protocol import peak_memory_bytes
 from mmedit.cases import Probe
 from mmedit.editors.learned import LearnedEditor
 from mmedit.editors.objective import groups
-from mmedit.methods import EDITORS
 from mmedit.methods.serac.counterfactual import make_inputs
 from mmedit.metrics.multiclass_log_probs import answer_nll
-from mmedit.training.learner import Learner
 from mmedit.vlm.network import NetworkVLM
 from mmedit.vlm.passes import aligned
-
-GIGABYTE = 1e9
 
 
 def main() -> None:
@@ -66,7 +54,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.memory:
         dtype, device = getattr(torch, options.dtype), torch.device(options.device)
-        report_memory(options.editor, options.memory, dtype, device)
+        vlm = random_vlm(options.memory, dtype, device)
+        print(f"\n{memory_of_a_step(options.editor, options.memory, vlm)}")
     else:
         report_steps(options.batch, options.rounds)
 
@@ -74,6 +63,7 @@ def main() -> None:
 def report_steps(batch: int, rounds: int) -> None:
     vlm = load_vlm("embedded")
     cases = load_cases("easyvqa", "train", limit=batch)
+    clock = Clock(vlm.device, torch.get_num_threads())
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {batch}, median of "
         f"{rounds}; the embedded VLM, settings of configs/editor\n"
@@ -87,11 +77,11 @@ def report_steps(batch: int, rounds: int) -> None:
         floor = bare(vlm, cases, gradient=name != "serac")
         if name == "serac":
             floor = both(floor, counterfactual(editor, vlm, cases))
-        times = in_turn([step, alone, floor], rounds)
+        works = {"step": Work(step), "alone": Work(alone), "floor": Work(floor)}
+        times = list(in_turn(works, rounds, clock).values())
         seconds = median(times[0])
-        faster = median(one / whole for one, whole in zip(times[1], times[0], strict=True))
-        above = median(whole / least for whole, least in zip(times[0], times[2], strict=True))
-        bound = median(one / least for one, least in zip(times[1], times[2], strict=True))
+        faster, above = ratio(times[1], times[0]), ratio(times[0], times[2])
+        bound = ratio(times[1], times[2])
         print(
             f"| {editor.label} | {seconds:.3f} | {1000 * seconds / batch:.1f} | {faster:.1f} "
             f"| {above:.2f} | {bound:.1f} |",
@@ -106,12 +96,6 @@ def steps(
     learner = learner_of(editor, vlm, cases)
     optimizer = learner.optimizer()
 
-    def together() -> None:
-        optimizer.zero_grad()
-        loss, _ = learner(cases)
-        loss.backward()
-        optimizer.step()
-
     def one_at_a_time() -> None:
         optimizer.zero_grad()
         for case in cases:
@@ -119,13 +103,7 @@ def steps(
             (loss / len(cases)).backward()
         optimizer.step()
 
-    return together, one_at_a_time
-
-
-def learner_of(editor: LearnedEditor, vlm: NetworkVLM, cases: Sequence[EditCase]) -> Learner:
-    torch.manual_seed(0)
-    network = editor.build(editor.facts(vlm)).to(vlm.device)
-    return editor.learner(vlm, network, cases).train()
+    return outer_step(learner, cases, optimizer=optimizer), one_at_a_time
 
 
 def bare(vlm: NetworkVLM, cases: Sequence[EditCase], *, gradient: bool) -> Callable[[], None]:
@@ -193,67 +171,6 @@ def language_model(vlm: NetworkVLM, examples: Sequence[Example]) -> Callable[[],
         return nll.mean()
 
     return run
-
-
-def in_turn(runs: Sequence[Callable[[], Any]], rounds: int) -> list[list[float]]:
-    """Seconds of each, run in turn, after one round that does not count."""
-    times: list[list[float]] = [[] for _ in runs]
-    for number in range(rounds + 1):
-        for place, run in enumerate(runs):
-            begun = time.perf_counter()
-            run()
-            if number:
-                times[place].append(time.perf_counter() - begun)
-    return times
-
-
-def report_memory(method: str, name: str, dtype: torch.dtype, device: torch.device) -> None:
-    network, processor = full_size.with_random_values(name, dtype, device)
-    network.eval().requires_grad_(False)
-    vlm = NetworkVLM(adapter_for(network.config)(network, processor))
-    kind = EDITORS[method]
-    editor = kind(kind.config_class())
-    assert isinstance(editor, LearnedEditor)
-    cases = random_cases(editor.config.training.batch_size)
-    learner = learner_of(editor, vlm, cases)
-    optimizer = learner.optimizer()
-    begun = time.perf_counter()
-    loss, _ = learner(cases)
-    loss.backward()
-    optimizer.step()
-    seconds = time.perf_counter() - begun
-    sizes = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (network, learner)]
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    print(
-        f"\nOne outer step of {method.upper()} ({len(cases)} edits) on {name}, random values, "
-        f"{str(dtype).removeprefix('torch.')}, {hardware}: network {sizes[0]:,.0f} M parameters, "
-        f"editor {sizes[1]:,.0f} M in float32; at most "
-        f"{peak_memory_bytes(device) / GIGABYTE:.1f} GB, {seconds:.0f} s."
-    )
-
-
-def random_cases(number: int) -> list[EditCase]:
-    """E-VQA's kinds of probes about noise."""
-    images = [tiny.random_image(seed, width=640, height=480) for seed in range(3 * number)]
-    prompt, answer = "which color does the rectangle have?", "blue"
-
-    def example(image: int | None, prompt: str = prompt) -> Example:
-        picture = None if image is None else images[image]
-        return Example(prompt=prompt, target=answer, image=picture)
-
-    return [
-        EditCase(
-            id=str(row),
-            request=example(3 * row),
-            probes={
-                Probe.TEXT_GENERALITY: (example(3 * row, "what color is the shape?"),),
-                Probe.IMAGE_GENERALITY: (example(3 * row + 1),),
-                Probe.TEXT_LOCALITY: (example(None, "what is the capital of Albania?"),),
-                Probe.IMAGE_LOCALITY: (example(3 * row + 2),),
-            },
-        )
-        for row in range(number)
-    ]
 
 
 if __name__ == "__main__":
