@@ -1,5 +1,5 @@
-"""The names of mmedit that differ between checkouts. All that `against_worker.py` needs and that was
-renamed since is found here, so that the same work can be measured under an older mmedit.
+"""Names of mmedit that differ between checkouts, for `against_worker.py`, which does the same work
+under an older mmedit and under this one.
 """
 
 from __future__ import annotations
