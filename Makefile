@@ -24,7 +24,8 @@ help:
 	@echo "make test    run all tests on the CPU; no network is needed"
 	@echo "make check   run ruff, pyright and import-linter"
 	@echo "make fuzz    give mmedit 10,000 odd inputs, and count tracebacks, hangs and silent skips"
-	@echo "make bench   run the benchmark on the embedded model into runs/bench; the same command continues a stopped run"
+	@echo "make bench   run the benchmark on the embedded model into runs/bench; the same command continues a stopped run."
+	@echo "             Then check that no method became slower, as a ratio to the work that cannot be avoided"
 	@echo "make clean   remove caches and build outputs; keep .venv and runs/"
 
 demo: .venv/.installed
@@ -47,6 +48,7 @@ fuzz: .venv/.installed-dev
 
 bench: .venv/.installed
 	$(BIN)/mmedit bench --out runs/bench $(ARGS)
+	$(BIN)/python benchmarks/floor.py --check benchmarks/floor.json
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -24,6 +24,7 @@ import checkouts
 import torch
 import yaml
 from measuring import SUPPORT
+from transformers.utils.logging import disable_progress_bar
 
 sys.path.insert(0, SUPPORT)
 
@@ -260,6 +261,7 @@ def main() -> None:
         write_cases(options.file, *options.write)
         return
     torch.set_num_threads(1)
+    disable_progress_bar()
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever prints, prints there
     works = Works(options.size, options.file)

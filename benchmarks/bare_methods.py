@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from bare import DenseSteps, Generation, LanguageModel, Rows, Tower
 from bare_editors import KENetwork, MendNetwork, OwnNetwork, SeracAnswers, SeracScope
-from learners import learner_of, outer_step
+from learners import learner_of, outer_step, prepared
 from measuring import Work
 from subjects import Subject
 
@@ -54,8 +55,11 @@ class Measured:
     floors: Mapping[str, Floor]
 
 
-def measured(subject: Subject, method: str) -> Measured:
-    """Return the works of a method. An editor that learns is fitted by one short step."""
+@contextmanager
+def measured(subject: Subject, method: str) -> Iterator[Measured]:
+    """Yield the works of a method. An editor that learns is fitted by one short step. While the
+    context lasts, what a training keeps over its steps is kept.
+    """
     settings: dict[str, Any] = {"k": DEMONSTRATIONS} if method == "ike" else {}
     editor = load_editor(method, subject.vlm, **settings)
     learns = isinstance(editor, LearnedEditor)
@@ -72,7 +76,9 @@ def measured(subject: Subject, method: str) -> Measured:
         FIT: fit(subject, editor),
         APPLY: Work(partial(fitted.apply_each, requests=subject.requests), setup=subject.fresh),
     }
-    return Measured(editor.label, {w: works[w] for w in WORKS if w in floors}, pieces, floors)
+    there = {work: works[work] for work in WORKS if work in floors}
+    with prepared(editor, subject.vlm, subject.training):
+        yield Measured(editor.label, there, pieces, floors)
 
 
 def evaluate(subject: Subject, editor: Editor, vlm: NetworkVLM) -> None:
@@ -81,7 +87,7 @@ def evaluate(subject: Subject, editor: Editor, vlm: NetworkVLM) -> None:
 
 
 def fit(subject: Subject, editor: Editor) -> Work:
-    """An outer step on all training cases, or IKE's index of them."""
+    """Return an outer step on all training cases, or IKE's index of them."""
     if isinstance(editor, LearnedEditor):
         learner = learner_of(editor, subject.vlm, subject.training)
         return Work(outer_step(learner, subject.training))

@@ -53,8 +53,12 @@ def merged(vlm: Any) -> Any:
 
 @contextmanager
 def prepared(vlm: NetworkVLM, editor: Any, cases: Sequence[EditCase]) -> Iterator[None]:
-    """Keep what training keeps of these cases over its steps, if this mmedit keeps anything."""
-    yield
+    """Keep what a training keeps of these cases over its steps, if this mmedit keeps anything."""
+    if hasattr(vlm.frozen, "prepared"):
+        with vlm.frozen.prepared(editor.asked(vlm, cases)):
+            yield
+    else:
+        yield
 
 
 def new_vlm(network: Any, processor: Any) -> NetworkVLM:

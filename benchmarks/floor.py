@@ -2,7 +2,7 @@
 avoid.
 
     python benchmarks/floor.py > benchmarks/floor.md
-    python benchmarks/floor.py --size medium --cases 8 >> benchmarks/floor.md
+    python benchmarks/floor.py --size medium >> benchmarks/floor.md
     python benchmarks/floor.py --size smolvlm-256m --cases 4 >> benchmarks/floor.md
     python benchmarks/floor.py --size llava-1.5-7b --device cuda --dtype bfloat16 --cases 4 \\
         >> benchmarks/floor.md
@@ -40,6 +40,7 @@ from bare_methods import METHODS, Measured, measured
 from learners import full_size, memory_of_a_step
 from measuring import Clock, header, in_turn, ratio
 from subjects import VLMS, Subject, subject_of
+from transformers.utils.logging import disable_progress_bar
 
 Ratios = dict[str, dict[str, tuple[float, float]]]
 """By method and work: measured over the floor without, and with, reuse of layers."""
@@ -50,16 +51,17 @@ WORSE = 1.3
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parsed(arguments)
     torch.set_num_threads(options.threads)
+    disable_progress_bar()
     clock = Clock(torch.device(options.device), options.threads)
     subject = subject_of(options.size, clock, options.cases, getattr(torch, options.dtype))
     if options.check:
         return check(subject, options.methods, options.rounds, options.check)
     settings = {"VLM": options.size, "dtype": options.dtype, "edits": options.cases}
     print(header("floor.py", clock, **settings, rounds=options.rounds))
-    ratios = report(subject, options.methods, options.rounds)
-    if options.size in full_size.RUNNABLE and options.device == "cuda":
+    if clock.device.type == "cuda" and options.size in full_size.RUNNABLE:
         for method in ("mend", "serac"):
-            print(f"\n{memory_of_a_step(method, options.size, subject.vlm)}")
+            print(f"{memory_of_a_step(method, options.size, subject.vlm)}\n")
+    ratios = report(subject, options.methods, options.rounds)
     if options.write:
         options.write.write_text(json.dumps(ratios, indent=1) + "\n", encoding="utf-8")
     return 0
@@ -68,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", default="embedded", choices=VLMS, help="the VLM")
-    parser.add_argument("--cases", type=int, default=16, help="edits, all in one batch")
+    parser.add_argument("--cases", type=int, default=8, help="edits, all in one batch")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
@@ -88,8 +90,8 @@ def report(subject: Subject, methods: Sequence[str], rounds: int) -> Ratios:
     print("|---|---|--:|--:|--:|--:|--:|")
     found: Ratios = {}
     for method in methods:
-        one = measured(subject, method)
-        times = in_turn({**one.works, **one.pieces}, rounds, subject.clock)
+        with measured(subject, method) as one:
+            times = in_turn({**one.works, **one.pieces}, rounds, subject.clock)
         found[method] = ratios_of(one, times)
         for work, (without, reusing) in found[method].items():
             taken, least, reused = (

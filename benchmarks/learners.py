@@ -7,6 +7,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from measuring import SUPPORT
@@ -18,8 +19,9 @@ import tiny
 
 from mmedit import EditCase, Example
 from mmedit.adapters import adapter_for
-from mmedit.bench.costs import peak_memory_bytes
+from mmedit.bench.costs import forget_peak_memory, peak_memory_bytes
 from mmedit.cases import Probe
+from mmedit.editors.base import Editor
 from mmedit.editors.learned import LearnedEditor
 from mmedit.methods import EDITORS
 from mmedit.training.learner import Learner
@@ -56,6 +58,15 @@ def outer_step(
     return step
 
 
+def prepared(
+    editor: Editor, vlm: NetworkVLM, cases: Sequence[EditCase]
+) -> AbstractContextManager[None]:
+    """Keep what the training of an editor keeps of these cases over its steps."""
+    if not isinstance(editor, LearnedEditor) or not hasattr(vlm.frozen, "prepared"):
+        return nullcontext()
+    return vlm.frozen.prepared(editor.asked(vlm, cases))
+
+
 def random_vlm(name: str, dtype: torch.dtype, device: torch.device) -> NetworkVLM:
     """Return a VLM of a released checkpoint's size, with random values."""
     network, processor = full_size.with_random_values(name, dtype, device)
@@ -70,6 +81,7 @@ def memory_of_a_step(method: str, name: str, vlm: NetworkVLM) -> str:
     assert isinstance(editor, LearnedEditor)
     cases = random_cases(editor.config.training.batch_size)
     learner, device = learner_of(editor, vlm, cases), vlm.device
+    forget_peak_memory(vlm.devices)
     begun = time.perf_counter()
     outer_step(learner, cases)()
     seconds = time.perf_counter() - begun
