@@ -1,5 +1,5 @@
-"""The programs that measure speed run, the floor is of the whole work, and the guard of `make bench`
-fails when a ratio became worse.
+"""The programs that measure speed run, the floor is of the whole work, and `make bench` fails when a
+ratio to the floor became worse.
 """
 
 from __future__ import annotations
