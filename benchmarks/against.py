@@ -142,7 +142,8 @@ def main() -> None:
         parser.error(f"--old {options.old} holds no package mmedit; name the folder of a checkout")
     names = {"old": commit_of(options.old), "new": commit_of(HERE.parent)}
     clock = Clock(torch.device("cpu"))
-    print(header("against.py", clock, **names, edits=options.cases, rounds=options.rounds))
+    settings = {**names, "edits": options.cases, "rounds": options.rounds}
+    print(header("against.py", sys.argv[1:], clock, **settings))
     with tempfile.TemporaryDirectory() as folder:
         options.file = Path(folder) / "cases.json"
         numbers = ["--write", str(options.cases), str(options.edits)]

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -49,6 +50,7 @@ WORSE = 1.3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = parsed(arguments)
     torch.set_num_threads(options.threads)
     disable_progress_bar()
@@ -57,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.check:
         return check(subject, options.methods, options.rounds, options.check)
     settings = {"VLM": options.size, "dtype": options.dtype, "edits": options.cases}
-    print(header("floor.py", clock, **settings, rounds=options.rounds))
+    print(header("floor.py", arguments, clock, **settings, rounds=options.rounds))
     if clock.device.type == "cuda" and options.size in full_size.RUNNABLE:
         for method in ("mend", "serac"):
             print(f"{memory_of_a_step(method, options.size, subject.vlm)}\n")
@@ -67,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", default="embedded", choices=VLMS, help="the VLM")
     parser.add_argument("--cases", type=int, default=8, help="edits, all in one batch")

@@ -5,7 +5,6 @@ It knows nothing of mmedit, so that it measures any version of it.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,9 +84,9 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> float:
     return median(a / b for a, b in zip(above, below, strict=True))
 
 
-def header(program: str, clock: Clock, **settings: object) -> str:
+def header(program: str, arguments: Sequence[str], clock: Clock, **settings: object) -> str:
     """Return the command, the machine, and how it was measured."""
-    command = " ".join(["python", f"benchmarks/{program}", *sys.argv[1:]])
+    command = " ".join(["python", f"benchmarks/{program}", *arguments])
     cuda = clock.device.type == "cuda"
     hardware = torch.cuda.get_device_name(clock.device) if cuda else processor()
     said = ", ".join(f"{name} {value}" for name, value in settings.items())
