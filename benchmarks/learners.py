@@ -62,9 +62,9 @@ def prepared(
     editor: Editor, vlm: NetworkVLM, cases: Sequence[EditCase]
 ) -> AbstractContextManager[None]:
     """Keep what the training of an editor keeps of these cases over its steps."""
-    if not isinstance(editor, LearnedEditor) or not hasattr(vlm.frozen, "prepared"):
-        return nullcontext()
-    return vlm.frozen.prepared(editor.asked(vlm, cases))
+    if isinstance(editor, LearnedEditor):
+        return vlm.frozen.prepared(editor.asked(vlm, cases))
+    return nullcontext()
 
 
 def random_vlm(name: str, dtype: torch.dtype, device: torch.device) -> NetworkVLM:

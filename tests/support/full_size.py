@@ -179,8 +179,16 @@ def _smolvlm_processor() -> ProcessorMixin:
     return processor
 
 
+def _llava_processor() -> ProcessorMixin:
+    _, processor = tiny_families.build_family("llava")
+    processor.image_processor.size = {"shortest_edge": 336}
+    processor.image_processor.crop_size = {"height": 336, "width": 336}
+    return processor
+
+
 RUNNABLE: dict[str, Callable[[], ProcessorMixin]] = {
     "blip2-opt-2.7b": _blip2_processor,
+    "llava-1.5-7b": _llava_processor,
     "smolvlm-256m": _smolvlm_processor,
 }
 """Processors by name, for the networks that can run."""
