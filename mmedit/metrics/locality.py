@@ -28,7 +28,6 @@ from mmedit.metrics.multiclass_log_probs import (
     row_mean,
 )
 
-
 AT_ONCE = 2**20
 """Number of logits whose KL is computed at once: 4 MB in float32, which a processor's cache holds.
 """
