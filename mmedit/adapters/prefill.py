@@ -25,13 +25,13 @@ Written = tuple[
     Float[Tensor, "batch heads sequence width"], Float[Tensor, "batch heads sequence width_too"]
 ]
 """The keys and values of one layer."""
-REFILLED = (DynamicLayer, DynamicSlidingWindowLayer)
+REFILLABLE = (DynamicLayer, DynamicSlidingWindowLayer)
 """The kinds of a cache's layers that can be filled again: the second if all tokens have room."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Prefill:
-    """What the first decoder layers give and write in a prefill. No generation changes it."""
+    """The work of the first decoder layers in a prefill. No generation changes it."""
 
     states: Mapping[int, States]
     """The hidden states after the first k layers, for some k."""
@@ -53,8 +53,8 @@ class Prefill:
         return Prefill(states={**self.states, **other.states}, written=longer)
 
 
-class Noting:
-    """A prefill that is being noted."""
+class PrefillNotes:
+    """Notes of the prefill of one generation."""
 
     def __init__(self, after: Collection[int], most_bytes: int) -> None:
         self._after = after
@@ -87,6 +87,7 @@ class Noting:
         self._room -= _size(pair) + is_place * output.nbytes
         if self._room < 0:
             self._written.clear()  # so that nothing after it is noted either
+            self._states.clear()
             return
         self._written.append(pair)
         if is_place:
@@ -96,17 +97,17 @@ class Noting:
 @contextmanager
 def prefill_noted(
     layers: Sequence[nn.Module], after: Collection[int], *, most_bytes: int
-) -> Iterator[Noting]:
+) -> Iterator[PrefillNotes]:
     """Note the prefill of the generation in the context: the states after the first k layers for
     each k of `after`, and what these layers write into the cache.
 
     Nothing is noted if it takes more than `most_bytes`, or if the cache cannot be filled again.
     """
-    noting = Noting(after, most_bytes)
+    notes = PrefillNotes(after, most_bytes)
     with ExitStack() as hooks:
         for place, layer in enumerate(layers[: max(after, default=0)]):
-            hooks.callback(noting.listen(layer, place))
-        yield noting
+            hooks.callback(notes.listen(layer, place))
+        yield notes
 
 
 @contextmanager
@@ -140,7 +141,7 @@ def _written(cache: Any, place: int, *, tokens: int) -> Written | None:
     if type(cache) is not DynamicCache or len(cache.layers) <= place:
         return None
     layer = cache.layers[place]
-    if type(layer) not in REFILLED or not layer.is_initialized:
+    if type(layer) not in REFILLABLE or not layer.is_initialized:
         return None
     if layer.keys.shape[-2] != tokens:  # beyond its window, a layer keeps the last tokens alone
         return None

@@ -57,9 +57,9 @@ class Prefills:
         at = kept.deepest(most) if kept else 0
         new = [k for k in self._places if at < k <= most]
         noted = prefill_noted(layers, new, most_bytes=int(self._kept.maxsize))
-        with noted as noting, prefill_resumed(layers, at, kept):
+        with noted as notes, prefill_resumed(layers, at, kept):
             yield
-        if (found := noting.prefill) is not None:
+        if (found := notes.prefill) is not None:
             self._keep(key, found if kept is None else kept.joined(found))
 
     def _keep(self, key: str, prefill: Prefill) -> None:
