@@ -76,7 +76,7 @@ def compile_layers(adapter: Adapter, compiler: Compiler = torch.compile) -> None
             "vlm.quantization out"
         )
     for layer in layers:
-        layer.forward = _compiled_unless_heard(layer, compiler)
+        layer.forward = compiled_unless_heard(layer, compiler)
 
 
 def is_compiled(network: nn.Module) -> bool:
@@ -107,7 +107,8 @@ def is_heard(layer: nn.Module) -> bool:
     )
 
 
-def _compiled_unless_heard(layer: nn.Module, compiler: Compiler) -> Callable[..., Any]:
+def compiled_unless_heard(layer: nn.Module, compiler: Compiler) -> Callable[..., Any]:
+    """Return a forward of a layer that is compiled while no Linear inside is heard."""
     plain = layer.forward
     fast = compiler(_own_forward(layer))
 
