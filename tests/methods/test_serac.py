@@ -283,7 +283,9 @@ def test_end_of_the_answer_is_learnt_from_the_token_behind_it(vlm, requests_):
     told_of: list[Tensor] = []
     own = torch.eye(len(requests_), dtype=torch.bool)
     memory = Memory(edits=tuple(requests_), keys=keys, visible=own)
-    SoftSERACVLM(vlm, network, memory, threshold=0.5, on_end=told_of.append).predict(requests_)
+    SoftSERACVLM(
+        vlm, network, memory, threshold=0.5, on_asked=lambda _, ends: told_of.append(ends)
+    ).predict(requests_)
     for row, request in enumerate(requests_):
         logits = network.counterfactual(make_inputs([request], [request], vlm.frozen), vlm.frozen)
         wanted = -logits[0, -1].log_softmax(-1)[vlm.frozen.ends[0]]

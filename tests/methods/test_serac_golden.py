@@ -89,13 +89,13 @@ def test_in_use_the_published_threshold_chooses_between_the_two_models(
         # exp(-d²) to the one edit, which lies at 0, is the golden score
         scope=lambda examples, frozen: (-score.clamp(min=1e-30).log()).sqrt().unsqueeze(1),
         similarity={},
-        counterfactual=lambda chosen, frozen: torch.cat(
+        counterfactual=lambda chosen, frozen, answers_only: torch.cat(
             [other[[int(e.prompt) for e in chosen]], torch.zeros(len(chosen), 1, base.shape[2])], 1
         ),
     )
     monkeypatch.setattr(memory, "make_inputs", lambda edits, examples, frozen: examples)
     inner = golden_vlm()
-    monkeypatch.setattr(inner, "predict", lambda examples: predictions)
+    monkeypatch.setattr(inner, "predict", lambda examples, answers_only: predictions)
     one_edit = Memory(edits=(asked[0],), keys=torch.zeros(1, 1))
     vlm = SERACVLM(inner, cast("Any", network), one_edit, threshold=0.5)
     assert torch.equal(vlm.predict(asked).logits, case.tensors["output_logits"])

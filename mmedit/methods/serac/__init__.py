@@ -163,38 +163,35 @@ class SERACLearner(Learner):
         edits = [case.request for case in cases]
         keys = network.scope(edits, vlm.frozen)
         own = torch.eye(len(edits), dtype=torch.bool, device=keys.device)
-        ends: list[Tensor] = []
+        told: list[tuple[Tensor, Tensor]] = []
         edited = SoftSERACVLM(
             vlm,
             network,
             Memory(edits=tuple(edits), keys=keys, visible=own),
             threshold=config.threshold,
-            on_end=ends.append,
+            on_asked=lambda *made: told.append(made),
         )
         found = outcome(vlm, edited, cases, probes)
         loss, figures = found.total(config.probe_weights), dict(found.figures)
-        parts = [part for group in ends for part in group.split(len(cases))]
+        embedded, ends = (torch.cat(parts) for parts in zip(*told, strict=True))
         order = [probe for group in groups(cases, probes) for probe in group]
-        inside = [part for part, probe in zip(parts, order, strict=True) if probe in IN_SCOPE]
+        parts = zip(ends.split(len(cases)), order, strict=True)
+        inside = [part for part, probe in parts if probe in IN_SCOPE]
         if config.c_end and inside:
             end = torch.stack(inside).mean()
             loss, figures["loss/end"] = loss + config.c_end * end, end.detach()
         if config.c_scope:
-            scope = self._scope_loss(cases, probes, keys)
+            scope = self._scope_loss(order, embedded, keys)
             loss, figures["loss/scope"] = loss + config.c_scope * scope, scope.detach()
         return loss, figures
 
-    def _scope_loss(
-        self, cases: Sequence[EditCase], probes: Sequence[Probe], keys: Tensor
-    ) -> Tensor:
+    def _scope_loss(self, asked: Sequence[Probe], embedded: Tensor, keys: Tensor) -> Tensor:
         """Return the classification loss over all pairs of a probe and an edit. In scope are the
         request and the generality probes of the edit's own case.
         """
-        asked = [case.probes[probe][0] for probe in probes for case in cases]
-        embedded = self.network.scope(asked, self._vlm.frozen)
         found = log_similarity(embedded, keys, **self.network.similarity)
-        own = torch.eye(len(cases), dtype=torch.bool, device=keys.device)
-        belongs = torch.cat([own if probe in IN_SCOPE else ~own & own for probe in probes])
+        own = torch.eye(len(keys), dtype=torch.bool, device=keys.device)
+        belongs = torch.cat([own if probe in IN_SCOPE else ~own & own for probe in asked])
         return classification_loss(found, belongs)
 
     def optimizer(self) -> torch.optim.Optimizer:

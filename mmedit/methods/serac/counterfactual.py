@@ -16,17 +16,16 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from mmedit.adapters.base import Segments
 from mmedit.adapters.generation import Answer, Decoding, Stops, set_greedy
-from mmedit.adapters.inputs import only_at
+from mmedit.adapters.inputs import PaddingSide, only_at
 from mmedit.cases import Example
 from mmedit.errors import ModelError
 from mmedit.vlm.frozen import Frozen
 
-IMAGE, EDIT, NEW_ANSWER, QUESTION = range(4)
+KINDS = IMAGE, EDIT, NEW_ANSWER, QUESTION = range(4)
 """Kinds of tokens."""
 SEPARATOR = "\n"
 
@@ -77,20 +76,32 @@ class Counterfactual(nn.Module):
         self.lm.load_state_dict(loaded.state_dict())
 
     def forward(
-        self, inputs: Sequence[Briefing], frozen: Frozen
+        self,
+        inputs: Sequence[Briefing],
+        frozen: Frozen,
+        *,
+        answers_only: Sequence[bool] | None = None,
     ) -> Float[Tensor, "batch more vocab"]:
-        """Return logits about every token of the questions' prompts and answers: entry t of a row
-        is about its text token t. One entry more is about the token after the last.
+        """Return logits about every token of the questions' prompts and answers, or in the rows of
+        `answers_only` of the answers alone: entry t is about token t of the row. One entry more is
+        about the token after the last, and behind it all is 0.
 
         They are over the tokens that both models have.
         """
-        answers = [[*row.asked.prompt, *row.asked.answer] for row in inputs]
-        rows = self._rows(inputs, answers, frozen)
-        lengths = torch.tensor([len(answer) for answer in answers])
-        start = torch.tensor(rows.start).unsqueeze(-1)
-        place = torch.arange(int(lengths.max()) + 1)
-        before = (start + place - 1).where(place <= lengths.unsqueeze(-1), start - 1)
-        with only_at(self.lm.get_output_embeddings(), before):
+        asked = [row.asked for row in inputs]
+        only = answers_only or [False] * len(asked)
+        skipped = [len(row.prompt) * alone for row, alone in zip(asked, only, strict=True)]
+        rows = self._rows(inputs, [[*row.prompt, *row.answer] for row in asked], frozen)
+        length, start, skip = torch.tensor(
+            [
+                (len(row.prompt) + len(row.answer), start, skip)
+                for row, start, skip in zip(asked, rows.start, skipped, strict=True)
+            ]
+        ).T.unsqueeze(-1)
+        place = torch.arange(int((length - skip).max()) + 1)
+        exists = place <= length - skip
+        before = (start + skip + place - 1).where(exists, start - 1)
+        with only_at(self.lm.get_output_embeddings(), before, exists):
             logits = self.lm(
                 inputs_embeds=rows.embedded, attention_mask=rows.mask, use_cache=False
             ).logits
@@ -119,40 +130,34 @@ class Counterfactual(nn.Module):
         inputs: Sequence[Briefing],
         texts: Sequence[Sequence[int]],
         frozen: Frozen,
-        side="right",
+        side: PaddingSide = "right",
     ) -> _Rows:
         (separator,) = frozen.tokenize([SEPARATOR])
         device = self.projection.weight.device
         ids, kinds, start = [], [], []
         for row, text in zip(inputs, texts, strict=True):
             images = 0 if row.image is None else len(row.image)
-            parts = (
-                (IMAGE, (0,) * images),
-                (EDIT, row.edit.prompt),
-                (NEW_ANSWER, row.edit.answer),
-                (QUESTION, (*separator, *text)),
+            edit, answer, asked = row.edit.prompt, row.edit.answer, [*separator, *text]
+            ids.append([*[0] * images, *edit, *answer, *asked])
+            sizes = (images, len(edit), len(answer), len(asked))
+            kinds.append(
+                [kind for kind, size in zip(KINDS, sizes, strict=True) for _ in range(size)]
             )
-            ids.append(torch.tensor([token for _, tokens in parts for token in tokens]))
-            kinds.append(torch.tensor([kind for kind, tokens in parts for _ in tokens]))
             start.append(len(ids[-1]) - len(text))
-        self._require_known(ids)
-        lengths = torch.tensor([len(row) for row in ids]).unsqueeze(-1)
-        together = pad_sequence(ids, batch_first=True, padding_side=side).to(device)
-        kind = pad_sequence(kinds, batch_first=True, padding_value=QUESTION, padding_side=side)
-        longest = together.shape[1]
-        if longest > (most := self.lm.config.max_position_embeddings):
+        self._require_known(max(map(max, ids)))
+        lengths = [len(row) for row in ids]
+        if (longest := max(lengths)) > (most := self.lm.config.max_position_embeddings):
             raise ModelError(
                 f"image, edit and question make a sequence of {longest} tokens; the counterfactual "
                 f"model takes {most}. Shorten them, or name another model (editor.counterfactual)."
             )
-        first = longest - lengths if side == "left" else torch.zeros_like(lengths)
-        place = torch.arange(longest) - first
-        mask = ((place >= 0) & (place < lengths)).long()
-        embedded = self._embed(inputs, together, kind.to(device))
-        return _Rows(embedded, mask.to(device), start)
+        together = torch.tensor([_padded(row, longest, 0, side) for row in ids], device=device)
+        kind = torch.tensor([_padded(row, longest, QUESTION, side) for row in kinds], device=device)
+        mask = torch.tensor([_padded([1] * size, longest, 0, side) for size in lengths])
+        return _Rows(self._embed(inputs, together, kind), mask.to(device), start)
 
-    def _require_known(self, ids: Sequence[Tensor]) -> None:
-        known, largest = self.lm.config.vocab_size, int(torch.cat(list(ids)).max())
+    def _require_known(self, largest: int) -> None:
+        known = self.lm.config.vocab_size
         if largest >= known:
             raise ModelError(
                 f"a text has token {largest}, and the counterfactual model knows {known:,} tokens; "
@@ -172,6 +177,11 @@ class Counterfactual(nn.Module):
         else:
             embedded = embedded + depend_on(self.projection)
         return embedded + self.kinds(kind)
+
+
+def _padded(row: list[int], length: int, padding: int, side: PaddingSide) -> list[int]:
+    missing = [padding] * (length - len(row))
+    return [*missing, *row] if side == "left" else [*row, *missing]
 
 
 def depend_on(module: nn.Module) -> Tensor:

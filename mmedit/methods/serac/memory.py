@@ -113,13 +113,13 @@ class SERACVLM(WrappedVLM):
         memory: Memory,
         *,
         threshold: float,
-        on_end: Callable[[Tensor], None] | None = None,
+        on_asked: Callable[[Tensor, Tensor], None] | None = None,
     ) -> None:
         super().__init__(inner)
         self.network = network
         self.memory = memory
         self.threshold = threshold
-        self._on_end = on_end
+        self._on_asked = on_asked
 
     def rewrap(self, inner: VLM) -> SERACVLM:
         return self._with(inner, self.memory)
@@ -133,18 +133,18 @@ class SERACVLM(WrappedVLM):
 
     def _with(self, inner: VLM, memory: Memory) -> SERACVLM:
         return type(self)(
-            inner, self.network, memory, threshold=self.threshold, on_end=self._on_end
+            inner, self.network, memory, threshold=self.threshold, on_asked=self._on_asked
         )
 
     def predict(
         self, examples: Sequence[Example], *, answers_only: Sequence[bool] | None = None
     ) -> Predictions:
-        base = self.inner.predict(examples)
+        base = self.inner.predict(examples, answers_only=answers_only)
         score, nearest = self._scope(examples)
         rows = (score > self.threshold).nonzero().flatten()
         if not len(rows):
             return base
-        answered = self._answer(examples, rows.tolist(), nearest)[:, :-1]
+        answered = self._answer(examples, rows.tolist(), nearest, answers_only)[:, :-1]
         text = answered.shape[1]
         logits = base.logits.clone()
         logits[rows, :text] = over_vocabulary(answered, logits[rows, :text]).to(logits)
@@ -199,32 +199,42 @@ class SERACVLM(WrappedVLM):
         return self.memory.nearest(asked, self.network.similarity)
 
     def _answer(
-        self, examples: Sequence[Example], rows: Sequence[int], nearest: Tensor
+        self,
+        examples: Sequence[Example],
+        rows: Sequence[int],
+        nearest: Tensor,
+        answers_only: Sequence[bool] | None,
     ) -> Float[Tensor, "rows more vocab"]:
         edits = [self.memory.edits[edit] for edit in nearest[list(rows)].tolist()]
         asked = make_inputs(edits, [examples[row] for row in rows], self.frozen)
-        return self.network.counterfactual(asked, self.frozen)
+        only = answers_only and [answers_only[row] for row in rows]
+        return self.network.counterfactual(asked, self.frozen, answers_only=only)
 
 
 class SoftSERACVLM(SERACVLM):
     """The published mixture of both models' probabilities, for training. Every row costs a forward
     of both; `logits` are log-probabilities.
 
-    `on_end` is called with the counterfactual model's NLL, per row, of ending the answer after its
-    last token.
+    `on_asked` is called with the scope's embeddings of the questions, and with the counterfactual
+    model's NLL, per row, of ending the answer after its last token.
     """
 
     def predict(
         self, examples: Sequence[Example], *, answers_only: Sequence[bool] | None = None
     ) -> Predictions:
         with torch.no_grad():
-            base = self.inner.predict(examples)
-        score, nearest = self._scope(examples)
-        answered = self._answer(examples, range(len(examples)), nearest)
-        if self._on_end is not None:
-            self._on_end(self._end_nll(base, answered))
-        inside = over_vocabulary(answered[:, :-1], base.logits)
-        return replace(base, logits=mix(base.logits, inside, score))
+            base = self.inner.predict(examples, answers_only=answers_only)
+        asked = self.network.scope(examples, self.frozen)
+        score, nearest = self.memory.nearest(asked, self.network.similarity)
+        answered = self._answer(examples, range(len(examples)), nearest, answers_only)
+        if self._on_asked is not None:
+            self._on_asked(asked, self._end_nll(base, answered))
+        there = base.is_text  # what follows is made at these positions alone
+        before, said = base.logits[there].unsqueeze(1), answered[:, :-1][there].unsqueeze(1)
+        mixed = mix(before, over_vocabulary(said, before), score[there.nonzero()[:, 0]])
+        logits = mixed.new_zeros(base.logits.shape)
+        logits[there] = mixed.squeeze(1)
+        return replace(base, logits=logits)
 
     def _end_nll(self, base: Predictions, answered: Tensor) -> Float[Tensor, " batch"]:
         place = torch.arange(base.target.shape[1], device=base.target.device)
