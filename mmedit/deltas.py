@@ -62,30 +62,49 @@ class LowRank(Delta):
 
     u: Float[Tensor, "*edits rank out"]
     v: Float[Tensor, "*edits rank in"]
+    repeats: int = 1
+    """How often separate edits are selected one after the other: row i is answered under edit i
+    modulo len(u).
+    """
 
     @property
     def edits(self) -> int | None:
-        return len(self.u) if self.u.ndim == 3 else None
+        return len(self.u) * self.repeats if self.u.ndim == 3 else None
 
     @property
     def shape(self) -> tuple[int, int]:
         return self.u.shape[-1], self.v.shape[-1]
 
     def __call__(self, x: Float[Tensor, "rows tokens in"]) -> Float[Tensor, "rows tokens out"]:
-        return x.to(self.v) @ self.v.mT @ self.u
+        if self.repeats == 1:
+            return x.to(self.v) @ self.v.mT @ self.u
+        # Rows of one edit go side by side: the factors are not copied, and products are larger.
+        of_edit = x.to(self.v).unflatten(0, (self.repeats, -1)).transpose(0, 1).flatten(1, 2)
+        change = of_edit @ self.v.mT @ self.u
+        return change.unflatten(1, (self.repeats, -1)).transpose(0, 1).flatten(0, 1)
 
     def weight(self) -> Float[Tensor, "*edits out in"]:
-        return self.u.mT @ self.v
+        return self.spread().u.mT @ self.spread().v
+
+    def spread(self) -> LowRank:
+        """Return the delta with factors of its own for every row."""
+        if self.repeats == 1:
+            return self
+        return LowRank(self.u.repeat(self.repeats, 1, 1), self.v.repeat(self.repeats, 1, 1))
 
     def select(self, rows: Sequence[int]) -> LowRank:
         if self.edits is None or list(rows) == list(range(self.edits)):
             return self
         require_rows(rows, self.edits)
-        index = torch.tensor(rows, device=self.u.device)
+        each = list(range(len(self.u)))
+        chosen = [row % len(each) for row in rows]
+        if rows and chosen == each * (len(rows) // len(each)):
+            return LowRank(self.u, self.v, repeats=len(rows) // len(each))
+        index = torch.tensor(chosen, device=self.u.device)
         return LowRank(self.u.index_select(0, index), self.v.index_select(0, index))
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"u": self.u, "v": self.v}
+        return {"u": self.spread().u, "v": self.spread().v}
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,6 +228,7 @@ def _merge(first: Delta, second: Delta) -> Delta | None:
     if first.edits != second.edits:
         return None
     if isinstance(first, LowRank) and isinstance(second, LowRank):
+        first, second = first.spread(), second.spread()
         joined = LowRank(
             torch.cat([first.u, second.u], dim=-2), torch.cat([first.v, second.v], dim=-2)
         )

@@ -222,6 +222,17 @@ def test_select_says_which_edit_answers_which_row(make):
 
 
 @every_kind
+def test_edits_selected_one_after_the_other_and_again_answer_their_rows(make):
+    delta, rows = make(3), [0, 1, 2, 0, 1, 2]
+    found, x = delta.select(rows), normal(6, 4, IN, seed=9)
+    assert_linear(found(x), x @ delta.weight()[rows].mT)
+    assert torch.equal(found.weight(), delta.weight()[rows])
+    assert (found.edits, found.parameters) == (6, delta.parameters)
+    assert torch.equal(found.select([5, 0]).weight(), delta.weight()[[2, 0]])
+    assert_linear(compose(found, make(6))(x), found(x) + make(6)(x))
+
+
+@every_kind
 def test_one_edit_for_all_rows_answers_any_selection(make):
     delta = make(None)
     assert torch.equal(delta.select([5, 5, 1]).weight(), delta.weight())
