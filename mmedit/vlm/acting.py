@@ -78,7 +78,7 @@ def takes_folded(linear: nn.Linear, change: Tensor) -> bool:
     )
 
 
-def folded(weight: nn.Parameter, delta: Dense) -> Float[Tensor, "out in"]:
+def folded(weight: Tensor, delta: Dense) -> Float[Tensor, "out in"]:
     """Return W + ΔW. It is made once, unless a gradient goes through it."""
     if torch.is_grad_enabled() and (delta.change.requires_grad or weight.requires_grad):
         return fold(weight, delta)

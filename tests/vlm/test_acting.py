@@ -306,6 +306,7 @@ def test_a_question_after_sixty_low_rank_edits_costs_the_products_of_the_base_mo
         edited = edited.with_deltas(edit).merged()
         for site in sites:
             total[site] = total.get(site, 0) + edit[site].weight()
+    assert isinstance(edited, NetworkVLM)
     assert {type(delta) for delta in edited.deltas.values()} == {Dense}
     assert len(edited.edits) == 1
     for site in sites:
