@@ -81,5 +81,6 @@ def test_images_have_the_same_features_bit_for_bit_when_groups_run_at_once(tiny_
         patch.setattr(pieces.os, "cpu_count", lambda: 1)
         one_by_one = load_vlm(tiny_folder).frozen.image_features(examples)
     for found, expected in zip(at_once, one_by_one, strict=True):
-        assert found is not None and expected is not None
+        assert found is not None
+        assert expected is not None
         assert torch.equal(found, expected)
