@@ -103,6 +103,16 @@ def test_size_is_read_without_decoding_the_pixels(tmp_path: Path):
         require_header(tmp_path / "giant.png")
 
 
+def test_the_header_of_a_file_is_read_once_until_the_file_changes(tmp_path, monkeypatch):
+    path, opened, opening = saved(random_image(0), tmp_path / "a.png"), [], Image.open
+    monkeypatch.setattr(images.Image, "open", lambda file: opened.append(file) or opening(file))
+    assert require_header(path) == require_header(path) == (40, 30)
+    assert len(opened) == 1
+    saved(random_image(0, width=50, height=30), path)
+    os.utime(path, ns=(1, 1))
+    assert require_header(path) == (50, 30)
+
+
 def test_file_that_is_no_image_is_an_error(tmp_path: Path):
     path = tmp_path / "image.png"
     path.write_text("a shopping list")

@@ -1,4 +1,5 @@
 import errno
+import gc
 import json
 import math
 import os
@@ -300,6 +301,20 @@ def test_a_name_that_cannot_be_a_path_is_refused_in_one_short_line(name):
             read(Path(name))
         assert str(caught.value).isprintable()
         assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_reading_records_leaves_garbage_collection_as_it_was(tmp_path, is_on):
+    write(tmp_path / RECORDS, record("1"))
+    (tmp_path / "broken.jsonl").write_text("{}\n")
+    try:
+        (gc.enable if is_on else gc.disable)()
+        read_records(tmp_path)
+        with pytest.raises(DataError):
+            read_records(tmp_path / "broken.jsonl")
+        assert gc.isenabled() == is_on
+    finally:
+        gc.enable()
 
 
 def test_missing_records_say_what_to_give_instead(tmp_path):
