@@ -121,9 +121,7 @@ def test_a_missing_compiler_is_an_error_before_anything_is_loaded(
 def test_missing_headers_of_python_are_an_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(compiled.shutil, "which", lambda name: name)
     monkeypatch.setattr(compiled.sysconfig, "get_path", lambda name: "/nowhere")
-    with pytest.raises(
-        ModelError, match=r"headers of Python, and /nowhere/Python.h does not exist"
-    ):
+    with pytest.raises(ModelError, match=r"headers of Python, and /nowhere/Python.h does not exist"):
         require_compiler()
 
 
