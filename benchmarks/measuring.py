@@ -19,7 +19,7 @@ from threads import processor
 
 SUPPORT = str(Path(__file__).resolve().parent.parent / "tests" / "support")
 """Folder of the tests' helper modules."""
-SHORT, MOST = 0.03, 10
+SHORT, MOST = 0.1, 10
 """Work of fewer seconds is repeated, at most so often."""
 
 Name = TypeVar("Name", str, int)
@@ -68,10 +68,7 @@ def in_turn(works: Mapping[Name, Work], rounds: int, clock: Clock) -> dict[Name,
     """Return the seconds of each, run in turn, after one round that does not count. What is short
     is run several times in a round, and the mean is taken.
     """
-    often: dict[Name, int] = {}
-    for name, work in works.items():
-        clock.seconds(work)
-        often[name] = min(MOST, ceil(SHORT / clock.seconds(work)))
+    often = {name: min(MOST, ceil(SHORT / clock.seconds(work))) for name, work in works.items()}
     times: dict[Name, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
