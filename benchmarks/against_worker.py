@@ -45,8 +45,8 @@ class Works:
 
     def __init__(self, size: str, cases: Path) -> None:
         self.size = size
-        self.network, self.processor = shapes.build(size)
-        self.vlm = checkouts.new_vlm(self.network, self.processor)
+        self.network, processor = shapes.build(size)
+        self.vlm = checkouts.new_vlm(self.network, processor)
         read = json.loads(cases.read_text(encoding="utf-8"))
         self.cases, self.training, self.sequenced = (list(map(_case, part)) for part in read)
         self.meters: dict[str, Any] = {}
@@ -55,7 +55,7 @@ class Works:
 
     def evaluate(self, method: str) -> dict[str, Any]:
         """Evaluate the first editor of a table: image features are known, base outputs are not."""
-        vlm = checkouts.with_features(self._warm)
+        vlm = checkouts.fresh(self._warm)
         self.meters[method] = checkouts.meter(vlm, len(self.cases))
         return self._evaluated(method, self.meters[method])
 
@@ -67,7 +67,7 @@ class Works:
 
     def evaluate_cold(self, method: str) -> dict[str, Any]:
         """Evaluate the first editor, each image through the tower."""
-        vlm = checkouts.new_vlm(self.network, self.processor)
+        vlm = checkouts.fresh(self.vlm, features=False)
         return self._evaluated(method, checkouts.meter(vlm, len(self.cases)))
 
     def step(self, method: str) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class Works:
         return timed(self.steps[method])
 
     def predict(self, _: str) -> dict[str, Any]:
-        vlm = checkouts.with_features(self._warm)
+        vlm = checkouts.fresh(self._warm)
         requests = [case.request for case in self.cases]
         with torch.no_grad():
             return timed(lambda: vlm.predict(requests))
@@ -91,7 +91,7 @@ class Works:
         """Make one edit after another. Return the cost of the last edits over that of the first,
         and of a question after all edits over one before them.
         """
-        editor, start = self._fitted(method), checkouts.with_features(self._warm)
+        editor, start = self._fitted(method), checkouts.fresh(self._warm)
         requests = [case.request for case in self.sequenced]
         start.frozen.image_features(requests)
         editor.apply(start, requests[:1])
@@ -101,7 +101,7 @@ class Works:
             edited = checkouts.merged(editor.apply(edited, [request]))
             taken.append(time.process_time() - begun)
         questions = [case.request for case in self.cases]
-        before = [self._ask(checkouts.with_features(self._warm), one) for one in questions]
+        before = [self._ask(checkouts.fresh(self._warm), one) for one in questions]
         after = [self._ask(edited, one) for one in questions]
         return {
             "seconds": sum(taken),

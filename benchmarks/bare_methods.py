@@ -10,6 +10,7 @@ from typing import Any
 
 from bare import DenseSteps, Generation, LanguageModel, Rows, Tower
 from bare_editors import KENetwork, MendNetwork, OwnNetwork, SeracAnswers, SeracScope
+from checkouts import fresh
 from learners import learner_of, outer_step, prepared
 from measuring import Work
 from subjects import Subject
@@ -69,12 +70,13 @@ def measured(subject: Subject, method: str) -> Iterator[Measured]:
     pieces, floors = PLANS[editor.method](subject, editor, fitted)
     pieces["tower"] = Work(Tower(subject.vlm, subject.examples, subject.clock).forward)
     floors[COLD] = floors[WARM].plus("tower")
-    evaluation, nothing = partial(evaluate, subject, fitted), partial(subject.fresh, features=False)
+    evaluation, application = partial(evaluate, subject, fitted), partial(apply, subject, fitted)
+    warm, cold = partial(fresh, subject.vlm), partial(fresh, subject.vlm, features=False)
     works = {
-        WARM: Work(evaluation, setup=subject.fresh),
-        COLD: Work(evaluation, setup=nothing),
+        WARM: Work(evaluation, setup=warm),
+        COLD: Work(evaluation, setup=cold),
         FIT: fit(subject, editor),
-        APPLY: Work(partial(fitted.apply_each, requests=subject.requests), setup=subject.fresh),
+        APPLY: Work(application, setup=warm),
     }
     there = {work: works[work] for work in WORKS if work in floors}
     with prepared(editor, subject.vlm, subject.training):
@@ -86,13 +88,17 @@ def evaluate(subject: Subject, editor: Editor, vlm: NetworkVLM) -> None:
     list(meter.evaluate(editor, subject.cases))
 
 
+def apply(subject: Subject, editor: Editor, vlm: NetworkVLM) -> None:
+    editor.apply_each(vlm, subject.requests)
+
+
 def fit(subject: Subject, editor: Editor) -> Work:
     """Return an outer step on all training cases, or IKE's index of them."""
     if isinstance(editor, LearnedEditor):
         learner = learner_of(editor, subject.vlm, subject.training)
         return Work(outer_step(learner, subject.training))
     fitting = Fitting(subject.training, progress=silent)
-    return Work(lambda vlm: editor.fit(vlm, fitting), setup=subject.fresh)
+    return Work(lambda vlm: editor.fit(vlm, fitting), setup=partial(fresh, subject.vlm))
 
 
 Plan = tuple[dict[str, Work], dict[str, Floor]]

@@ -17,6 +17,9 @@ from mmedit.bench.base_outputs import BaseOutputs
 from mmedit.cases import EditCase
 from mmedit.vlm.network import NetworkVLM
 
+HASHES = ("fingerprint", "config_hash", "processing_hash")
+"""Cached properties of an adapter that make up the identity of its network."""
+
 
 def editors() -> dict[str, Any]:
     """Return the table of methods."""
@@ -66,6 +69,17 @@ def new_vlm(network: Any, processor: Any) -> NetworkVLM:
     return NetworkVLM(adapter_for(network.config)(network, processor))
 
 
-def with_features(vlm: NetworkVLM) -> NetworkVLM:
-    """Return the VLM with nothing known but its image features."""
-    return NetworkVLM(vlm.adapter, features=vlm.features)
+def fresh(vlm: NetworkVLM, *, features: bool = True) -> NetworkVLM:
+    """Return the VLM with nothing known, or nothing but its image features.
+
+    Its adapter is new, so it has kept no tokens either. The hashes that tell whether an editor was
+    fitted on this network take seconds, and are handed on.
+    """
+    known = vlm.adapter
+    adapter = type(known)(known.network, known.processor)
+    adapter.token = known.token  # names the network's image features
+    for name in HASHES:
+        if hasattr(type(known), name):
+            vars(adapter)[name] = getattr(known, name)
+    named = {"name": vlm.name} if hasattr(vlm, "name") else {}
+    return NetworkVLM(adapter, **named, **({"features": vlm.features} if features else {}))

@@ -38,11 +38,6 @@ class Subject:
     cases: list[EditCase]
     training: list[EditCase]
 
-    def fresh(self, *, features: bool = True) -> NetworkVLM:
-        """Return the VLM with nothing known, or nothing but the image features."""
-        known = self.vlm.features if features else None
-        return NetworkVLM(self.vlm.adapter, name=self.vlm.name, features=known)
-
     @property
     def requests(self) -> list[Example]:
         return [case.request for case in self.cases]
