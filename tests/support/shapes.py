@@ -5,7 +5,8 @@ have the embedded VLM's tokenizer, whose tokens are those of easy-VQA's question
 """
 
 # transformers' configs take keywords that their signatures do not tell.
-# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportOptionalMemberAccess=false
 
 from __future__ import annotations
 
