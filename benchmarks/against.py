@@ -233,7 +233,7 @@ def report_sequences(options: argparse.Namespace) -> None:
 
 
 def report_memory(options: argparse.Namespace) -> None:
-    """Every step in a process of its own: the most memory that a process held is never less."""
+    """Print the memory of a step in a process of its own: what a process held at most stays so."""
     print(
         f"\nMB that an outer step of MEND on {options.cases} edits needs beside the network, "
         f"medium, cold images (bar {MEMORY_BAR:,} for 16):\n"

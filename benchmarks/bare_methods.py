@@ -1,4 +1,4 @@
-"""What `floor.py` measures of every method, and the pieces of bare work that its floors are of."""
+"""The works of every method that `floor.py` measures, and the bare work of their floors."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def base_pieces(subject: Subject, layer: int) -> dict[str, Work]:
 
 
 def gradient_plan(subject: Subject, editor: Any, fitted: Editor) -> Plan:
-    """MEND and KE."""
+    """Plan MEND and KE."""
     layer, site = first_edited(subject.vlm, editor)
     requests = subject.rows(subject.requests, layers=[layer])
     pieces = {
@@ -175,7 +175,7 @@ def own_network(
 
 
 def generation_of_preds(subject: Subject, editor: Any) -> Generation:
-    """The base model's own answers, until the last of them has ended."""
+    """Return the generation of the base model's own answers, until the last one has ended."""
     most = editor.config.max_pred_tokens
     said = subject.vlm.answer(subject.requests, max_new_tokens=most)
     lengths = map(len, subject.vlm.frozen.tokenize([answer.text for answer in said]))
@@ -205,7 +205,7 @@ def ft_plan(subject: Subject, editor: Any, fitted: Editor) -> Plan:
 
 
 def ike_plan(subject: Subject, editor: Any, fitted: Any) -> Plan:
-    """The representation of a request is a hidden state inside the first layer with a site."""
+    """Plan IKE, whose representation of a request is a state inside the first layer with a site."""
     layer = LanguageModel(subject.vlm.adapter.network).layer_of(subject.vlm.sites("language")[0])
     contexts = fitted.apply_each(subject.vlm, subject.requests).contexts
     behind = [

@@ -1,5 +1,5 @@
-"""What the measuring programs share about editors that learn: a fresh learner, its outer step, and
-the memory that a step takes at the size of a released checkpoint.
+"""Editors that learn, for the measuring programs: a fresh learner, its outer step, and the memory
+that a step takes at the size of a released checkpoint.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def memory_of_a_step(method: str, name: str, vlm: NetworkVLM) -> str:
 
 
 def random_cases(number: int) -> list[EditCase]:
-    """E-VQA's kinds of probes about noise."""
+    """Return cases with E-VQA's kinds of probes, about noise."""
     images = [tiny.random_image(seed, width=640, height=480) for seed in range(3 * number)]
     prompt, answer = "which color does the rectangle have?", "blue"
 

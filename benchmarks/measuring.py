@@ -1,4 +1,4 @@
-"""What the measuring programs share: rounds in turn, the clock, and the lines above a table.
+"""Shared by the measuring programs: rounds in turn, the clock, and the lines above a table.
 
 It knows nothing of mmedit, so that it measures any version of it.
 """

@@ -49,7 +49,7 @@ def _blip2(vision: dict[str, int], qformer: dict[str, int], text: OPTConfig) -> 
 
 
 def medium() -> Blip2Config:
-    """A ViT-B at 224 pixels, a Q-Former of 6 layers and 32 queries, and OPT-125M."""
+    """Return the config of a ViT-B at 224 pixels, a Q-Former of 6 layers, 32 queries, OPT-125M."""
     vision = {
         "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
         "num_attention_heads": 12, "image_size": 224, "patch_size": 16,
@@ -62,7 +62,7 @@ def medium() -> Blip2Config:
 
 
 def deep() -> Blip2Config:
-    """A small vision tower in front of a language model of 24 layers of width 1,024."""
+    """Return the config of a small vision tower before 24 language layers of width 1,024."""
     small = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4}
     vision = {**small, "num_hidden_layers": 4, "image_size": 64, "patch_size": 8}
     return _blip2(vision, {**small, "num_hidden_layers": 2}, _opt(1024, layers=24, heads=16))
