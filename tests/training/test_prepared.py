@@ -56,7 +56,7 @@ def counted_layers(vlm: NetworkVLM) -> Iterator[Counter[int]]:
     """Count how often each decoder layer really runs: a skipped one reads no weight."""
     runs: Counter[int] = Counter()
     hooks = [
-        layer.fc1.register_forward_hook(lambda *_, k=k: runs.update([k]))
+        layer.get_submodule("fc1").register_forward_hook(lambda *_, k=k: runs.update([k]))
         for k, layer in enumerate(vlm.adapter.layers)
     ]
     try:
