@@ -140,7 +140,7 @@ def _written(cache: Any, place: int, *, tokens: int) -> Written | None:
     """Return what a layer wrote into a cache; None if the cache cannot be filled with it again."""
     if type(cache) is not DynamicCache or len(cache.layers) <= place:
         return None
-    layer = cache.layers[place]
+    layer: Any = cache.layers[place]
     if type(layer) not in REFILLABLE or not layer.is_initialized:
         return None
     if layer.keys.shape[-2] != tokens:  # beyond its window, a layer keeps the last tokens alone
