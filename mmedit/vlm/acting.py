@@ -63,8 +63,8 @@ def added(network: nn.Module, deltas: Mapping[str, Delta], rows: int) -> Iterato
 
 
 def takes_folded(linear: nn.Linear, change: Tensor) -> bool:
-    """Whether the Linear may read W + ΔW in place of W: both are plain float32 on one device, and
-    nothing lowers the precision of products.
+    """Return whether the Linear may read W + ΔW in place of W: both are plain float32 on one
+    device, and nothing lowers the precision of products.
     """
     weight = linear.weight
     return (

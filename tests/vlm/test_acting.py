@@ -283,6 +283,7 @@ def test_the_second_edit_of_ft_descends_as_on_a_network_that_holds_the_first(
     sites = tiny_vlm.sites("language")
     ft = FT(FTConfig(sites=sites, steps=3, lr=1e-3, weight_decay=0.0))
     first = ft.apply(tiny_vlm, [SEEN[0]])
+    assert isinstance(first, NetworkVLM)
     second = ft.edit(first, [SEEN[1]]).deltas
     again = ft.edit(really_changed(first), [SEEN[1]]).deltas
     assert second is not None
