@@ -4,6 +4,8 @@ not run.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import tiny
 import tiny_families
@@ -15,6 +17,7 @@ from mmedit.cases import Example
 
 @pytest.mark.parametrize("family", ["llava", "llava_next"])
 def test_vision_layers_that_nothing_reads_do_not_run_and_no_feature_changes(family: str):
+    network: Any
     network, processor = tiny_families.build_family(family)
     adapter = adapter_for(network.config)(network, processor)
     image = adapter.see(Example(prompt="a", target="b", image=tiny.random_image(0)))
@@ -26,6 +29,5 @@ def test_vision_layers_that_nothing_reads_do_not_run_and_no_feature_changes(fami
     with torch.no_grad():
         (found,) = adapter.encode([image])
         assert ran == list(range(read)) != list(range(len(layers)))
-        sizes = {name: image.layout.sizes[name] for name in ("image_sizes",) if name in image.pixels}
-        whole = network.get_image_features(image.pixels["pixel_values"], **sizes, return_dict=True)
+        whole = network.get_image_features(**image.pixels, return_dict=True)
     assert torch.equal(found, whole.pooler_output[0])

@@ -17,15 +17,14 @@ from mmedit.adapters.base import Adapter
 from mmedit.adapters.compiled import compile_layers, is_compiled, require_compiler
 from mmedit.cases import Example
 from mmedit.config import load_vlm_file
+from mmedit.deltas import Dense
 from mmedit.errors import ModelError
 from mmedit.vlm.loading import load_vlm
 from mmedit.vlm.network import NetworkVLM
 
-RATE = 0.01
 
-
-def adapter_of(family: str) -> Adapter:
-    network, processor = tiny_families.build_family(family)
+def tiny_llava() -> Adapter:
+    network, processor = tiny_families.build_family("llava")
     network.requires_grad_(False)
     return adapter_for(network.config)(network, processor)
 
@@ -36,8 +35,8 @@ def tiny_blip2() -> Adapter:
     return adapter_for(network.config)(network, processor)
 
 
-def encoded(adapter: Adapter, number: int, *, width: int = 40) -> list[torch.Tensor]:
-    images = [tiny.random_image(seed, width=width, height=30) for seed in range(number)]
+def encoded(adapter: Adapter, number: int) -> list[torch.Tensor]:
+    images = [tiny.random_image(seed) for seed in range(number)]
     examples = [Example(prompt="what?", target="no", image=image) for image in images]
     with torch.no_grad():
         return adapter.encode([adapter.see(example) for example in examples])
@@ -50,10 +49,9 @@ def counting(adapter: Adapter) -> CompileCounter:
     return counter
 
 
-@pytest.mark.parametrize("family", ["llava", "smolvlm"])
-def test_layers_of_a_kind_and_all_sizes_share_two_compiled_forms(family: str):
+def test_layers_of_a_kind_and_all_sizes_share_two_compiled_forms():
     torch.compiler.reset()
-    adapter = adapter_of(family)
+    adapter = tiny_llava()
     plain = [encoded(adapter, number) for number in (4, 3, 2)]
     counter = counting(adapter)
     for number, expected in zip((4, 3, 2), plain, strict=True):
@@ -78,17 +76,11 @@ def test_a_layer_that_is_edited_or_needs_gradients_runs_as_it_was_loaded():
     (site,) = vlm.sites("vision")
     ran.clear()
     with torch.no_grad():
-        vlm.with_deltas({site: tiny_delta(vlm, site)}).predict(tiny.SEEN)
+        vlm.with_deltas({site: Dense(torch.full(vlm.shape(site), 0.01))}).predict(tiny.SEEN)
     assert ran == ["compiled"] * (layers - 1)
     ran.clear()
     vlm.capture(tiny.SEEN, [site])
     assert ran == []
-
-
-def tiny_delta(vlm: NetworkVLM, site: str) -> Any:
-    from mmedit.deltas import Dense
-
-    return Dense(torch.full(vlm.shape(site), RATE))
 
 
 def test_the_layers_of_the_language_model_are_left_alone():
@@ -121,7 +113,7 @@ def test_a_missing_compiler_is_an_error_before_anything_is_loaded(
 def test_missing_headers_of_python_are_an_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(compiled.shutil, "which", lambda name: name)
     monkeypatch.setattr(compiled.sysconfig, "get_path", lambda name: "/nowhere")
-    with pytest.raises(ModelError, match=r"headers of Python, and /nowhere/Python.h does not exist"):
+    with pytest.raises(ModelError, match=r"/nowhere/Python.h does not exist"):
         require_compiler()
 
 
