@@ -302,8 +302,12 @@ class MENDLearner(Learner):
 
     def forward(self, cases: Sequence[EditCase]) -> tuple[Tensor, dict[str, Tensor]]:
         vlm, weights = self._vlm, self._config.probe_weights
-        captured = vlm.capture([case.request for case in cases], self.network.sites)
-        edited = vlm.with_deltas(self.network(captured, update=self.training))
+        edited = vlm.with_deltas(
+            self.network(  # what is captured is freed before the probes need memory
+                vlm.capture([case.request for case in cases], self.network.sites),
+                update=self.training,
+            )
+        )
         found = outcome(vlm, edited, cases, list(weights))
         return found.total(weights), found.figures
 
