@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import torch
@@ -86,7 +86,7 @@ def _build(path: Path, kind: str, tensors: dict[str, Tensor]) -> Delta:
 
 def _require_sound(path: Path, kind: str, tensors: Mapping[str, Tensor]) -> None:
     """Raise DataError unless the tensors can be those of a delta of this kind."""
-    expected = {field.name for field in fields(KINDS[kind])}
+    expected = {field.name for field in fields(KINDS[kind]) if field.default is MISSING}
     if tensors.keys() != expected:
         raise DataError(
             f"{path}: a {kind} delta has the tensors {', '.join(map(shortened, sorted(tensors)))}; "

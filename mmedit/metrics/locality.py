@@ -258,7 +258,9 @@ class _TokenKL(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Float[Tensor, " tokens"]) -> tuple[None, Tensor | None, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, gradient: Float[Tensor, " tokens"]
+    ) -> tuple[None, Tensor, None]:
         index, slopes = ctx.saved_tensors
         whole = slopes.new_zeros(ctx.shape)
         whole.index_copy_(0, index, slopes * gradient.unsqueeze(-1).to(slopes))
