@@ -15,7 +15,7 @@ class Predictions:
     """Teacher-forced outputs, aligned once: `logits[b, t]` is about `target[b, t]`.
 
     A row holds its prompt's and answer's tokens, or its answer's alone (`VLM.predict`). Behind its
-    last token all is 0.
+    last token the masks are false.
     """
 
     logits: Float[Tensor, "batch text vocab"]

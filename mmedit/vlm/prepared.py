@@ -111,7 +111,7 @@ def prepared(
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """What is kept of which examples."""
+    """The examples whose states are kept, and after how many layers."""
 
     examples: Sequence[Example]
     """All examples: those together of which the same is kept, the shortest first."""
