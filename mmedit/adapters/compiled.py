@@ -96,12 +96,13 @@ def repeated_layers(adapter: Adapter) -> Iterator[nn.Module]:
 
 
 def is_heard(layer: nn.Module) -> bool:
-    """Return whether a Linear inside a layer has a hook: an edit, or a recorder.
+    """Return whether a Linear inside a layer has a hook or another forward for the time of a call:
+    an edit, or a recorder.
 
     Transformers has hooks of its own on other modules.
     """
     return any(
-        module._forward_hooks or module._forward_pre_hooks
+        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
         for module in layer.modules()
         if isinstance(module, nn.Linear)
     )
