@@ -234,8 +234,15 @@ def _merge(first: Delta, second: Delta) -> Delta | None:
         )
         return joined if joined.edits is not None else _cheapest(joined)
     if first.edits is None or (isinstance(first, Dense) and isinstance(second, Dense)):
-        return Dense(first.weight() + second.weight())
+        return Dense(_added(first, second))
     return None
+
+
+def _added(first: Delta, second: Delta) -> Tensor:
+    if isinstance(first, Dense) and isinstance(second, LowRank):  # every edit of a long sequence
+        u, v = second.u.to(first.change), second.v.to(first.change)
+        return torch.addmm(first.change, u.mT, v)  # one pass over the matrix in place of two
+    return first.weight() + second.weight()
 
 
 def _cheapest(delta: LowRank) -> Delta:
