@@ -8,6 +8,7 @@ import gc
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -314,8 +315,9 @@ def test_a_question_after_sixty_low_rank_edits_costs_the_products_of_the_base_mo
         assert_close(edited.deltas[site].weight(), total[site])
     with torch.no_grad():
         vlm.predict(requests_)  # its image features are looked up from here on
-        count = products(lambda: edited.predict(requests_))
-        assert count == products(lambda: vlm.predict(requests_))
+        new = [[replace(r, prompt=f"{n} {r.prompt}") for r in requests_] for n in "12"]
+        count = products(lambda: edited.predict(new[0]))
+        assert count == products(lambda: vlm.predict(new[1]))
     assert_close(edited.predict(requests_).logits, really_changed(edited).predict(requests_).logits)
 
 
