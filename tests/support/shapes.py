@@ -39,9 +39,11 @@ def _opt(hidden: int, layers: int, heads: int) -> OPTConfig:
 
 
 def _blip2(vision: dict[str, int], qformer: dict[str, int], text: OPTConfig) -> Blip2Config:
+    # transformers' own 1e-10 would make features that hardly depend on the image
+    drawn = {**vision, "initializer_range": 0.02}
     width = {"encoder_hidden_size": vision["hidden_size"], "max_position_embeddings": 32}
     return Blip2Config(
-        vision_config=vision,
+        vision_config=drawn,
         qformer_config={**qformer, **width, "vocab_size": 4},
         text_config=text,
         num_query_tokens=32,
