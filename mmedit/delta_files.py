@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -81,7 +82,8 @@ def _build(path: Path, kind: str, tensors: dict[str, Tensor]) -> Delta:
             f"{path}: unknown kind of delta {shortened(kind)}; known: {', '.join(KINDS)}"
         )
     _require_sound(path, kind, tensors)
-    return KINDS[kind](**tensors)
+    made: Any = KINDS[kind]
+    return made(**tensors)
 
 
 def _require_sound(path: Path, kind: str, tensors: Mapping[str, Tensor]) -> None:
