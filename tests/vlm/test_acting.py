@@ -88,6 +88,11 @@ def dense_at(vlm: NetworkVLM, sites: Sequence[str], share: float = 0.02) -> dict
     }
 
 
+def low_rank(vlm: NetworkVLM, site: str, rank: int, seed: int = 0, size: float = 1.0) -> LowRank:
+    u, v = (normal(rank, n, seed=seed) * size for n in vlm.shape(site))
+    return LowRank(u, v)
+
+
 def really_changed(vlm: NetworkVLM) -> NetworkVLM:
     """The same VLM over a copy of the network, whose weights hold the deltas."""
     adapter = deepcopy(vlm.adapter)
@@ -301,10 +306,7 @@ def test_a_question_after_sixty_low_rank_edits_costs_the_products_of_the_base_mo
 ):
     sites, edited, total = vlm.sites("language"), vlm, {}
     for seed in range(60):
-        edit = {
-            site: LowRank(*(normal(3, n, seed=seed) * 0.01 for n in vlm.shape(site)))
-            for site in sites
-        }
+        edit = {site: low_rank(vlm, site, 3, seed=seed, size=0.01) for site in sites}
         edited = edited.with_deltas(edit).merged()
         for site in sites:
             total[site] = total.get(site, 0) + edit[site].weight()
@@ -325,7 +327,7 @@ def test_a_growing_low_rank_edit_stays_so_where_it_cannot_be_folded(vlm: Network
     (site, *_) = vlm.sites("language")
     half = NetworkVLM(deepcopy(vlm.adapter))
     half.adapter.network.to(torch.bfloat16)
-    edits = [LowRank(*(normal(10, n, seed=seed) for n in vlm.shape(site))) for seed in range(3)]
+    edits = [low_rank(vlm, site, 10, seed=seed) for seed in range(3)]
     for found, kind in ((vlm, Dense), (half, LowRank)):
         for edit in edits:
             found = found.with_deltas({site: edit}).merged()
@@ -334,5 +336,5 @@ def test_a_growing_low_rank_edit_stays_so_where_it_cannot_be_folded(vlm: Network
 
 def test_a_merged_vlm_with_one_edit_keeps_it_as_it_is(vlm: NetworkVLM):
     (site, *_) = vlm.sites("language")
-    edited = vlm.with_deltas({site: LowRank(*(normal(40, n) for n in vlm.shape(site)))})
+    edited = vlm.with_deltas({site: low_rank(vlm, site, 40)})
     assert edited.merged() is edited
