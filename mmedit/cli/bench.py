@@ -216,7 +216,7 @@ def bench(
 def measure(plans: Sequence[BlockPlan]) -> Iterator[BlockResult]:
     """Run the plans one after another with progress bars."""
     from mmedit.bench.modes import left_out_tests
-    from mmedit.cli.fit import silence_transformers, suit_threads
+    from mmedit.cli.fit import silence_transformers
     from mmedit.suite import Reusable, run_block
 
     for plan in plans:
@@ -224,7 +224,6 @@ def measure(plans: Sequence[BlockPlan]) -> Iterator[BlockResult]:
         for note in (*plan.notes, *plan.plan.remarks, *beyond):
             say(note, to=err)
     silence_transformers()
-    suit_threads(plan.vlm_file for plan in plans)
     reusable = Reusable()
     for plan in plans:
         if plan.is_continued:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -141,21 +141,11 @@ def silence_transformers() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def suit_threads(files: Iterable[VLMFile]) -> None:
-    """Let torch use one thread if all VLMs of a command are small ones: those of the package."""
-    from mmedit.vlm.loading import BUILT_IN
-    from mmedit.vlm.pieces import use_one_thread
-
-    if all(file.name_or_path in BUILT_IN for file in files):
-        use_one_thread()
-
-
 def load_vlm(name: str, file: VLMFile) -> VLM:
     """Load the VLM that a file of settings describes, without bars of its own."""
     from mmedit.config import load_vlm_of
 
     silence_transformers()
-    suit_threads([file])
     with show_status(err, "loading the VLM"):
         return load_vlm_of(name, file)
 

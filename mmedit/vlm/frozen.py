@@ -23,7 +23,6 @@ from mmedit.adapters.seen import SeenImage
 from mmedit.cache import TensorCache
 from mmedit.cases import Example
 from mmedit.progress import Progress, silent
-from mmedit.vlm.pieces import run_all
 from mmedit.vlm.prefills import Prefills
 from mmedit.vlm.prepared import Asked, prepared
 from mmedit.vlm.states import States
@@ -208,12 +207,13 @@ def in_groups(
     positions: Sequence[int], run: Callable[[Sequence[int]], Sequence[Tensor]]
 ) -> list[Tensor]:
     """Return what `run` gives for every position. It gets `GROUP` of them at a time; the last group
-    is filled up with its last one. Groups may run at once (`run_all`).
+    is filled up with its last one.
     """
-    parts = [positions[at : at + GROUP] for at in range(0, len(positions), GROUP)]
-    groups = [[*part, *[part[-1]] * (GROUP - len(part))] for part in parts]
-    made = run_all(run, groups)
-    return [one for part, row in zip(parts, made, strict=True) for one in row[: len(part)]]
+    found: list[Tensor] = []
+    for at in range(0, len(positions), GROUP):
+        part = positions[at : at + GROUP]
+        found += run([*part, *[part[-1]] * (GROUP - len(part))])[: len(part)]
+    return found
 
 
 def _alike(
