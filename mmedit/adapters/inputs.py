@@ -64,7 +64,7 @@ class Inputs:
         before = self.is_text.roll(-1, dims=1)
         before[:, -1] = False
         before[:, 0] |= self.is_text[:, 0]
-        return before
+        return before & self.attention_mask.bool()
 
 
 @dataclass(frozen=True, eq=False)

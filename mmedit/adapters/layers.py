@@ -18,6 +18,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 States = Float[Tensor, "batch sequence hidden"]
+OF_ALL_LAYERS = ("attention_mask", "position_ids", "position_embeddings")
+"""Inputs that are the same for all layers of a call."""
+GIVE_STATES = ("Gemma3DecoderLayer",)
+"""Layers that give states alone, though their annotation says otherwise."""
 
 
 class Layered:
@@ -37,7 +41,7 @@ class Layered:
         if getattr(config, "num_kv_shared_layers", 0):  # later layers read the keys of earlier ones
             return ()
         found = getattr(decoder, "layers", ())
-        return tuple(found) if all(map(_takes_states_first, found)) else ()
+        return tuple(found) if all(map(_gives_states_alone, found)) else ()
 
     def _decoder(self) -> Any:
         """Return the module that holds the decoder layers."""
@@ -58,8 +62,15 @@ class Layered:
         return tuple(names[id(layer)] for layer in self.layers)
 
 
-def _takes_states_first(layer: nn.Module) -> bool:
-    return next(iter(inspect.signature(layer.forward).parameters), "") == "hidden_states"
+def _gives_states_alone(layer: nn.Module) -> bool:
+    """Tell whether hidden states are all that a layer gets from the one before it, and all that it
+    gives.
+    """
+    signature = inspect.signature(layer.forward)
+    needs = [name for name, one in signature.parameters.items() if one.default is one.empty]
+    flows = [name for name in needs if name not in (*OF_ALL_LAYERS, "args", "kwargs")]
+    returned = signature.return_annotation in (Tensor, "torch.Tensor")
+    return flows == ["hidden_states"] and (returned or type(layer).__name__ in GIVE_STATES)
 
 
 class _ReachedError(Exception):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
@@ -16,7 +17,8 @@ from mmedit.editors.checks import at_most_parts, require_same_tensors
 from mmedit.editors.config import EditorConfig, SitesConfig
 from mmedit.editors.fitting import Fitting
 from mmedit.editors.saved import Origin, origin_of
-from mmedit.processes import number_of_processes
+from mmedit.processes import number_of_processes, process_number
+from mmedit.training.accelerator import autocast
 from mmedit.training.batches import used_indices
 from mmedit.training.loop import Learner, train
 from mmedit.training.settings import TrainingConfig
@@ -84,19 +86,33 @@ class LearnedEditor(Editor[Learned]):
         learner = self.learner(vlm, network, [*fitting.cases, *fitting.validation])
         sites = self.config.sites_of(vlm) if isinstance(self.config, SitesConfig) else ()
         origin = origin_of(vlm, sites, fitting.cases, fitting.seed)  # reads all weights
-        asked = self.asked(vlm, self._used(fitting))
         identity = self._identity(origin, fitting)
-        with vlm.frozen.prepared(asked, folder=fitting.folder, progress=fitting.progress):
+        with ExitStack() as kept:
+            with autocast(self.config.training, vlm.device):
+                kept.enter_context(self._prepared(vlm, fitting))
             train(learner, self.config.training, fitting, identity=identity)
         return self.with_learnt(_frozen(facts, network), origin)
 
+    def _prepared(self, vlm: VLM, fitting: Fitting) -> AbstractContextManager[None]:
+        """Keep what the base model computes of the cases, while the context lasts."""
+        asked = self.asked(vlm, self._used(fitting))
+        if vlm.edits:  # its own logits are not those of the base model
+            asked = replace(asked, base=())
+        return vlm.frozen.prepared(asked, folder=fitting.folder, progress=fitting.progress)
+
     def _used(self, fitting: Fitting) -> list[EditCase]:
-        """Return the cases that the training will use, in their order."""
+        """Return the cases that this process will use in the training, in their order."""
         training, cases = self.config.training, fitting.cases
-        batches = training.steps * training.accumulate
-        size = training.batch_size * number_of_processes()
-        used = used_indices(batches, size, len(cases), fitting.seed)
-        return [*(cases[index] for index in used), *fitting.validation]
+        process, processes = process_number(), number_of_processes()
+        used = used_indices(
+            training.steps * training.accumulate,
+            training.batch_size,
+            len(cases),
+            fitting.seed,
+            process=process,
+            processes=processes,
+        )
+        return [*(cases[index] for index in used), *fitting.validation[process::processes]]
 
     def _identity(self, origin: Origin, fitting: Fitting) -> dict[str, Any]:
         """Return what a checkpoint must agree with for training to resume from it."""

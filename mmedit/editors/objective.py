@@ -18,7 +18,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from mmedit.cases import EditCase, Probe
+from mmedit.cases import EditCase, Example, Probe
 from mmedit.editors.learned import LearnedConfig
 from mmedit.errors import DataError
 from mmedit.metrics.locality import kl, top1
@@ -119,14 +119,17 @@ def asked(cases: Sequence[EditCase], probes: Sequence[Probe], sites: Sequence[st
     """Return what `outcome` asks of these cases: of edits at these sites every probe, and their
     requests to make them; of the base model the locality probes.
     """
-    there = [
-        (probe, case.probes[probe][0]) for case in cases for probe in probes if probe in case.probes
-    ]
     return Asked(
-        edited=[*(case.request for case in cases), *(example for _, example in there)],
+        edited=[*(case.request for case in cases), *examples_of(cases, probes)],
         sites=sites,
-        base=[example for probe, example in there if probe.is_locality],
+        base=examples_of(cases, [probe for probe in probes if probe.is_locality]),
     )
+
+
+def examples_of(cases: Sequence[EditCase], probes: Sequence[Probe]) -> list[Example]:
+    """Return the examples of these probes that training asks: the first one of each."""
+    there = ((case, probe) for case in cases for probe in probes if probe in case.probes)
+    return [case.probes[probe][0] for case, probe in there]
 
 
 def groups(cases: Sequence[EditCase], probes: Sequence[Probe]) -> list[list[Probe]]:

@@ -49,6 +49,12 @@ def accelerator_for(
     )
 
 
+def autocast(config: TrainingConfig, device: torch.device) -> torch.autocast:
+    """Return the precision that the Accelerator gives to the forwards of this training."""
+    half = torch.float16 if config.mixed_precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=half, enabled=config.mixed_precision != "no")
+
+
 def cuda_devices() -> list[int]:
     """Return the numbers of all GPUs."""
     return list(range(torch.cuda.device_count()))

@@ -19,11 +19,20 @@ def batch_indices(number: int, size: int, cases: int, seed: int) -> list[int]:
     return [_permutation(place // cases, cases, seed)[place % cases] for place in places]
 
 
-def used_indices(batches: int, size: int, cases: int, seed: int) -> list[int]:
-    """Return the indices of all cases in the first batches, in ascending order."""
-    if batches * size >= cases:
-        return list(range(cases))
-    return sorted(batch_indices(0, batches * size, cases, seed))
+def used_indices(
+    batches: int, size: int, cases: int, seed: int, *, process: int = 0, processes: int = 1
+) -> list[int]:
+    """Return the indices of all cases that a process has in the first batches, in ascending order.
+
+    Each batch has `size` cases for every process.
+    """
+    used: set[int] = set()
+    for number in range(batches):
+        if len(used) == cases:
+            break
+        together = batch_indices(number, size * processes, cases, seed)
+        used.update(together[process * size : (process + 1) * size])
+    return sorted(used)
 
 
 @lru_cache(maxsize=4)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import final
 
+import torch
 from cachetools import LRUCache
 
 from mmedit.adapters.base import Adapter
@@ -26,6 +27,8 @@ class Prefills:
 
     def __init__(self, adapter: Adapter, *, memory_bytes: int = GIGABYTE // 2) -> None:
         self._adapter = adapter
+        if adapter.device.type == "cuda":  # where they stay, beside the network
+            memory_bytes = min(memory_bytes, torch.cuda.mem_get_info(adapter.device)[0] // 8)
         self._kept: LRUCache[str, Prefill] = LRUCache(memory_bytes, lambda kept: kept.nbytes)
         first = min((adapter.layer_of(site) for site in adapter.sites("language")), default=0)
         self._places = {first} if first else set[int]()

@@ -10,10 +10,10 @@ depend on them alone, so a resumed training finds the same bits.
 from __future__ import annotations
 
 import logging
-import shutil
+import os
 import tempfile
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, final, runtime_checkable
@@ -28,12 +28,12 @@ from mmedit.adapters.seen import SeenImage
 from mmedit.cache import GIGABYTE
 from mmedit.cases import Example
 from mmedit.progress import Progress, silent
-from mmedit.vlm.states import Packed, States, content_of
+from mmedit.vlm.states import Packed, States, content_of, precision_on
 
 log = logging.getLogger(__name__)
 
-TOGETHER = 32
-"""Examples in one forward, at most. They have similar lengths."""
+TOGETHER, TOKENS = 32, 4096
+"""Examples in one forward, and tokens with padding, at most. One example may have more."""
 IN_MEMORY = 4 * GIGABYTE
 """States that take more bytes than this go to a file, and into memory as they are read."""
 
@@ -54,12 +54,13 @@ class Asked:
 class Prepared:
     """States by the number of decoder layers before them, and by example."""
 
-    def __init__(self, places: Mapping[int, Mapping[Hashable, Tensor]]) -> None:
+    def __init__(self, places: Mapping[int, Mapping[Hashable, Tensor]], precision: str) -> None:
         self._places = places
+        self._precision = precision
 
-    def packed(self, examples: Sequence[Example], k: int) -> Packed | None:
+    def packed(self, examples: Sequence[Example], k: int, precision: str) -> Packed | None:
         kept = self._places.get(k)
-        if kept is None:
+        if kept is None or precision != self._precision:
             return None
         rows = [kept.get(content_of(example)) for example in examples]
         found = [row for row in rows if row is not None]
@@ -90,23 +91,22 @@ def prepared(
     progress: Progress = silent,
 ) -> Iterator[None]:
     """Keep the states of these examples while the context lasts, in memory or, where they take more
-    than `IN_MEMORY`, in a file of `folder` that is deleted at the end.
+    than `IN_MEMORY`, in a file of `folder`, which the system deletes when the process ends. They
+    are made in the precision (autocast) in which this is called.
 
     Costs one forward of each example through the layers before the first edited one, and of those
     that the base model is asked through all layers. Where no disk has room for the states nothing
     is kept, a warning says so, and every step computes what it needs.
     """
     plan = _Plan.of(adapter, asked)
-    with ExitStack() as files:
-        if plan.examples:
-            room = files.enter_context(_room(plan, adapter.network.dtype, folder))
-            if room is not None:
-                making = _Making(images, adapter, states, room)
-                states.by_example = Prepared(making.all_of(plan, progress))
-        try:
-            yield
-        finally:
-            states.by_example = None
+    room = _room(plan, adapter.network.dtype, folder) if plan.examples else None
+    if room is not None:
+        made = _Making(images, adapter, states, room).all_of(plan, progress)
+        states.by_example = Prepared(made, precision_on(adapter.device))
+    try:
+        yield
+    finally:
+        states.by_example = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +165,13 @@ class _Plan:
     @property
     def groups(self) -> Iterator[Sequence[Example]]:
         """Yield the examples that go through the network together."""
-        return (self.examples[at : at + TOGETHER] for at in range(0, len(self.examples), TOGETHER))
+        begin, longest = 0, 0
+        for at, length in enumerate(self.lengths):
+            longest = max(longest, length)
+            if at > begin and (at - begin == TOGETHER or longest * (at - begin + 1) > TOKENS):
+                yield self.examples[begin:at]
+                begin, longest = at, length
+        yield self.examples[begin:]
 
 
 @dataclass(eq=False)
@@ -176,11 +182,6 @@ class _Room:
     mapped: Tensor | None = None
     used: int = 0
 
-    @classmethod
-    def in_file(cls, file: Path, numbers: int, dtype: torch.dtype) -> _Room:
-        """Return the room for so many numbers in a new file."""
-        return cls(str(file), torch.from_file(str(file), shared=True, size=numbers, dtype=dtype))
-
     def put(self, states: Tensor) -> Tensor:
         """Return the states as they are kept, on the CPU."""
         if self.mapped is None:
@@ -190,25 +191,29 @@ class _Room:
         return kept.copy_(states)
 
 
-@contextmanager
-def _room(plan: _Plan, dtype: torch.dtype, folder: Path | None) -> Iterator[_Room | None]:
+def _room(plan: _Plan, dtype: torch.dtype, folder: Path | None) -> _Room | None:
+    """Return the place for all states; None if the disk has no room for them."""
     size = plan.bytes
     if size <= IN_MEMORY:
-        yield _Room()
-        return
+        return _Room()
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="states-", dir=folder) as at:
-        free = shutil.disk_usage(at).free
-        if size + GIGABYTE > free:
-            log.warning(
-                "the hidden states of the training cases take %.1f GB and %s has %.1f GB free, so "
-                "they are computed in every step; free some space, or set TMPDIR to another disk",
-                size / GIGABYTE, at, free / GIGABYTE,
-            )  # fmt: skip
-            yield None
-            return
-        yield _Room.in_file(Path(at) / "states", size // dtype.itemsize, dtype)
+    descriptor, name = tempfile.mkstemp(prefix="states-", dir=folder)
+    try:
+        os.posix_fallocate(descriptor, 0, size)  # a full disk later would kill the process
+        mapped = torch.from_file(name, shared=True, size=size // dtype.itemsize, dtype=dtype)
+    except OSError as error:
+        log.warning(
+            "the hidden states of the training cases take %.1f GB, and %s has no room for them "
+            "(%s), so they are computed in every step; free some space, or set TMPDIR to another "
+            "disk",
+            size / GIGABYTE, Path(name).parent, error.strerror,
+        )  # fmt: skip
+        return None
+    finally:
+        os.close(descriptor)
+        os.unlink(name)  # what is mapped lasts, and nothing is left behind whatever happens
+    return _Room(f"a file of {Path(name).parent}", mapped)
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,8 +32,10 @@ Packed = Float[Tensor, "positions hidden"]
 class ByExample(Protocol):
     """States that are kept example by example."""
 
-    def packed(self, examples: Sequence[Example], k: int) -> Packed | None:
-        """Return the states of these rows after k layers; None if some are not kept."""
+    def packed(self, examples: Sequence[Example], k: int, precision: str) -> Packed | None:
+        """Return the states of these rows after k layers; None if some are not kept, or if they
+        were made in another precision.
+        """
         ...
 
 
@@ -51,10 +53,12 @@ class States:
     """The states after some of the decoder layers, and the runs of the language model from them.
 
     After the last layer only the positions that predict text are kept, after others all tokens.
+    They are in main memory.
     """
 
     def __init__(self, adapter: Adapter, *, memory_bytes: int = GIGABYTE) -> None:
         self._adapter = adapter
+        self._most_bytes = memory_bytes
         self._batches = TensorCache(memory_bytes=memory_bytes)
         first = [adapter.layer_of(site) for site in adapter.sites("language")]
         self._places = {k for k in (min(first, default=0), len(adapter.layers)) if k}
@@ -95,7 +99,9 @@ class States:
     ) -> tuple[int, Tensor | None]:
         """Return the states after as many layers as possible, `most` at most, and that number."""
         for k in sorted((k for k in self._places | {most} if k <= most), reverse=True):
-            packed = self.by_example.packed(examples, k) if self.by_example else None
+            packed = None
+            if self.by_example is not None:
+                packed = self.by_example.packed(examples, k, precision_on(self._adapter.device))
             if packed is None:
                 packed = self._batches.get(_key(inputs, k))
             if packed is not None:
@@ -129,7 +135,9 @@ class States:
             return adapter.logits(inputs, features() if read else ())
 
     def _keep(self, inputs: Inputs, k: int, states: Tensor) -> None:
-        self._batches.put(_key(inputs, k), states[self.kept_at(inputs, k).to(states.device)])
+        packed = states[self.kept_at(inputs, k).to(states.device)]
+        if packed.nbytes <= self._most_bytes:
+            self._batches.put(_key(inputs, k), packed.cpu())  # a GPU's memory is for the network
 
     def _spread(self, packed: Packed, inputs: Inputs, k: int) -> Tensor:
         """Return packed states in their places, and zeros elsewhere."""
@@ -147,9 +155,13 @@ class States:
 
 def batch_key(inputs: Inputs) -> str:
     """Return a name for what the unedited layers make of a batch."""
-    device = inputs.input_ids.device.type
-    precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else ""
-    return f"{precision}-{inputs.content}"
+    return f"{precision_on(inputs.input_ids.device)}-{inputs.content}"
+
+
+def precision_on(device: torch.device) -> str:
+    """Return the precision of products under autocast; "" without it."""
+    kind = device.type
+    return str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else ""
 
 
 def _key(inputs: Inputs, k: int) -> str:

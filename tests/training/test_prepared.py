@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmedit.cases import EditCase
+from mmedit.cases import EditCase, Probe
 from mmedit.datasets.easyvqa import cases as easyvqa
 from mmedit.editors.fitting import Fitting
 from mmedit.editors.learned import LearnedEditor
@@ -118,6 +120,61 @@ def test_nothing_is_kept_after_the_training(vlm: NetworkVLM, cases: list[EditCas
     assert vlm.frozen.states.by_example is None
 
 
+def test_states_made_in_another_precision_are_not_used(vlm: NetworkVLM, cases: list[EditCase]):
+    asked = mend().asked(vlm, cases)
+    with vlm.frozen.prepared(asked):
+        assert vlm.frozen.states.by_example is not None
+        assert vlm.frozen.states.by_example.packed(asked.edited, 3, "torch.bfloat16") is None
+    with torch.autocast("cpu", dtype=torch.bfloat16), vlm.frozen.prepared(asked):
+        assert vlm.frozen.states.by_example is not None
+        assert vlm.frozen.states.by_example.packed(asked.edited, 3, "torch.bfloat16") is not None
+
+
+def test_a_mixed_precision_training_runs_the_edited_layers_alone(
+    vlm: NetworkVLM, cases: list[EditCase]
+):
+    half = mend(training=TrainingConfig(steps=2, batch_size=3, mixed_precision="bf16"))
+    told: list[str] = []
+    with counted_layers(vlm) as runs:
+        learnt(half, vlm, cases, progress=lambda task, *_: told.append(task))
+    assert "reading cases" in told
+    assert runs[3] >= runs[0] + 2 * 3  # two steps: a capture, and probes with and without an image
+
+
+def test_long_examples_go_through_the_network_in_small_groups(
+    vlm: NetworkVLM, cases: list[EditCase], monkeypatch: pytest.MonkeyPatch
+):
+    asked = mend().asked(vlm, cases)
+
+    def tokens_at_once() -> int:
+        seen: list[int] = []
+        layer = vlm.adapter.layers[0]
+        hook = layer.register_forward_pre_hook(
+            lambda _, inputs: seen.append(inputs[0].shape[0] * inputs[0].shape[1])
+        )
+        with vlm.frozen.prepared(asked):
+            hook.remove()
+        return max(seen)
+
+    many = tokens_at_once()
+    monkeypatch.setattr(prepared, "TOKENS", 64)
+    assert tokens_at_once() <= 64 < many
+
+
+def test_text_only_rows_are_found_again_with_padding_on_the_left(
+    vlm: NetworkVLM, cases: list[EditCase]
+):
+    left = NetworkVLM(vlm.adapter, padding_side="left")
+    texts = [case.probes[Probe.TEXT_LOCALITY][0] for case in cases]
+    expected = left.predict(texts)
+    with left.frozen.prepared(Asked(base=texts)), counted_layers(left) as runs:
+        found = left.predict(texts)
+    assert not runs
+    torch.testing.assert_close(
+        found.logits[found.is_text], expected.logits[expected.is_text], rtol=1e-4, atol=1e-4
+    )
+
+
 def test_the_size_is_told_before_the_first_step(vlm: NetworkVLM, cases: list[EditCase]):
     told: list[tuple[str, int, int, str]] = []
     learnt(mend(), vlm, cases, progress=lambda *report: told.append(report))
@@ -137,12 +194,22 @@ def test_states_that_do_not_fit_the_memory_are_in_a_file_while_training_lasts(
     monkeypatch.setattr(prepared, "IN_MEMORY", 1)
     asked = mend().asked(vlm, cases)
     with vlm.frozen.prepared(asked, folder=tmp_path):
-        [file] = tmp_path.glob("states-*/states")
-        assert file.stat().st_size > 100_000
-    assert not list(tmp_path.iterdir())
+        kept = vlm.frozen.states.by_example
+        assert kept is not None
+        assert kept.packed(asked.edited, 3, "") is not None
+        assert mapped_files() == 1
+        assert not list(tmp_path.iterdir())  # a killed process leaves nothing behind
+    del kept
+    assert mapped_files() == 0
     found = learnt(mend(), vlm, cases, folder=tmp_path / "run")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert not list(tmp_path.glob("run/states-*"))
+
+
+def mapped_files() -> int:
+    """Return how many files of states this process has in its memory."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return len({line.split()[4] for line in lines if "/states-" in line})
 
 
 def test_without_room_on_the_disk_every_step_computes_what_it_needs(
@@ -154,10 +221,15 @@ def test_without_room_on_the_disk_every_step_computes_what_it_needs(
 ):
     expected = learnt(mend(), vlm, cases)
     monkeypatch.setattr(prepared, "IN_MEMORY", 1)
-    monkeypatch.setattr(prepared, "GIGABYTE", 2**60)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
     with caplog.at_level(logging.WARNING):
         found = learnt(mend(), vlm, cases, folder=tmp_path)
-    assert "so they are computed in every step; free some space" in caplog.text
+    assert "no room for them (No space left on device), so they are computed" in caplog.text
+    assert not list(tmp_path.glob("states-*"))
     assert_close(found, expected)
 
 

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.editors.config import EditorConfig
 from mmedit.editors.learned import LearnedEditor
-from mmedit.editors.objective import ObjectiveConfig, asked, groups, outcome, require_probes
+from mmedit.editors.objective import ObjectiveConfig, examples_of, groups, outcome, require_probes
 from mmedit.errors import EditorError
 from mmedit.methods.serac.counterfactual import Counterfactual, counterfactual_facts
 from mmedit.methods.serac.memory import Memory, MemoryChange, SoftSERACVLM, with_memory
@@ -231,8 +231,7 @@ class SERAC(LearnedEditor[SERACConfig]):
             network.counterfactual.load_language(self.config.counterfactual)
 
     def asked(self, vlm: VLM, cases: Sequence[EditCase]) -> Asked:
-        found = asked(cases, list(self.config.probe_weights))
-        return Asked(base=found.edited)
+        return Asked(base=examples_of(cases, list(self.config.probe_weights)))
 
     def learner(self, vlm: VLM, network: SERACNetwork, cases: Sequence[EditCase]) -> SERACLearner:
         require_probes(cases, list(self.config.probe_weights), self.method)
