@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import resources
@@ -71,6 +72,16 @@ def make_folder(directory: Path) -> None:
         raise RunError(
             f"the folder {directory} may not be written into (no permission); choose another --out"
         )
+
+
+def reserve(descriptor: int, size: int) -> None:
+    """Give a new file its size, and reserve the room on the disk where the system can. Raises
+    OSError if there is too little.
+    """
+    if sys.platform == "linux":
+        os.posix_fallocate(descriptor, 0, size)
+    else:
+        os.truncate(descriptor, size)
 
 
 @contextmanager

@@ -61,7 +61,8 @@ def evaluate(
     only `apply_each`, and then a name. With `max_new_tokens` > 0 the
     records also hold free generations before and after the edit, and their scores. Without a
     `progress`, a bar is shown in a Jupyter notebook, and nothing elsewhere. Costs per batch
-    of cases: one `apply_each`, and per probe one forward of the base and of the edited model.
+    of cases: one `apply_each`, and per probe one forward of the base model and, of the layers from
+    the first edited one on, one of the edited model.
     Several editors share the forwards of the base through `Meter`. Raises ConfigError, ModelError
     if the base model's outputs are not finite, and an error for an argument of another kind.
 

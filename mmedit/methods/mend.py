@@ -89,7 +89,7 @@ class MENDConfig(SitesConfig, ObjectiveConfig):
 
 class MEND(DeltaEditor[MENDConfig], LearnedEditor[MENDConfig]):
     """MEND. `apply` costs one capture. A training step costs one capture, and one forward and
-    backward over the probes.
+    backward over the probes, all from the first edited layer on.
     """
 
     method: ClassVar[str] = "mend"
@@ -292,7 +292,7 @@ class LRLinear(nn.Module):
 
 
 class MENDLearner(Learner):
-    """The outer loss: one capture, and one forward and backward over the probes, per batch."""
+    """The outer loss: per batch one capture, and one forward and backward over the probes."""
 
     def __init__(self, vlm: VLM, network: EditNetwork, config: MENDConfig) -> None:
         super().__init__()

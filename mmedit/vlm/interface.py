@@ -96,14 +96,18 @@ class VLM(ABC):
 
     @abstractmethod
     def capture(self, examples: Sequence[Example], sites: Sequence[str]) -> Captured:
-        """Return inputs x and output gradients δ at Linear sites. One forward, one backward."""
+        """Return inputs x and output gradients δ at Linear sites.
+
+        Costs a forward, of the layers from the first site on if the batch was asked before, and a
+        backward down to that site.
+        """
 
     @abstractmethod
     def represent(self, examples: Sequence[Example]) -> Float[Tensor, "batch hidden"]:
         """Return one vector for each image and prompt, in float32, for nearest-neighbour search.
 
-        It is the input of the language model's first default site at the last prompt token. One
-        forward, no gradient.
+        It is the input of the language model's first default site at the last prompt token. Costs
+        a forward up to that site.
         """
 
     @abstractmethod

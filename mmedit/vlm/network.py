@@ -36,7 +36,8 @@ from mmedit.vlm.passes import Pass, Recorder, aligned, by_row
 class NetworkVLM(VLM):
     """A network as loaded, with or without deltas.
 
-    All values over one network share its cache of image features.
+    All values over one network share its cache of image features and hidden states. Both are known
+    by what is asked, so nothing may write to the network's weights between two calls.
     """
 
     def __init__(

@@ -28,6 +28,7 @@ from mmedit.adapters.seen import SeenImage
 from mmedit.cache import GIGABYTE
 from mmedit.cases import Example
 from mmedit.progress import Progress, silent
+from mmedit.storage import reserve
 from mmedit.vlm.states import Packed, States, content_of, precision_on
 
 log = logging.getLogger(__name__)
@@ -200,7 +201,7 @@ def _room(plan: _Plan, dtype: torch.dtype, folder: Path | None) -> _Room | None:
         folder.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix="states-", dir=folder)
     try:
-        os.posix_fallocate(descriptor, 0, size)  # a full disk later would kill the process
+        reserve(descriptor, size)  # a disk that is full later would kill the process
         mapped = torch.from_file(name, shared=True, size=size // dtype.itemsize, dtype=dtype)
     except OSError as error:
         log.warning(
