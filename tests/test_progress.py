@@ -203,7 +203,8 @@ def test_fit_evaluate_and_run_suite_show_bars_in_a_kernel_and_quick_reading_show
 ):
     assert in_kernel(PREPARED) == []
     [fitted] = in_kernel("mend = mend.fit(vlm, Fitting(cases))")
-    assert re.match(r"training: 2/2 .+ took 0:00:\d\d\nloss \d", fitted["text/plain"])
+    bars_shown = r"reading training cases: 20/20 .+\ntraining: 2/2 .+ took 0:00:\d\d\nloss \d"
+    assert re.match(bars_shown, fitted["text/plain"])
     assert '<progress value="2" max="2">' in fitted["text/html"]
     [measured] = in_kernel("records = list(evaluate(vlm, ft, cases, batch_size=2))")
     assert measured["text/plain"].startswith("measuring FT-M: 4/4 ")

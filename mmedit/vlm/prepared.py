@@ -232,12 +232,12 @@ class _Making:
         made: dict[int, dict[Hashable, Tensor]] = {k: {} for k in plan.places}
         size = f"{plan.bytes / GIGABYTE:.2f} GB of hidden states, in {self.room.name}"
         done, total = 0, len(plan.examples)
-        progress("reading cases", done, total, size)
+        progress("reading training cases", done, total, size)
         for group in plan.groups:
             for k, rows in self._rows(group, plan).items():
                 made[k] |= rows
             done += len(group)
-            progress("reading cases", done, total, size)
+            progress("reading training cases", done, total, size)
         return made
 
     def _rows(self, group: Sequence[Example], plan: _Plan) -> dict[int, dict[Hashable, Tensor]]:

@@ -211,7 +211,7 @@ def test_an_interrupted_sequence_ends_with_the_same_records(
     with pytest.raises(KeyboardInterrupt):
         measure(plan(TWO_ORDERS), tmp_path, vlm, cases[:6], interrupt)
     there = len([r for r in read_records(tmp_path) if r.editor == "FT"])
-    assert there == break_after
+    assert break_after <= there < len([r for r in whole if r.editor == "FT"])
     continued = measure(plan(TWO_ORDERS), tmp_path, vlm, cases[:6])
     assert comparable(continued) == comparable(whole)
     assert not (tmp_path / "state").exists()
