@@ -16,7 +16,8 @@ from mmedit.cases import EditCase, Example, Probe
 from mmedit.editors.fitting import Fitting
 from mmedit.errors import DataError, EditorError, TrainingError
 from mmedit.methods.ft import FT, FTConfig
-from mmedit.methods.mend import IDMLP, MEND, EditNetwork, GradientTransform, MENDConfig, RunningNorm
+from mmedit.methods.mend import MEND, MENDConfig
+from mmedit.methods.mend.network import IDMLP, EditNetwork, GradientTransform, RunningNorm
 from mmedit.training.settings import TrainingConfig
 from mmedit.vlm.interface import VLM
 from mmedit.vlm.network import NetworkVLM

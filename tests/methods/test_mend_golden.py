@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from mmedit.cases import Example
 from mmedit.deltas import LowRank
 from mmedit.editors.saved import origin_of
-from mmedit.methods.mend import IDMLP, MEND, EditNetwork, GradientTransform, MENDConfig
+from mmedit.methods.mend import MEND, MENDConfig
+from mmedit.methods.mend.network import IDMLP, EditNetwork, GradientTransform
 from mmedit.metrics.multiclass_log_probs import NOT_SCORED, MulticlassLogProbs, multiclass_log_probs
 from mmedit.vlm.interface import VLM
 from mmedit.vlm.network import NetworkVLM

@@ -1,119 +1,24 @@
-"""MEND: a small network turns the gradient of a request into an edit (Mitchell et al. 2022, Fast
-Model Editing at Scale), for VLMs as in MMEdit (Cheng et al. 2023).
-
-From a request to an edit:
-
-1. A forward and a backward of the request's answer NLL give, at every edited Linear weight W and
-   for each token t, the input x_t and the gradient δ_t of the output. Σ_t δ_t x_t^T is the gradient
-   of W.
-2. Both are normalised with running statistics and transformed by a network g:
-       (x~_t, δ~_t) = g((x_t - μ_x) / σ_x, (δ_t - μ_δ) / σ_δ)
-3. The edit is the same sum over the transformed vectors, with a learnt step size lr for each site:
-       ΔW = lr · Σ_t δ~_t x~_t^T
-   It is stored as its two factors: a LowRank delta with one rank per token.
-
-g is an MLP that starts as the identity and takes x and δ together. Sites of the same shape share
-one g, with a learnt scale and shift for each site. `shared`, `combine` and `sides` choose the other
-variants of the paper. The outer loss is in `mmedit.editors.objective`.
-
-Differences from the published code:
-
-- δ is the gradient of the sum over rows of each row's mean NLL, so it does not depend on the batch.
-- Units that were dead while the statistics were collected (σ = 0) give 0; there they are divided by
-  1e-7.
-- The step sizes are trained, with a learning rate of their own; there they stay where they start.
-"""
+"""Everything that MEND learns: the transforms g of gradients, and a step size for each site."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, cast
+from collections.abc import Mapping
+from typing import cast
 
 import torch
 from accelerate.utils import reduce
 from jaxtyping import Float
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmedit.cases import EditCase, Example
 from mmedit.deltas import LowRank
-from mmedit.editors.base import DeltaEditor
-from mmedit.editors.config import EditorConfig, SitesConfig
-from mmedit.editors.learned import LearnedEditor
-from mmedit.editors.objective import ObjectiveConfig, asked, outcome, require_probes
-from mmedit.training.learner import Learner
-from mmedit.training.settings import TrainingConfig
-from mmedit.vlm.interface import VLM
+from mmedit.methods.mend.config import MENDConfig
 from mmedit.vlm.outputs import Captured, SiteTokens
-from mmedit.vlm.prepared import Asked
 
 EPSILON = 1e-7
 """Added to σ before the division."""
 DEAD = 1e-6
 """A unit is dead if its σ is below this share of the largest σ, or of its own mean."""
-
-
-class MENDConfig(SitesConfig, ObjectiveConfig):
-    """Settings of MEND. Defaults are MMEdit's for BLIP-2 (hparams/TRAINING/MEND/blip2.yaml)."""
-
-    rank: int = Field(default=1920, ge=1)
-    """Maximum rank of the weight matrices of g. MMEdit: 1920."""
-    hidden_layers: int = Field(default=1, ge=0)
-    """Layers of g before its last one. MMEdit: 1."""
-    norm: bool = True
-    """Normalise x and δ with running statistics. MMEdit: true."""
-    shared: bool = True
-    """Share one g among all sites of a shape; false: one g per site. MMEdit: true."""
-    combine: bool = True
-    """Use one g on x and δ together; false: one network for x and one for δ. MMEdit: true."""
-    sides: Literal["both", "x", "delta", "smaller"] = "both"
-    """Sides that are transformed if `combine` is false; the other one is only normalised.
-    "smaller" is the narrower one at each site (the paper's one-sided variant). MMEdit: both.
-    """
-    lr: float = Field(default=1e-6, gt=0)
-    """Learning rate of g. MMEdit: 1e-6."""
-    edit_lr: float = Field(default=1e-4)
-    """Initial step size of every site. MMEdit: 1e-4."""
-    lr_lr: float = Field(default=1e-4, ge=0)
-    """Learning rate of the step sizes. MMEdit: 1e-4."""
-    training: TrainingConfig = TrainingConfig(batch_size=2)
-    """Settings of the training loop."""
-
-    @model_validator(mode="after")
-    def _combine_needs_both(self) -> MENDConfig:
-        if self.combine and self.sides != "both":
-            raise ValueError(f"combine transforms both sides; with sides={self.sides} set it false")
-        return self
-
-
-class MEND(DeltaEditor[MENDConfig], LearnedEditor[MENDConfig]):
-    """MEND. `apply` costs one capture. A training step costs one capture, and one forward and
-    backward over the probes, all from the first edited layer on.
-    """
-
-    method: ClassVar[str] = "mend"
-    paper: ClassVar[str] = "Mitchell et al. 2022, Fast Model Editing at Scale"
-    config_class: ClassVar[type[EditorConfig]] = MENDConfig
-
-    @torch.no_grad()
-    def deltas(self, vlm: VLM, requests: Sequence[Example]) -> dict[str, LowRank]:
-        network = self.network_on(vlm)
-        return network(vlm.capture(requests, network.sites), update=False)
-
-    def facts(self, vlm: VLM) -> dict[str, Any]:
-        return {"shapes": {site: list(vlm.shape(site)) for site in self.config.sites_of(vlm)}}
-
-    def build(self, facts: Mapping[str, Any]) -> EditNetwork:
-        shapes = {site: (int(out), int(in_)) for site, (out, in_) in facts["shapes"].items()}
-        return EditNetwork(shapes, self.config)
-
-    def asked(self, vlm: VLM, cases: Sequence[EditCase]) -> Asked:
-        return asked(cases, list(self.config.probe_weights), self.config.sites_of(vlm))
-
-    def learner(self, vlm: VLM, network: EditNetwork, cases: Sequence[EditCase]) -> MENDLearner:
-        require_probes(cases, list(self.config.probe_weights), self.method)
-        return MENDLearner(vlm, network, self.config)
 
 
 class EditNetwork(nn.Module):
@@ -289,32 +194,3 @@ class LRLinear(nn.Module):
         # Every z starts at 0, where the gradients of relu and, since torch 2.14, of clamp are 0;
         # just below 0 the threshold passes it on.
         return F.threshold(z, -torch.finfo(z.dtype).tiny, 0.0) + x
-
-
-class MENDLearner(Learner):
-    """The outer loss: per batch one capture, and one forward and backward over the probes."""
-
-    def __init__(self, vlm: VLM, network: EditNetwork, config: MENDConfig) -> None:
-        super().__init__()
-        self.network = network
-        self._vlm = vlm
-        self._config = config
-
-    def forward(self, cases: Sequence[EditCase]) -> tuple[Tensor, dict[str, Tensor]]:
-        vlm, weights = self._vlm, self._config.probe_weights
-        edited = vlm.with_deltas(
-            self.network(  # what is captured is freed before the probes need memory
-                vlm.capture([case.request for case in cases], self.network.sites),
-                update=self.training,
-            )
-        )
-        found = outcome(vlm, edited, cases, list(weights))
-        return found.total(weights), found.figures
-
-    def optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(
-            [
-                {"params": list(self.network.transforms.parameters()), "lr": self._config.lr},
-                {"params": [self.network.edit_lrs], "lr": self._config.lr_lr},
-            ]
-        )
