@@ -20,8 +20,8 @@ from mmedit.records.schema import ProbeRecord, Record
 DEMO_EDITORS = ("ft-l", "ft", "ike", "mend")
 DEMO_SHOWN = "MEND"
 DURATION = (
-    "On 2 cores it takes about 3 minutes with AMX and 4 with AVX2 alone: 2 to 4 minutes for "
-    "training MEND, 10 to 20 seconds for IKE's index, up to a minute for measuring."
+    "On 2 cores with AVX2 it takes about 3 minutes: one and a half for training MEND, 15 seconds "
+    "for IKE's index, 40 for measuring."
 )
 """Duration of the demo, as measured. The README files say it too."""
 
