@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from jaxtyping import Float
@@ -62,6 +62,7 @@ class LowRank(Delta):
 
     u: Float[Tensor, "*edits rank out"]
     v: Float[Tensor, "*edits rank in"]
+    _: KW_ONLY
     repeats: int = 1
     """How often separate edits are selected one after the other: row i is answered under edit i
     modulo len(u).
