@@ -84,7 +84,7 @@ def test_an_editor_for_an_unknown_vlm_is_refused(vlm, message):
 def test_settings_are_keyword_arguments():
     config = load_editor("mend", "embedded", lr=1e-5, training={"steps": 7}).config
     assert isinstance(config, MENDConfig)
-    assert (config.lr, config.training.steps, config.training.batch_size) == (1e-5, 7, 32)
+    assert (config.lr, config.training.steps, config.training.batch_size) == (1e-5, 7, 16)
     with pytest.raises(ConfigError, match=r"unknown key 'stepps'. Did you mean 'steps'"):
         load_editor("ft", "embedded", stepps=3)
 
@@ -109,7 +109,7 @@ def test_an_override_comes_last_and_reaches_nested_keys():
     assert isinstance(config, MENDConfig)
     assert config.lr == 1e-5
     assert config.training.steps == 7
-    assert config.training.batch_size == 32
+    assert config.training.batch_size == 16
 
 
 @pytest.mark.parametrize(
