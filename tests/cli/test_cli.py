@@ -174,7 +174,7 @@ def test_edit_says_that_an_editor_it_must_fit_is_thrown_away(mmedit_):
 def test_show_lists_every_setting_with_its_value_for_a_vlm(mmedit_):
     shown = mmedit_("show", "editor", "mend", "--vlm", "embedded")
     assert shown.code == 0
-    assert "training.batch_size 2 32" in shown.out
+    assert "training.batch_size 2 16" in shown.out
     assert "Mitchell et al. 2022" in shown.out
     assert "mmedit fit --editor mend" in shown.out
     assert "It needs no fitting" in mmedit_("show", "editor", "ft").out
