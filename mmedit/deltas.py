@@ -85,7 +85,8 @@ class LowRank(Delta):
         return change.unflatten(1, (self.repeats, -1)).transpose(0, 1).flatten(0, 1)
 
     def weight(self) -> Float[Tensor, "*edits out in"]:
-        return self.spread().u.mT @ self.spread().v
+        each = self.spread()
+        return each.u.mT @ each.v
 
     def spread(self) -> LowRank:
         """Return the delta with factors of its own for every row."""
@@ -105,7 +106,8 @@ class LowRank(Delta):
         return LowRank(self.u.index_select(0, index), self.v.index_select(0, index))
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"u": self.spread().u, "v": self.spread().v}
+        each = self.spread()
+        return {"u": each.u, "v": each.v}
 
 
 @dataclass(frozen=True, eq=False)

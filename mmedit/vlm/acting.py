@@ -8,7 +8,7 @@ delta. Half precision would round the edit away, so there the hook remains.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 from weakref import WeakKeyDictionary, ref
@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmedit.adapters.layers import forward_replaced
 from mmedit.deltas import Delta, Dense, LowRank, Sum, fold, linear_at
 from mmedit.errors import SiteError
 
@@ -53,7 +54,8 @@ def added(network: nn.Module, deltas: Mapping[str, Delta], rows: int) -> Iterato
             _require_fits(site, delta, linear, rows)
             whole, rest = _split(delta)
             if whole is not None and takes_folded(linear, whole.change):
-                until.enter_context(_reading(linear, folded(linear.weight, whole)))
+                reading = _reading(linear, folded(linear.weight, whole))
+                until.enter_context(forward_replaced(linear, reading))
             else:
                 rest = delta
             if rest is not None:
@@ -122,14 +124,9 @@ def _split(delta: Delta) -> tuple[Dense | None, Delta | None]:
     return whole, Sum(rest) if len(rest) > 1 else next(iter(rest), None)
 
 
-@contextmanager
-def _reading(linear: nn.Linear, weight: Tensor) -> Iterator[None]:
-    """Let a Linear read another weight while the context lasts; its hooks stay in force."""
-    vars(linear)["forward"] = lambda x: F.linear(x, weight, linear.bias)
-    try:
-        yield
-    finally:
-        del vars(linear)["forward"]
+def _reading(linear: nn.Linear, weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the forward of a Linear that reads another weight."""
+    return lambda x: F.linear(x, weight, linear.bias)
 
 
 def _adder(delta: Delta, rows: int):

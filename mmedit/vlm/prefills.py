@@ -18,7 +18,7 @@ from mmedit.adapters.inputs import Inputs
 from mmedit.adapters.prefill import Prefill, prefill_noted, prefill_resumed
 from mmedit.cache import GIGABYTE
 from mmedit.cases import Example
-from mmedit.vlm.states import batch_key
+from mmedit.vlm.states import batch_key, runs_whole, usual_places
 
 
 @final
@@ -30,8 +30,7 @@ class Prefills:
         if adapter.device.type == "cuda":  # where they stay, beside the network
             memory_bytes = min(memory_bytes, torch.cuda.mem_get_info(adapter.device)[0] // 8)
         self._kept: LRUCache[str, Prefill] = LRUCache(memory_bytes, lambda kept: kept.nbytes)
-        first = min((adapter.layer_of(site) for site in adapter.sites("language")), default=0)
-        self._places = {first} if first else set[int]()
+        self._places = usual_places(adapter)
         """Numbers of layers after which a prefill of the base model keeps its states."""
 
     @property
@@ -48,11 +47,10 @@ class Prefills:
         `before` is the number of decoder layers before the first edited one; None if nothing is
         edited.
         """
-        layers = self._adapter.layers
-        has_context = any(example.context for example in examples)  # asked once, and long
-        if before == 0 or not layers or has_context:
+        if runs_whole(self._adapter, examples, before):
             yield
             return
+        layers = self._adapter.layers
         if before is not None:
             self._places.add(before)
         key, most = batch_key(inputs), len(layers) if before is None else before

@@ -60,8 +60,7 @@ class States:
         self._adapter = adapter
         self._most_bytes = memory_bytes
         self._batches = TensorCache(memory_bytes=memory_bytes)
-        first = [adapter.layer_of(site) for site in adapter.sites("language")]
-        self._places = {k for k in (min(first, default=0), len(adapter.layers)) if k}
+        self._places = usual_places(adapter) | ({len(adapter.layers)} - {0})
         """Numbers of layers after which a forward of the base model keeps its states."""
         self.by_example: ByExample | None = None
         """Set while a training runs."""
@@ -85,14 +84,11 @@ class States:
         None if nothing is. Costs a forward of the layers from there on if states of the batch are
         kept, and of all layers otherwise.
         """
-        layers = self._adapter.layers
-        has_context = any(example.context for example in examples)  # asked once, and long
-        if before == 0 or not layers or has_context:
+        if runs_whole(self._adapter, examples, before):
             return self._adapter.logits(inputs, features())
-        found = self._nearest(inputs, examples, len(layers) if before is None else before)
-        if before is None:
-            return self._running(inputs, found, self._places, features)
-        return self._running(inputs, found, [before], features)
+        most = len(self._adapter.layers) if before is None else before
+        places = self._places if before is None else [before]
+        return self._running(inputs, self._nearest(inputs, examples, most), places, features)
 
     def _nearest(
         self, inputs: Inputs, examples: Sequence[Example], most: int
@@ -151,6 +147,20 @@ class States:
         """Return the positions at which the states after k layers are kept."""
         last = k == len(self._adapter.layers)
         return inputs.predicts_text if last else inputs.attention_mask.bool()
+
+
+def usual_places(adapter: Adapter) -> set[int]:
+    """Return the number of layers before the first default site; nothing if all layers run."""
+    first = min((adapter.layer_of(site) for site in adapter.sites("language")), default=0)
+    return {first} - {0}
+
+
+def runs_whole(adapter: Adapter, examples: Sequence[Example], before: int | None) -> bool:
+    """Tell whether all layers run and nothing is kept: the first one is edited, layers cannot be
+    skipped, or a row has a context, which is asked once and long.
+    """
+    has_context = any(example.context for example in examples)
+    return before == 0 or not adapter.layers or has_context
 
 
 def batch_key(inputs: Inputs) -> str:

@@ -10,6 +10,7 @@ import pytest
 import tiny
 import tiny_families
 import torch
+from placed import half_on_disk
 from tiny import SEEN, TEXT_ONLY
 from torch import nn
 
@@ -55,13 +56,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def both(folder: Path, tmp_path: Path) -> tuple[NetworkVLM, NetworkVLM]:
     """The model in memory, and again with room for half of it, the rest on disk."""
     whole = load_vlm(folder)
-    size = sum(p.nbytes for p in whole.adapter.network.parameters())
-    offloaded = load_vlm(
-        folder,
-        device_map="auto",
-        max_memory={"cpu": size // 2},
-        offload_folder=tmp_path / "offloaded",
-    )
+    offloaded = half_on_disk(folder, tmp_path / "offloaded", whole)
     assert any(p.is_meta for p in offloaded.adapter.network.parameters())
     return whole, offloaded
 

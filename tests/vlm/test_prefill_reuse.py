@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from placed import half_on_disk
 from reuse import (
     NAMES,
     PLACES,
@@ -233,13 +234,7 @@ def test_a_prefill_longer_than_a_sliding_window_is_not_kept(window: int):
 @pytest.mark.filterwarnings("ignore:The following device_map keys do not match")
 def test_a_network_half_on_disk_begins_with_a_kept_prefill_too(tiny_folder: Path, tmp_path: Path):
     whole = load_vlm(tiny_folder)
-    size = sum(p.nbytes for p in whole.adapter.network.parameters())
-    offloaded = load_vlm(
-        tiny_folder,
-        device_map="auto",
-        max_memory={"cpu": size // 2},
-        offload_folder=tmp_path / "offloaded",
-    )
+    offloaded = half_on_disk(tiny_folder, tmp_path / "offloaded", whole)
     deltas = deltas_at(whole, sites_at(whole, "last"))
     expected = said_whole(whole.with_deltas(deltas))
     before = [layer.__dict__.get("forward") for layer in offloaded.adapter.layers]

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from mmedit.adapters.base import Segments
@@ -151,10 +152,16 @@ class Counterfactual(nn.Module):
                 f"image, edit and question make a sequence of {longest} tokens; the counterfactual "
                 f"model takes {most}. Shorten them, or name another model (editor.counterfactual)."
             )
-        together = torch.tensor([_padded(row, longest, 0, side) for row in ids], device=device)
-        kind = torch.tensor([_padded(row, longest, QUESTION, side) for row in kinds], device=device)
-        mask = torch.tensor([_padded([1] * size, longest, 0, side) for size in lengths])
-        return _Rows(self._embed(inputs, together, kind), mask.to(device), start)
+        together, kind, mask = (
+            pad_sequence(
+                [torch.tensor(row) for row in rows],
+                batch_first=True,
+                padding_value=padding,
+                padding_side=side,
+            ).to(device)
+            for rows, padding in ((ids, 0), (kinds, QUESTION), ([[1] * n for n in lengths], 0))
+        )
+        return _Rows(self._embed(inputs, together, kind), mask, start)
 
     def _require_known(self, largest: int) -> None:
         known = self.lm.config.vocab_size
@@ -177,11 +184,6 @@ class Counterfactual(nn.Module):
         else:
             embedded = embedded + depend_on(self.projection)
         return embedded + self.kinds(kind)
-
-
-def _padded(row: list[int], length: int, padding: int, side: PaddingSide) -> list[int]:
-    missing = [padding] * (length - len(row))
-    return [*missing, *row] if side == "left" else [*row, *missing]
 
 
 def depend_on(module: nn.Module) -> Tensor:
