@@ -1,4 +1,4 @@
-"""Measure the VLM "photo" on photographs that it never saw, and what its language model still knows.
+"""Measure the VLM "photo" on photographs that it never saw, and on what its language model knew.
 
     python scripts/photo_vlm/evaluate.py --vlm photo --photographs grocery --parts PARTS \\
         --run runs/photo-vlm --out results/photo-vlm/base.json
@@ -154,14 +154,14 @@ def ceilings(trained: Sequence[Photograph], seen: Tensor, test: Sequence[Photogr
     """Return the accuracy of a linear probe for product and kind."""
     facts = product_facts()
     found = {}
+    means = [tensor[:, 0].float().mean(1) for tensor in (seen, new)]
     for question in ("product", "kind"):
         names = sorted({f.answer(question) for f in facts.values()})
-
-        def labels(photographs: Sequence[Photograph]) -> Tensor:
-            return torch.tensor([names.index(facts[p.shown].answer(question)) for p in photographs])
-
-        means = [tensor[:, 0].float().mean(1) for tensor in (seen, new)]
-        found[question] = probe_ceiling(means[0], labels(trained), means[1], labels(test))
+        labels, truth = (
+            torch.tensor([names.index(facts[p.shown].answer(question)) for p in photographs])
+            for photographs in (trained, test)
+        )
+        found[question] = probe_ceiling(means[0], labels, means[1], truth)
     return found
 
 
@@ -207,7 +207,7 @@ def main() -> None:
         name: share(right)
         for name, right in kept_facts(network, tokenizer, arguments.run, show).items()
     }
-    before, tensors = read_language_model(next(arguments.parts.rglob("*.gguf")))
+    _, tensors = read_language_model(next(arguments.parts.rglob("*.gguf")))
     result["perplexity"] = {
         "after": perplexity(network.model.language_model, network.lm_head, tokenizer)
     }

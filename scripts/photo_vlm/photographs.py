@@ -1,4 +1,4 @@
-"""Photographs of the Grocery Store Dataset in changed views, and the frozen tower's output for each.
+"""Photographs of the Grocery Store Dataset in changed views, and the tower's output for each.
 
 The tower is frozen, so each view goes through it once. The features are kept in the run's folder,
 in parts, so a killed run goes on where it was.
