@@ -55,7 +55,7 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 VIEWS = 6
 TEMPERATURE = 20.0
 """Factor of the cosines of stage 1."""
-PROJECTOR_IMAGES, LANGUAGE_IMAGES, KEPT_REPLIES = 128, 10, 3
+PROJECTOR_IMAGES, LANGUAGE_IMAGES, KEPT_REPLIES = 128, 8, 3
 """Images in a batch of each stage, and own replies in a batch of stage 2."""
 
 
@@ -121,7 +121,7 @@ def train(stage: Stage, run: Path, save_every: int, progress: Progress) -> None:
     task = progress.add_task(stage.name, total=stage.steps, completed=first, figures="")
     with (run / f"{stage.name}.jsonl").open("a", encoding="utf-8") as log:
         for step in range(first, stage.steps):
-            warm = min(1.0, (step + 1) / 50)
+            warm = min(1.0, (step + 1) / 30)
             decay = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / stage.steps))
             for group in optimizer.param_groups:
                 group["lr"] = stage.lr * warm * decay
@@ -292,9 +292,9 @@ def main() -> None:
         "--out", type=Path, default=Path("mmedit/assets/photo-vlm/trained.safetensors")
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--projector-steps", type=int, default=1500)
-    parser.add_argument("--language-steps", type=int, default=900)
-    parser.add_argument("--lr", type=float, default=6e-4, help="of stage 2")
+    parser.add_argument("--projector-steps", type=int, default=700)
+    parser.add_argument("--language-steps", type=int, default=260)
+    parser.add_argument("--lr", type=float, default=8e-4, help="of stage 2")
     parser.add_argument("--save-every", type=int, default=50)
     arguments = parser.parse_args()
     arguments.run.mkdir(parents=True, exist_ok=True)
