@@ -55,7 +55,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
 
 _ALLOWED: Mapping[Kind, str] = {
     "vlm": "VLM, model folder or hub id (owner/name)",
-    "editor": "editor, folder of a fitted editor or hub id (owner/name)",
+    "editor": "editor, file of its settings, folder of a fitted editor or hub id (owner/name)",
     "dataset": "dataset",
     "table": "table or file of a table",
     "published": "published table",
@@ -126,9 +126,16 @@ def require_known(kind: Kind, name: str) -> None:
     raise UnknownNameError(_ALLOWED[kind], name, names(kind))
 
 
+def is_file_of(kind: Kind, name: str) -> bool:
+    """Return whether a name is a file of your own, in the form of those in `configs`."""
+    return os.path.isfile(name) and (
+        kind == "table" or (kind == "editor" and name.endswith(".yaml"))
+    )
+
+
 def _may_be_elsewhere(kind: Kind, name: str) -> bool:
-    if kind == "table":
-        return os.path.isfile(name)
+    if is_file_of(kind, name):
+        return True
     if kind not in _FOLDERS:
         return False
     return os.path.isdir(os.path.expanduser(name)) or (is_hub_id(name) and not _is_path(name))

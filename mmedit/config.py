@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmedit.bench.modes import MODES, Mode
-from mmedit.cases import Cases, Split
-from mmedit.catalog import names, read_yaml, require_known
+from mmedit.cases import Cases, CaseSplit
+from mmedit.catalog import is_file_of, names, read_yaml, require_known
 from mmedit.config_checks import (
     PARTS,
     named_as,
@@ -30,6 +30,7 @@ from mmedit.config_files import (
     EditorFile,
     TableFile,
     VLMFile,
+    file_of,
     merged_sites,
     read_named,
 )
@@ -37,7 +38,7 @@ from mmedit.errors import ConfigError, UnknownNameError, shortened
 from mmedit.hub import require_on_hub
 from mmedit.progress import Progress, by_itself, silent
 from mmedit.settings import MAX_SEED, Overrides, Values, merged, validate, validate_set
-from mmedit.storage import config_folder, is_hub_id
+from mmedit.storage import is_hub_id
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +66,7 @@ PLACES = ("where", "sites")
 
 def load_table(name: str) -> tuple[str, TableFile]:
     """Return the name and the content of a table, by its name or by the path of its file."""
-    path = config_folder() / "table" / f"{name}.yaml" if name in names("table") else Path(name)
+    path = file_of("table", name)
     if not path.is_file():
         raise UnknownNameError("table (nor file)", name, names("table"))
     return path.stem, validate(TableFile, read_yaml(path), str(path))
@@ -171,7 +172,7 @@ def load_editors(
 
 def load_cases(
     name: str,
-    split: Split,
+    split: CaseSplit,
     *,
     limit: int | None = None,
     seed: int = 0,
@@ -190,7 +191,7 @@ def load_cases(
 
 def read_cases(
     name: str,
-    split: Split,
+    split: CaseSplit,
     settings: Mapping[str, Any],
     *,
     limit: int | None = None,
@@ -265,9 +266,9 @@ def _editor(name: str, vlm: str, settings: Values) -> Editor:
     from mmedit.methods import EDITORS
 
     require_known("editor", name)
-    if name not in names("editor"):
+    if name not in names("editor") and not is_file_of("editor", name):
         return _saved_editor(name, settings)
-    file = validate(EditorFile, read_named("editor", name), f"configs/editor/{name}.yaml")
+    file = validate(EditorFile, read_named("editor", name), str(file_of("editor", name)))
     if file.method not in EDITORS:
         raise UnknownNameError("editing method", file.method, EDITORS)
     known = named_as(vlm)

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from mmedit.bench.contradictions import OnContradiction
 from mmedit.bench.modes import MODES
-from mmedit.catalog import FAMILIES, Kind, names, read_yaml, require_known
+from mmedit.catalog import FAMILIES, Kind, is_file_of, names, read_yaml, require_known
 from mmedit.errors import ConfigError, UnknownNameError, shortened
 from mmedit.settings import Settings, Values, merged, validate
 from mmedit.storage import config_folder
@@ -99,8 +99,10 @@ class Block(Settings):
     dataset: str = "easyvqa"
     editors: Annotated[Texts, Field(min_length=1)] = ()
     mode: str = "independent"
+    split: Literal["test", "validation"] = "test"
+    """The cases that are measured. Editors do not train on validation cases in the same run."""
     limit: int | None = Field(default=None, ge=1)
-    """Use at most this many test cases."""
+    """Use at most this many cases."""
     settings: Texts = ()
     """Settings in the form that `--set` takes. Those of the command line come after them."""
     on_contradiction: OnContradiction = "error"
@@ -138,12 +140,23 @@ class TableFile(Settings):
 
 
 def read_named(kind: Kind, name: str) -> Values:
-    """Return what a file of `configs` holds, with that of the file it extends below it."""
-    if name not in names(kind):
+    """Return what a file of `configs`, or one of your own, holds, with that of the file it extends
+    below it.
+    """
+    if name not in names(kind) and not is_file_of(kind, name):
         raise UnknownNameError(kind, name, names(kind))
-    written = read_yaml(config_folder() / kind / f"{name}.yaml")
+    written = read_yaml(file_of(kind, name))
     parent = written.pop("extends", None)
-    return _extended(read_named(kind, parent), written) if parent else written
+    if parent is None:
+        return written
+    if parent not in names(kind):  # a file of your own could extend itself
+        raise UnknownNameError(kind, str(parent), names(kind))
+    return _extended(read_named(kind, parent), written)
+
+
+def file_of(kind: Kind, name: str) -> Path:
+    """Return the file of a name: that of `configs`, or else the one of your own."""
+    return config_folder() / kind / f"{name}.yaml" if name in names(kind) else Path(name)
 
 
 def merged_sites(first: Values, second: Values) -> Values:

@@ -13,15 +13,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmedit.bench.continuation import earlier_manifest
 from mmedit.bench.contradictions import OnContradiction, settle
 from mmedit.bench.latency import require_enough
-from mmedit.bench.modes import MODES, require_sound
+from mmedit.bench.modes import require_sound
 from mmedit.bench.plan import Fitted, Plan
 from mmedit.bench.run import run
-from mmedit.cases import EditCase
+from mmedit.cases import Cases, EditCase, image_name
 from mmedit.config import (
     load_editors,
     load_generation,
@@ -41,22 +41,17 @@ from mmedit.config_checks import (
     require_uses,
 )
 from mmedit.config_files import MAX_BATCH, Block, VLMFile, require_names
-from mmedit.pages import write_page
-from mmedit.processes import is_main_process
+from mmedit.errors import ConfigError
+from mmedit.pages import BlockResult, comparison_of, write_block, write_suite_table
 from mmedit.progress import Progress, by_itself, silent
 from mmedit.records.notes import notes_of
-from mmedit.records.schema import Record, RunManifest
+from mmedit.records.schema import Record
 from mmedit.records.store import RECORDS, read_manifest
-from mmedit.report.published import Comparison, compare_with_published, load_published
-from mmedit.report.render import render
 from mmedit.report.run_tables import run_table
-from mmedit.report.runs import Origin, measured_run
+from mmedit.report.runs import measured_run
 from mmedit.settings import MAX_SEED, Overrides
-from mmedit.storage import require_path, write_atomically
+from mmedit.storage import require_path
 from mmedit.vlm.interface import VLM
-
-if TYPE_CHECKING:
-    import pandas
 
 
 @dataclass(frozen=True)
@@ -64,7 +59,7 @@ class RunOptions:
     """Options that hold for all runs of a suite."""
 
     limit: int | None = None
-    """Use at most this many test cases; a block may use fewer."""
+    """Use at most this many cases; a block may use fewer."""
     batch_size: int | None = None
     """Separate edits per pass; None: the VLM's own number."""
     generate: bool = True
@@ -115,25 +110,30 @@ class BlockPlan:
         return (self.folder / RECORDS).exists()
 
     @property
-    def training_key(self) -> tuple[Any, ...]:
-        """Blocks with the same key train their editors once."""
-        changed = [text for text in self.overrides.written if text.partition(".")[0] not in MODES]
-        return (self.block.vlm, self.block.dataset, self.plan.seed, tuple(changed))
+    def trainings(self) -> dict[str, tuple[Any, ...]]:
+        """A key for the training of each editor, by label. Equal keys are trained once."""
+        block, held_out = self.block, len(self.cases) if self.block.split == "validation" else 0
+        changed = [str(self.overrides.of(part)) for part in ("vlm", "dataset")]
+        shared = (block.vlm, block.dataset, *changed, self.plan.seed, held_out)
+        editors = self.plan.editors.items()
+        return {label: (*shared, one.method, one.config.of_fit()) for label, one in editors}
 
-
-@dataclass(frozen=True)
-class BlockResult:
-    """Measurements of one run."""
-
-    name: str
-    title: str
-    folder: Path
-    records: Sequence[Record]
-    manifest: RunManifest
-    table: pandas.DataFrame
-    """The method table: a row per editor."""
-    comparison: Comparison | None
-    """The published values of the same methods, if the block names a published table."""
+    def training_cases(self, progress: Progress = silent, *, limit: int | None = None) -> Cases:
+        """Read the training cases. Those with the id or the image of a validation case are left
+        out of them.
+        """
+        read = read_cases(
+            self.block.dataset, "train", self.overrides.of("dataset"),
+            limit=limit, seed=self.plan.seed, progress=progress,
+        )  # fmt: skip
+        if self.block.split == "test":
+            return read
+        ids = {case.id for case in self.cases}
+        images = {image_name(case.request) for case in self.cases} - {None}
+        return Cases(
+            tuple(c for c in read if c.id not in ids and image_name(c.request) not in images),
+            read.left_out,
+        )
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Reusable:
 
     vlm_file: VLMFile | None = None
     vlm: VLM | None = None
-    fitted: Mapping[tuple[Any, ...], Mapping[str, Fitted]] = field(default_factory=dict)
+    fitted: Mapping[tuple[Any, ...], Fitted] = field(default_factory=dict)
 
 
 def run_suite(
@@ -188,7 +188,7 @@ def prepare(name: str, block: Block, folder: Path, options: RunOptions) -> Block
     settings = overrides.of("dataset")
     editors = load_editors(block.editors, block.vlm, overrides)
     mode = load_mode(block.mode, overrides)
-    cases = read_cases(block.dataset, "test", settings, limit=limit, seed=options.seed)
+    cases = read_cases(block.dataset, block.split, settings, limit=limit, seed=options.seed)
     settled = settle(cases, mode, options.on_contradiction or block.on_contradiction)
     require_sound(mode, len(settled.cases))
     require_enough(options.latency, len(settled.cases))
@@ -198,6 +198,7 @@ def prepare(name: str, block: Block, folder: Path, options: RunOptions) -> Block
     plan = Plan(
         vlm_name=block.vlm,
         dataset=block.dataset,
+        split=block.split,
         limit=limit,
         seed=options.seed,
         editors=editors,
@@ -213,8 +214,20 @@ def prepare(name: str, block: Block, folder: Path, options: RunOptions) -> Block
         mode=mode,
         latency=options.latency,
     )
+    whole = BlockPlan(name, block, folder, plan, vlm_file, settled.cases, overrides)
+    _require_training_cases(whole)
     earlier_manifest(plan, folder)
-    return BlockPlan(name, block, folder, plan, vlm_file, settled.cases, overrides)
+    return whole
+
+
+def _require_training_cases(plan: BlockPlan) -> None:
+    """Raise ConfigError if validation cases leave none to train on. Costs reading twice as many."""
+    learns = any(one.needs_fit and not one.is_fitted for one in plan.plan.editors.values())
+    if learns and not plan.training_cases(limit=2 * len(plan.cases) + 1):
+        raise ConfigError(
+            f"the {len(plan.cases)} validation cases leave none of the training cases of "
+            f"{plan.block.dataset} to train on; use a smaller limit"
+        )
 
 
 def run_block(
@@ -232,40 +245,17 @@ def run_block(
         progress("loading the VLM", 0, 1, "")
         vlm = load_vlm_of(plan.block.vlm, plan.vlm_file)
         progress("loading the VLM", 1, 1, "")
-    fitted = reusable.fitted.get(plan.training_key, {})
-    bench = replace(plan.plan, fitted=fitted)
-    settings = plan.overrides.of("dataset")
+    keys = plan.trainings
+    known = {label: reusable.fitted[key] for label, key in keys.items() if key in reusable.fitted}
+    bench = replace(plan.plan, fitted=known)
     records, seconds = run(
-        bench,
-        plan.folder,
-        vlm,
-        plan.cases,
-        lambda progress: read_cases(
-            plan.block.dataset, "train", settings, seed=bench.seed, progress=progress
-        ),
-        progress=progress,
+        bench, plan.folder, vlm, plan.cases, plan.training_cases, progress=progress
     )
     result = _result(plan, records, seconds)
     write_block(result, plan.cases)
-    fitted = {**fitted, **bench.fitted_in(plan.folder, seconds)}
-    return result, Reusable(plan.vlm_file, vlm, {**reusable.fitted, plan.training_key: fitted})
-
-
-def write_block(result: BlockResult, cases: Sequence[EditCase]) -> None:
-    """Write `table.md`, `table.tex` and `report.html` beside the records of a run."""
-    if not is_main_process():
-        return
-    for name, format in (("table.md", "md"), ("table.tex", "latex")):
-        content = render(result.table, format)
-        write_atomically(result.folder / name, content.encode())
-    write_page(result.folder, result.records, result.manifest, cases, title=result.title)
-
-
-def write_suite_table(folder: Path, results: Sequence[BlockResult]) -> None:
-    """Write the tables of all runs, with published values beside, to `table.md` in `folder`."""
-    if is_main_process():
-        sections = [f"## {r.title}\n\n{render(r.table, 'md', r.comparison)}" for r in results]
-        write_atomically(folder / "table.md", "\n".join(sections).encode())
+    made = bench.fitted_in(plan.folder, seconds)
+    made = {key: made[label] for label, key in keys.items() if label in made}
+    return result, Reusable(plan.vlm_file, vlm, {**reusable.fitted, **made})
 
 
 def _result(
@@ -282,19 +272,5 @@ def _result(
         records=records,
         manifest=manifest,
         table=table,
-        comparison=_comparison(plan.block, table, measured.origins),
-    )
-
-
-def _comparison(
-    block: Block, table: pandas.DataFrame, origins: Mapping[str, Origin]
-) -> Comparison | None:
-    if block.published is None:
-        return None
-    return compare_with_published(
-        table,
-        load_published(block.published),
-        origins,
-        model=block.published_model,
-        dataset=block.published_dataset,
+        comparison=comparison_of(plan.block, table, measured.origins),
     )

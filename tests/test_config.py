@@ -163,7 +163,7 @@ def test_later_overrides_come_after_earlier_ones():
     assert len(both.written) == 4
 
 
-@pytest.mark.parametrize("split", ["validation", "tset", None])
+@pytest.mark.parametrize("split", ["validating", "tset", None])
 def test_an_unknown_split_is_refused(split):
     with pytest.raises(UnknownNameError, match="split named"):
         load_cases("easyvqa", split, limit=1)

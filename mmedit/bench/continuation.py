@@ -175,6 +175,7 @@ def _fixed_settings(manifest: RunManifest, editors: Mapping[str, Editor]) -> dic
     return {
         "vlm": manifest.vlm,
         "dataset": manifest.dataset,
+        "split": run.split,
         "seed": manifest.seed,
         "max_new_tokens": BY_ANSWERS if run.max_new_tokens is None else run.max_new_tokens,
         "generation": run.generation,
@@ -211,7 +212,11 @@ def _require_growing_limit(directory: Path, earlier: RunManifest, plan: Plan) ->
     if there == here:
         return
     missing = [label for label in earlier.editors if label not in plan.editors]
-    if plan.mode != Independent():
+    if plan.split == "validation":
+        advice = (
+            "Editors train on the cases beyond it: use the same limit, or choose another --out."
+        )
+    elif plan.mode != Independent():
         advice = (
             f"In --mode {plan.mode.kind} each record depends on the other edits: use the same "
             "limit, or choose another --out."

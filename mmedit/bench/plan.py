@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from mmedit.bench.contradictions import OnContradiction
 from mmedit.bench.generation import GenerationSettings
@@ -40,6 +40,8 @@ class Plan:
 
     vlm_name: str
     dataset: str
+    split: Literal["test", "validation"] = "test"
+    """The cases that are measured."""
     limit: int | None
     seed: int
     editors: Mapping[str, Editor]
@@ -80,8 +82,8 @@ class Plan:
         if self.limit is None or self.read >= self.limit:
             return []
         return [
-            f"--limit {self.limit:,} is more than the {self.read:,} test cases that {self.dataset} "
-            "has: all of them are used"
+            f"--limit {self.limit:,} is more than the {self.read:,} {self.split} cases that "
+            f"{self.dataset} has: all of them are used"
         ]
 
     def fitted_in(
@@ -115,6 +117,7 @@ class Plan:
                     mode="json", exclude_defaults=True, exclude={"max_new_tokens"}
                 ),
                 overrides=self.overrides,
+                split=self.split,
                 mode=self.mode.model_dump(mode="json"),
                 left_out=dict(self.left_out),
                 contradictions=dict(self.contradictions),

@@ -128,7 +128,8 @@ def _fitted(
         return editor
     if label in plan.fitted:
         folder.note_training(label, plan.fitted[label].seconds)
-        return type(editor).load(plan.fitted[label].folder, label=editor.label)
+        learnt = type(editor).load(plan.fitted[label].folder)  # settings `after_fit` may differ
+        return editor.load_state(learnt.state(), learnt.notes(), learnt.origin)
     earlier = folder.fitted_editor(label)
     if earlier is not None:
         return type(editor).load(earlier, label=editor.label)

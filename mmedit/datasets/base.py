@@ -11,14 +11,14 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BeforeValidator
 
-from mmedit.cases import Cases, Split
+from mmedit.cases import Cases, CaseSplit, Split
 from mmedit.errors import ConfigError, DataError, UnknownNameError, shortened
 from mmedit.progress import Progress, silent
 from mmedit.settings import Settings
 
 MAX_BYTES = 1 << 30
 """Maximum size of a text file, in bytes."""
-SPLITS: tuple[Split, ...] = get_args(Split)
+SPLITS: tuple[CaseSplit, ...] = get_args(CaseSplit)
 
 
 class DatasetSettings(Settings, ABC):
@@ -26,7 +26,7 @@ class DatasetSettings(Settings, ABC):
 
     def load(
         self,
-        split: Split,
+        split: CaseSplit,
         *,
         limit: int | None = None,
         seed: int = 0,
@@ -34,8 +34,9 @@ class DatasetSettings(Settings, ABC):
     ) -> Cases:
         """Return the edit cases of a split, or the first `limit` of them.
 
-        Raises UnknownNameError for a split that is neither train nor test, ConfigError for a
-        negative limit or seed, DataError for files that are missing or wrong.
+        "validation" gives the first training cases: a run that measures them trains on the others.
+        Raises UnknownNameError for another split, ConfigError for a negative limit or seed,
+        DataError for files that are missing or wrong.
         """
         if split not in SPLITS:
             raise UnknownNameError("split", str(split), SPLITS)
@@ -43,11 +44,19 @@ class DatasetSettings(Settings, ABC):
             count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
             if not count and (name, value) != ("limit", None):
                 raise ConfigError(f"{name} is {value!r}; expected a whole number from 0")
+        if split == "validation":
+            return self.read_validation(limit=limit, seed=seed, progress=progress)
         return self.read(split, limit=limit, seed=seed, progress=progress)
 
     @abstractmethod
     def read(self, split: Split, *, limit: int | None, seed: int, progress: Progress) -> Cases:
         """Read the cases. `load` has checked the split, the limit and the seed."""
+
+    def read_validation(self, *, limit: int | None, seed: int, progress: Progress) -> Cases:
+        """Read the cases that settings are chosen on: the first training cases, unless a dataset
+        has files of its own for it.
+        """
+        return self.read("train", limit=limit, seed=seed, progress=progress)
 
 
 def read_text(file: Path, advice: str = "") -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
@@ -15,6 +15,13 @@ from mmedit.vlm.interface import VLM
 
 class EditorConfig(Settings):
     """Settings of one editing method."""
+
+    after_fit: ClassVar[frozenset[str]] = frozenset()
+    """Settings that fitting does not read: editors that differ in nothing else learn the same."""
+
+    def of_fit(self) -> str:
+        """Return the settings that fitting reads, as a text by which they are compared."""
+        return self.model_dump_json(exclude=set(self.after_fit))
 
 
 class SitesConfig(EditorConfig):

@@ -12,6 +12,11 @@ def notes_of(manifest: RunManifest, *, tested: str = "the last one") -> list[str
     """
     settings, mode = manifest.run, manifest.run.mode
     notes = []
+    if settings.split == "validation":
+        notes.append(
+            "Measured on validation cases: they are not test cases, and no editor was trained on "
+            "them in this run."
+        )
     if settings.left_out:
         reasons = ", ".join(
             f"{why}: {number:,}" for why, number in sorted(settings.left_out.items())

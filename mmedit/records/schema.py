@@ -198,6 +198,10 @@ class RunSettings(_Frozen):
     """Scores of generations that are turned on, with their settings."""
     overrides: tuple[str, ...] = ()
     """The `--set` of the last command."""
+    split: Literal["test", "validation"] = "test"
+    """The cases that were measured; "validation": cases that the run did not train on, and that are
+    no test cases.
+    """
     mode: dict[str, Any] = {"kind": "independent"}
     """Kind of the mode, and its settings (`mmedit.bench.modes`)."""
     left_out: dict[str, int] = {}

@@ -51,6 +51,7 @@ class IKEConfig(EditorConfig):
     sentence encoder (MiniLM).
     """
 
+    after_fit: ClassVar[frozenset[str]] = frozenset({"k"})
     k: int = Field(default=32, ge=0)
     """Number of demonstrations; 0: none, and nothing to fit. Paper: 32."""
     retrieval: Literal["text", "image", "both"] = "both"

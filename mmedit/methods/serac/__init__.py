@@ -60,6 +60,7 @@ class SERACConfig(ObjectiveConfig):
     it has them.
     """
 
+    after_fit: ClassVar[frozenset[str]] = frozenset({"threshold"})
     scope: Literal["text", "multimodal"] = "multimodal"
     """Parts that the scope compares: prompts (text, the paper's), or also images (multimodal)."""
     scope_encoder: str | None = None
