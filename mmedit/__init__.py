@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mmedit.records.store import read_records
     from mmedit.report.table import method_table
     from mmedit.suite import RunOptions, run_suite
+    from mmedit.tune.search import run_search
     from mmedit.vlm.edit import Edit
     from mmedit.vlm.interface import VLM
 
@@ -43,6 +44,7 @@ _HOMES = {
     "method_table": "mmedit.report.table",
     "multiclass_log_probs": "mmedit.metrics.multiclass_log_probs",
     "read_records": "mmedit.records.store",
+    "run_search": "mmedit.tune.search",
     "run_suite": "mmedit.suite",
 }
 
@@ -64,6 +66,7 @@ __all__ = [
     "method_table",
     "multiclass_log_probs",
     "read_records",
+    "run_search",
     "run_suite",
 ]
 

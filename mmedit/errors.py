@@ -115,7 +115,11 @@ class LostEditError(EditError):
 
 
 class TrainingError(MmeditError, ArithmeticError):
-    """Training that ran into NaN or infinity."""
+    """Training that cannot go on."""
+
+
+class DivergedError(TrainingError):
+    """Training that ran into NaN or infinity, or whose loss is too large."""
 
 
 class RunError(MmeditError, RuntimeError):

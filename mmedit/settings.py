@@ -179,8 +179,15 @@ def _parsed(text: str) -> tuple[str, Values]:
 
 
 def _read_value(value: str, text: str) -> Any:
-    """Read a value as YAML does; but 1e-5 is a number (YAML 1.1 expects 1.0e-5)."""
-    read = read_yaml_text(value, f"--set {shortened(text)}: the value")
+    return number_or_same(read_yaml_text(value, f"--set {shortened(text)}: the value"))
+
+
+def number_or_same(read: Any) -> Any:
+    """Return what YAML has read; but 1e-5 is a number (YAML 1.1 expects 1.0e-5).
+
+    >>> number_or_same("1e-5"), number_or_same("vision")
+    (1e-05, 'vision')
+    """
     if isinstance(read, str):
         try:
             return float(read)

@@ -93,6 +93,10 @@ class BlockPlan:
     vlm_file: VLMFile
     cases: Sequence[EditCase]
     overrides: Overrides
+    read: Cases
+    """The cases as the dataset gives them. Those that contradict each other may be left out of
+    `cases`.
+    """
 
     @property
     def title(self) -> str:
@@ -175,8 +179,13 @@ def prepare_all(blocks: Mapping[str, Block], folder: Path, options: RunOptions) 
     return [prepare(name, block, folder / name, options) for name, block in blocks.items()]
 
 
-def prepare(name: str, block: Block, folder: Path, options: RunOptions) -> BlockPlan:
-    """Read and check everything that a block names. The VLM is not loaded. Raises MmeditError."""
+def prepare(
+    name: str, block: Block, folder: Path, options: RunOptions, *, cases: Cases | None = None
+) -> BlockPlan:
+    """Read and check everything that a block names. The VLM is not loaded. Raises MmeditError.
+
+    `cases` are those of an earlier plan that differs in the settings of editors alone.
+    """
     require_names(block)
     own = read_overrides(block.settings)
     require_used(own, block.editors, [block.mode])
@@ -188,7 +197,8 @@ def prepare(name: str, block: Block, folder: Path, options: RunOptions) -> Block
     settings = overrides.of("dataset")
     editors = load_editors(block.editors, block.vlm, overrides)
     mode = load_mode(block.mode, overrides)
-    cases = read_cases(block.dataset, block.split, settings, limit=limit, seed=options.seed)
+    if cases is None:
+        cases = read_cases(block.dataset, block.split, settings, limit=limit, seed=options.seed)
     settled = settle(cases, mode, options.on_contradiction or block.on_contradiction)
     require_sound(mode, len(settled.cases))
     require_enough(options.latency, len(settled.cases))
@@ -214,7 +224,7 @@ def prepare(name: str, block: Block, folder: Path, options: RunOptions) -> Block
         mode=mode,
         latency=options.latency,
     )
-    whole = BlockPlan(name, block, folder, plan, vlm_file, settled.cases, overrides)
+    whole = BlockPlan(name, block, folder, plan, vlm_file, settled.cases, overrides, cases)
     _require_training_cases(whole)
     earlier_manifest(plan, folder)
     return whole
@@ -239,12 +249,8 @@ def run_block(
     `accelerate launch`.
     """
     reusable = reusable or Reusable()
-    vlm = reusable.vlm
-    if vlm is None or reusable.vlm_file != plan.vlm_file:
-        reusable = replace(reusable, vlm=None)  # one VLM in memory at a time
-        progress("loading the VLM", 0, 1, "")
-        vlm = load_vlm_of(plan.block.vlm, plan.vlm_file)
-        progress("loading the VLM", 1, 1, "")
+    vlm = load_vlm_for(plan, reusable, progress)
+    reusable = replace(reusable, vlm=vlm, vlm_file=plan.vlm_file)
     keys = plan.trainings
     known = {label: reusable.fitted[key] for label, key in keys.items() if key in reusable.fitted}
     bench = replace(plan.plan, fitted=known)
@@ -255,7 +261,17 @@ def run_block(
     write_block(result, plan.cases)
     made = bench.fitted_in(plan.folder, seconds)
     made = {key: made[label] for label, key in keys.items() if label in made}
-    return result, Reusable(plan.vlm_file, vlm, {**reusable.fitted, **made})
+    return result, replace(reusable, fitted={**reusable.fitted, **made})
+
+
+def load_vlm_for(plan: BlockPlan, reusable: Reusable, progress: Progress) -> VLM:
+    """Return the VLM of a block: the one that can be taken over, else load it."""
+    if reusable.vlm is not None and reusable.vlm_file == plan.vlm_file:
+        return reusable.vlm
+    progress("loading the VLM", 0, 1, "")
+    vlm = load_vlm_of(plan.block.vlm, plan.vlm_file)
+    progress("loading the VLM", 1, 1, "")
+    return vlm
 
 
 def _result(

@@ -25,6 +25,7 @@ from mmedit.cli import (
     serve,
     show,
     tables,
+    tune,
 )
 from mmedit.cli.console import app, err, out, say
 from mmedit.errors import ConfigError, MmeditError, shortened
@@ -40,6 +41,7 @@ _CONTINUES = " What was finished is kept. The same command continues from there.
 AFTER_STOP: Mapping[str, str] = {
     "bench": _CONTINUES,
     "demo": _CONTINUES,
+    "tune": _CONTINUES,
     "data": _CONTINUES,
     "edit": " With --out the finished edits of a sequence are kept. The same command goes on.",
     "fit": " The last checkpoint is kept. The same command with --resume continues from there.",
@@ -103,4 +105,5 @@ __all__ = [
     "serve",
     "show",
     "tables",
+    "tune",
 ]

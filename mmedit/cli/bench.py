@@ -78,8 +78,8 @@ EditorOption = Annotated[
     typer.Option(
         "--editor",
         metavar="NAME",
-        help=f"An editor (repeatable): {either(names('editor'))}; or the folder or hub id of a "
-        "fitted one.",
+        help=f"An editor (repeatable): {either(names('editor'))}; a YAML file of this kind; or the "
+        "folder or hub id of a fitted one.",
         show_default="mend",
         callback=known("editor"),
     ),

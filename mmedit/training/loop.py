@@ -22,7 +22,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from mmedit.cases import EditCase
-from mmedit.errors import DataError, TrainingError
+from mmedit.errors import DataError, DivergedError
 from mmedit.training.accelerator import accelerator_for, cuda_devices
 from mmedit.training.batches import batch_indices, mix_seed
 from mmedit.training.learner import SCORE, Learner, TrainingInput
@@ -168,7 +168,7 @@ class _Run:
         return {"loss": total, **figures}
 
     def _clip_gradient(self, step: int, total: Tensor, ids: list[str]) -> None:
-        """Clip the gradient's norm. Raises TrainingError, before the optimiser sees the gradient,
+        """Clip the gradient's norm. Raises DivergedError, before the optimiser sees the gradient,
         if it or the loss is not a usable number.
         """
         norm = self.accelerator.clip_grad_norm_(self.learner.parameters(), self.config.grad_clip)
@@ -181,7 +181,7 @@ class _Run:
             return
         everyone = gather_object(ids)
         advice = self.folder.checkpoints.advice() if self.folder is not None else ""
-        raise TrainingError(
+        raise DivergedError(
             f"step {step}: loss {loss}, gradient norm {size} on cases {', '.join(everyone)}. Lower "
             f"the learning rate; the weights are those before that step. {advice}"
         )

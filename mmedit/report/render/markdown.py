@@ -22,9 +22,9 @@ def markdown(table: pandas.DataFrame, published: Comparison | None) -> str:
         [str(editor), *map(_markdown_cell, row)]
         for editor, row in zip(table.index, shown, strict=True)
     ]
-    blocks = [_markdown_table(header, rows, left=1), footnote(table)]
+    blocks = [markdown_table(header, rows, left=1), footnote(table)]
     if published:
-        blocks += [_markdown_table(BESIDE, beside_rows(published), left=3), beside_note(published)]
+        blocks += [markdown_table(BESIDE, beside_rows(published), left=3), beside_note(published)]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -35,7 +35,7 @@ def all_markdown(tables: Sequence[RunTable]) -> str:
     return "\n".join(f"## {one.title}\n\n{markdown(one.frame, one.published)}" for one in tables)
 
 
-def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> str:
     """Align the first `left` columns to the left, the others to the right."""
     lines = [list(header), *([text.replace("|", "\\|") for text in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
