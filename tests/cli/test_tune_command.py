@@ -12,8 +12,8 @@ def test_a_search_prints_its_table_and_the_next_command(mmedit_, tmp_path):
     grid.write_text("lr: [1e-6, 1e-3, 1e-2]\n")
     out = tmp_path / "ft"
     shown = mmedit_(
-        "tune", "--editor", "ft", "--dataset", "easyvqa", "--grid", grid, "--grid", "editor.steps=1",
-        "--points", 2, "--out", out, *SMALL,
+        "tune", "--editor", "ft", "--dataset", "easyvqa", "--grid", grid,
+        "--grid", "editor.steps=1", "--points", 2, "--out", out, *SMALL,
     )  # fmt: skip
     assert shown.code == 0, shown.err
     assert "point 2 of 2" in shown.err
