@@ -143,8 +143,8 @@ def load_vlm_of(name: str, file: VLMFile, **given: Any) -> NetworkVLM:
 
 
 def load_editor(name: str | Path, vlm: VLM | str, **settings: Any) -> Editor:
-    """Return an editor with its settings for this VLM, by its name or by a YAML file of your own, or
-    a fitted one from a folder or the hub.
+    """Return an editor with its settings for this VLM, by its name or from a YAML file, or a fitted
+    one from a folder or the hub.
 
     `vlm` is a VLM from `load_vlm`, or the name of one; `settings` change the editor's, for example
     `load_editor("mend", vlm, lr=1e-5, training={"steps": 100})`. With `where` and without `sites`,

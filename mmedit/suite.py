@@ -187,11 +187,8 @@ def prepare(
     `cases` are those of an earlier plan that differs in the settings of editors alone.
     """
     require_names(block)
-    own = read_overrides(block.settings)
-    require_used(own, block.editors, [block.mode])
     require_published(block)
-    overrides = own | options.overrides
-    require_consistent(overrides, options.batch_size, generate=options.generate)
+    overrides = _overrides_of(block, options)
     vlm_file = load_vlm_file(block.vlm, overrides.of("vlm"))
     limit = min((n for n in (block.limit, options.limit) if n is not None), default=None)
     settings = overrides.of("dataset")
@@ -200,10 +197,6 @@ def prepare(
     if cases is None:
         cases = read_cases(block.dataset, block.split, settings, limit=limit, seed=options.seed)
     settled = settle(cases, mode, options.on_contradiction or block.on_contradiction)
-    require_sound(mode, len(settled.cases))
-    require_enough(options.latency, len(settled.cases))
-    for editor in editors.values():
-        require_trainable(editor, block.dataset, overrides)
     generation = load_generation(overrides)
     plan = Plan(
         vlm_name=block.vlm,
@@ -225,15 +218,32 @@ def prepare(
         latency=options.latency,
     )
     whole = BlockPlan(name, block, folder, plan, vlm_file, settled.cases, overrides, cases)
-    _require_training_cases(whole)
+    _require_measurable(whole)
     earlier_manifest(plan, folder)
     return whole
 
 
-def _require_training_cases(plan: BlockPlan) -> None:
-    """Raise ConfigError if validation cases leave none to train on. Costs reading twice as many."""
+def _overrides_of(block: Block, options: RunOptions) -> Overrides:
+    """Return the settings of a block, and over them those of all blocks. Raises ConfigError."""
+    own = read_overrides(block.settings)
+    require_used(own, block.editors, [block.mode])
+    overrides = own | options.overrides
+    require_consistent(overrides, options.batch_size, generate=options.generate)
+    return overrides
+
+
+def _require_measurable(plan: BlockPlan) -> None:
+    """Raise an error if there are too few cases to measure, or none to train on.
+
+    Costs the reading of one training case, or of twice as many as there are validation cases.
+    """
+    require_sound(plan.plan.mode, len(plan.cases))
+    require_enough(plan.plan.latency, len(plan.cases))
+    for editor in plan.plan.editors.values():
+        require_trainable(editor, plan.block.dataset, plan.overrides)
     learns = any(one.needs_fit and not one.is_fitted for one in plan.plan.editors.values())
-    if learns and not plan.training_cases(limit=2 * len(plan.cases) + 1):
+    held_out = plan.block.split == "validation"
+    if learns and held_out and not plan.training_cases(limit=2 * len(plan.cases) + 1):
         raise ConfigError(
             f"the {len(plan.cases)} validation cases leave none of the training cases of "
             f"{plan.block.dataset} to train on; use a smaller limit"

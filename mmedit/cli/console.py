@@ -160,8 +160,8 @@ EditorOption = Annotated[
     typer.Option(
         "--editor",
         metavar="NAME",
-        help="A name of `mmedit ls editors`, a YAML file of this kind, a folder of a fitted editor, "
-        "or its hub id.",
+        help="A name of `mmedit ls editors`, a YAML file of this kind, a folder of a fitted "
+        "editor, or its hub id.",
         callback=known("editor"),
         autocompletion=names_of("editor"),
     ),

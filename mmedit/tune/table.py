@@ -184,8 +184,8 @@ def _on_best(table: SearchTable) -> list[str]:
     notes = [f"Best: {_text(best)}, with {mean.mean:.1f} ({mean.low:.1f} to {mean.high:.1f})."]
     if others:
         notes[0] += (
-            f" {f'{tied:,}' if tied else 'None'} of the other {len(others):,} points cannot be told apart from it ({TIED}: "
-            f"p ≥ {ALPHA:g} in a paired test on the edits, Holm-corrected)."
+            f" {f'{tied:,}' if tied else 'None'} of the other {len(others):,} points cannot be "
+            f"told apart from it ({TIED}: p ≥ {ALPHA:g} in a paired test on the edits, Holm-corrected)."
         )
         notes.append(
             f"The best of {len(others) + 1:,} points on {best.mean.n:,} cases looks better than it "
