@@ -249,10 +249,6 @@ def image_name(example: Example) -> str | None:
 
 
 Split = Literal["train", "test"]
-CaseSplit = Literal["train", "validation", "test"]
-"""A split, or the cases that settings are chosen on, which are in neither the training of a run nor
-the test split.
-"""
 
 
 def require_distinct_ids(cases: Iterable[EditCase]) -> None:

@@ -1,4 +1,4 @@
-"""What is written about a run: its tables, and the report page with the images of its dataset."""
+"""The files written about a run: its tables, and the report page with the dataset's images."""
 
 from __future__ import annotations
 
