@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmedit.bench.modes import MODES, Mode
-from mmedit.cases import Cases, CaseSplit
+from mmedit.cases import Cases
 from mmedit.catalog import is_file_of, names, read_yaml, require_known
 from mmedit.config_checks import (
     PARTS,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from mmedit.adapters.base import Adapter
     from mmedit.bench.generation import GenerationSettings
     from mmedit.cache import TensorCache
+    from mmedit.datasets.base import CaseSplit
     from mmedit.editors.base import Editor
     from mmedit.vlm.interface import VLM
     from mmedit.vlm.loading import DeviceMap
@@ -58,8 +59,6 @@ LOADED = (
     "trust_remote_code", "compile",
 )  # fmt: skip
 """Fields of `VLMFile` that loading takes as they are."""
-
-
 PLACES = ("where", "sites")
 """Settings of an editor that choose weights."""
 

@@ -94,9 +94,7 @@ class BlockPlan:
     cases: Sequence[EditCase]
     overrides: Overrides
     read: Cases
-    """The cases as the dataset gives them. Those that contradict each other may be left out of
-    `cases`.
-    """
+    """The cases as the dataset gives them, with those that contradict each other."""
 
     @property
     def title(self) -> str:
@@ -217,10 +215,7 @@ def prepare(
         mode=mode,
         latency=options.latency,
     )
-    whole = BlockPlan(name, block, folder, plan, vlm_file, settled.cases, overrides, cases)
-    _require_measurable(whole)
-    earlier_manifest(plan, folder)
-    return whole
+    return _checked(BlockPlan(name, block, folder, plan, vlm_file, settled.cases, overrides, cases))
 
 
 def _overrides_of(block: Block, options: RunOptions) -> Overrides:
@@ -232,10 +227,9 @@ def _overrides_of(block: Block, options: RunOptions) -> Overrides:
     return overrides
 
 
-def _require_measurable(plan: BlockPlan) -> None:
-    """Raise an error if there are too few cases to measure, or none to train on.
-
-    Costs the reading of one training case, or of twice as many as there are validation cases.
+def _checked(plan: BlockPlan) -> BlockPlan:
+    """Return the plan, and make its folder. Raises an error if that holds another run, or if there
+    are too few cases to measure or to train on: costs reading some training cases.
     """
     require_sound(plan.plan.mode, len(plan.cases))
     require_enough(plan.plan.latency, len(plan.cases))
@@ -248,6 +242,8 @@ def _require_measurable(plan: BlockPlan) -> None:
             f"the {len(plan.cases)} validation cases leave none of the training cases of "
             f"{plan.block.dataset} to train on; use a smaller limit"
         )
+    earlier_manifest(plan.plan, plan.folder)
+    return plan
 
 
 def run_block(

@@ -7,17 +7,19 @@ import stat
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator
 
-from mmedit.cases import Cases, CaseSplit, Split
+from mmedit.cases import Cases, Split
 from mmedit.errors import ConfigError, DataError, UnknownNameError, shortened
 from mmedit.progress import Progress, silent
 from mmedit.settings import Settings
 
 MAX_BYTES = 1 << 30
 """Maximum size of a text file, in bytes."""
+CaseSplit = Literal["train", "validation", "test"]
+"""A split, or the cases that settings are chosen on, which are not in the test split."""
 SPLITS: tuple[CaseSplit, ...] = get_args(CaseSplit)
 
 

@@ -199,9 +199,7 @@ class RunSettings(_Frozen):
     overrides: tuple[str, ...] = ()
     """The `--set` of the last command."""
     split: Literal["test", "validation"] = "test"
-    """The cases that were measured; "validation": cases that the run did not train on, and that are
-    no test cases.
-    """
+    """The cases that were measured. The run did not train on validation cases."""
     mode: dict[str, Any] = {"kind": "independent"}
     """Kind of the mode, and its settings (`mmedit.bench.modes`)."""
     left_out: dict[str, int] = {}

@@ -185,7 +185,8 @@ def _on_best(table: SearchTable) -> list[str]:
     if others:
         notes[0] += (
             f" {f'{tied:,}' if tied else 'None'} of the other {len(others):,} points cannot be "
-            f"told apart from it ({TIED}: p ≥ {ALPHA:g} in a paired test on the edits, Holm-corrected)."
+            f"told apart from it ({TIED}: p ≥ {ALPHA:g} in a paired test on the edits, "
+            "Holm-corrected)."
         )
         notes.append(
             f"The best of {len(others) + 1:,} points on {best.mean.n:,} cases looks better than it "

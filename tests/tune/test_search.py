@@ -82,7 +82,7 @@ def test_the_best_settings_are_a_file_that_names_an_editor(done):
     editor = load_editor(done / "best.yaml", "embedded")
     assert editor.config == load_editor("ft", "embedded", lr=1e-2, steps=1).config
     assert editor.label == "FT-M"
-    assert load_editor(done / "best.yaml", "embedded", steps=4).config.steps == 4  # pyright: ignore
+    assert load_editor(done / "best.yaml", "embedded", steps=4).config.steps == 4
 
 
 def test_a_search_that_was_stopped_goes_on_and_ends_with_the_same_table(done, tmp_path):
