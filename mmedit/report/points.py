@@ -105,7 +105,7 @@ class _Point:
 
     @cached_property
     def keys(self) -> list[object]:
-        """What was measured: the same for all points that may be compared."""
+        """The tests that were measured: the same for all points that may be compared."""
         return [(record.key, record.content) for record in self.records]
 
     @cached_property

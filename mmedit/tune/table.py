@@ -29,7 +29,7 @@ FAILURE = "failed.txt"
 
 
 class Search(Settings):
-    """What a search measures. It is noted in the folder, which takes no other search."""
+    """Settings of a search. They are noted in the folder, which takes no other search."""
 
     vlm: str
     editor: str
