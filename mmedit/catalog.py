@@ -49,6 +49,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "qwen2.5-vl": ("qwen2_5_vl",),
     "qwen3-vl": ("qwen3_vl",),
     "paligemma": ("paligemma",),
+    "fast-vlm": ("fast_vlm",),
     "auto": (),
 }
 """Model types of each adapter, as `config.json` names them."""

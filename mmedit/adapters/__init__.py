@@ -7,6 +7,7 @@ from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from mmedit.adapters.auto import AutoAdapter
 from mmedit.adapters.base import Adapter
 from mmedit.adapters.blip2 import Blip2Adapter
+from mmedit.adapters.fast_vlm import FastVlmAdapter
 from mmedit.adapters.instructblip import InstructBlipAdapter
 from mmedit.adapters.llava import LlavaAdapter, LlavaNextAdapter, LlavaOnevisionAdapter
 from mmedit.adapters.minigpt4 import MiniGPT4Adapter
@@ -25,6 +26,7 @@ ADAPTERS: dict[str, type[Adapter]] = {
     "qwen2.5-vl": Qwen25VLAdapter,
     "qwen3-vl": Qwen3VLAdapter,
     "paligemma": PaliGemmaAdapter,
+    "fast-vlm": FastVlmAdapter,
     "auto": AutoAdapter,
 }
 """Adapters by family. `auto` is for every other family of transformers."""

@@ -19,7 +19,7 @@ from closeness import assert_close, moved
 from tiny import assert_identical, assert_same, of_text, random_image
 from torch import Tensor, nn
 
-from mmedit.adapters.base import Stage
+from mmedit.adapters.base import STAGES, Stage
 from mmedit.adapters.inputs import PaddingSide
 from mmedit.cache import TensorCache
 from mmedit.cases import EditCase, Example, Probe
@@ -49,6 +49,7 @@ TEXT_ONLY = Example(prompt="what is the capital of Albania?", target="Tirana")
 MIXED = (SEEN[0], TEXT_ONLY, *SEEN[1:])
 WITHOUT_TEMPLATE = ("paligemma", "instructblip")
 BRIDGE_WITHOUT_LINEAR = ("gemma3",)
+VISION_WITHOUT_LINEAR = ("photo",)
 
 every_stage = pytest.mark.parametrize("where", ["language", "bridge", "vision"])
 
@@ -74,12 +75,16 @@ def vlm(loaded: NetworkVLM) -> NetworkVLM:
     return NetworkVLM(loaded.adapter)
 
 
+def stages_without_linear(family: str) -> tuple[Stage, ...]:
+    bridge: tuple[Stage, ...] = ("bridge",) if family in BRIDGE_WITHOUT_LINEAR else ()
+    return (*bridge, "vision") if family in VISION_WITHOUT_LINEAR else bridge
+
+
 def sites_or_skip(vlm: NetworkVLM, where: Stage, family: str) -> tuple[str, ...]:
     sites = vlm.sites(where)
     if not sites:
-        assert where == "bridge"
-        assert family in BRIDGE_WITHOUT_LINEAR
-        pytest.skip(f"the bridge of {family} has no Linear, so there is nothing to edit")
+        assert where in stages_without_linear(family)
+        pytest.skip(f"{where} of {family} has no Linear, so there is nothing to edit")
     return sites
 
 
@@ -161,7 +166,7 @@ def test_a_prompt_has_the_tokens_that_the_processor_gives_it(vlm, family: str, e
 
 
 def test_an_answer_stands_where_the_chat_template_puts_it(vlm: NetworkVLM, family: str):
-    if family in (*WITHOUT_TEMPLATE, "llava_onevision"):
+    if family in (*WITHOUT_TEMPLATE, "llava_onevision", "fast_vlm"):
         pytest.skip(f"the template of {family}, if any, starts answers otherwise than prompts end")
     example = SEEN[1]
     answer = {"role": "assistant", "content": [{"type": "text", "text": example.target}]}
@@ -249,11 +254,10 @@ def test_several_images_in_one_example_are_an_error():
 
 @contextmanager
 def counting(vlm: NetworkVLM) -> Iterator[list[int]]:
-    """Give a list that gets one entry for every pass through a Linear of the vision tower."""
+    """Give a list that gets one entry for every pass through the vision tower."""
     passes: list[int] = []
-    (site,) = vlm.sites("vision")
-    first = linear_at(vlm.adapter.network, site)
-    hook = first.register_forward_hook(lambda *_: passes.append(1))
+    tower = vlm.adapter.network.get_encoder(modality="image")
+    hook = tower.register_forward_hook(lambda *_: passes.append(1))
     yield passes
     hook.remove()
 
@@ -386,7 +390,7 @@ def test_under_an_edit_of_the_bridge_vision_is_looked_up(vlm: NetworkVLM, family
         edited.predict(SEEN)
         edited.generate(MIXED, max_new_tokens=2)
     assert len(passes) == len({vlm.adapter.see(example).shapes for example in SEEN})
-    again = vlm.with_deltas(low_rank(vlm, vlm.sites("vision")))
+    again = vlm.with_deltas(low_rank(vlm, sites_or_skip(vlm, "vision", family)))
     with counting(vlm) as passes:
         again.predict(SEEN)
         again.predict(SEEN)
@@ -400,11 +404,12 @@ def test_an_edit_of_the_image_stages_leaves_texts_alone(vlm, family: str, where:
 
 
 def test_an_edit_of_a_stage_without_sites_is_an_error(vlm: NetworkVLM, family: str):
-    if family not in BRIDGE_WITHOUT_LINEAR:
-        assert vlm.sites("bridge")
-        return
-    with pytest.raises(SiteError, match="this VLM has no default sites in its bridge"):
-        FT(FTConfig(where="bridge")).apply(vlm, [SEEN[0]])
+    without = stages_without_linear(family)
+    for where in STAGES:
+        assert bool(vlm.sites(where)) == (where not in without)
+    for where in without:
+        with pytest.raises(SiteError, match=f"this VLM has no default sites in its {where}"):
+            FT(FTConfig(where=where)).apply(vlm, [SEEN[0]])
 
 
 def test_default_sites_lie_in_their_stage_and_do_not_overlap(vlm: NetworkVLM):

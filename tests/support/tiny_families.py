@@ -1,4 +1,4 @@
-"""Tiny random models of twelve vision-language families, saved as transformers saves the released.
+"""Tiny random models of thirteen vision-language families, saved as the released ones are.
 
 The classes are the released checkpoints' own: network, image processor, video processor and chat
 format. Only sizes, weights and vocabulary are small: each tokenizer is a byte-level BPE trained
@@ -23,6 +23,8 @@ from transformers import (
     BlipImageProcessor,
     CLIPImageProcessor,
     CLIPVisionConfig,
+    FastVlmConfig,
+    FastVlmForConditionalGeneration,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3ImageProcessor,
@@ -61,6 +63,7 @@ from transformers import (
     PixtralImageProcessor,
     PixtralProcessor,
     PixtralVisionConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     ProcessorMixin,
@@ -84,6 +87,7 @@ from transformers import (
     SmolVLMImageProcessor,
     SmolVLMProcessor,
     SmolVLMVideoProcessor,
+    TimmWrapperConfig,
 )
 
 CORPUS = (
@@ -149,6 +153,17 @@ LLAVA_ONEVISION_CHAT = _IMAGES_FIRST + (
     "{{- '<|im_start|>assistant\\n' if add_generation_prompt else '' -}}"
 )
 
+FAST_VLM_CHAT = _IMAGES_FIRST + (
+    "{%- for message in messages -%}"
+    "{%- if loop.first and message['role'] != 'system' -%}"
+    "{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}"
+    "{%- endif -%}"
+    "{{- '<|im_start|>' + message['role'] + '\\n' -}}"
+    "{{- parts(message, '<image>', ('\\n', '')) + '<|im_end|>\\n' -}}"
+    "{%- endfor -%}"
+    "{{- '<|im_start|>assistant\\n' if add_generation_prompt else '' -}}"
+)
+
 
 def _chatml(image: str, *, system: str = "") -> str:
     """Return a chat template with turns between <|im_start|> and <|im_end|>, parts in order."""
@@ -170,6 +185,7 @@ def _chatml(image: str, *, system: str = "") -> str:
 QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 QWEN2_VL_CHAT = _chatml(QWEN_IMAGE, system="You are a helpful assistant.")
 QWEN3_VL_CHAT = _chatml(QWEN_IMAGE)
+PHOTO_CHAT = _chatml("<image>\\n")
 INTERNVL_CHAT = _chatml("<IMG_CONTEXT>\\n")
 SMOLVLM_CHAT = (
     "{{- '<|im_start|>' -}}"
@@ -590,6 +606,57 @@ def _instructblip() -> tuple[PreTrainedModel, ProcessorMixin]:
     return network, processor
 
 
+def _fast_vlm() -> tuple[PreTrainedModel, ProcessorMixin]:
+    """A FastViT of two stages, the second one with attention: 4 × 4 places of 8 × 8 pixels."""
+    tokenizer = _qwen_tokenizer(image_token="<image>")
+    sizes = {
+        "layers": [1, 1], "embed_dims": [8, 32], "mlp_ratios": [2, 2],
+        "se_downsamples": [False, False], "downsamples": [False, True], "pos_embs": [None, None],
+        "token_mixers": ["repmixer", "attention"], "lkc_use_act": True,
+        "stem_use_scale_branch": False, "inference_mode": True,
+    }  # fmt: skip
+    return _fast_vlm_of(
+        TimmWrapperConfig(architecture="fastvit_mci3", model_args=sizes, hidden_size=64),
+        Qwen2Config(**_text(tokenizer)),
+        LlavaProcessor(
+            CLIPImageProcessor(
+                size={"shortest_edge": 32}, crop_size=_square(32),
+                image_mean=[0.0, 0.0, 0.0], image_std=[1.0, 1.0, 1.0],
+            ),
+            tokenizer, patch_size=8, chat_template=FAST_VLM_CHAT,
+        ),
+    )  # fmt: skip
+
+
+def _photo() -> tuple[PreTrainedModel, ProcessorMixin]:
+    """A FastVLM of an EfficientNet, which has no Linear, and a Llama with tied embeddings."""
+    tokenizer = _qwen_tokenizer(image_token="<image>")
+    return _fast_vlm_of(
+        TimmWrapperConfig(
+            architecture="tf_efficientnet_lite0", model_args={}, do_pooling=False, hidden_size=1280
+        ),
+        LlamaConfig(tie_word_embeddings=True, **_text(tokenizer)),
+        LlavaProcessor(
+            CLIPImageProcessor(size={"shortest_edge": 64}, crop_size=_square(64)),
+            tokenizer, patch_size=32, chat_template=PHOTO_CHAT,
+        ),
+        tie_word_embeddings=True,
+    )  # fmt: skip
+
+
+def _fast_vlm_of(
+    vision: TimmWrapperConfig, text: PretrainedConfig, processor: LlavaProcessor, **settings: Any
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    tokenizer = processor.tokenizer
+    token = _id(tokenizer, "<image>")
+    config = FastVlmConfig(
+        vision_config=vision, text_config=text, image_token_index=token, **settings
+    )
+    network = FastVlmForConditionalGeneration(config)
+    _ends_with(network, tokenizer)
+    return network, processor
+
+
 FAMILIES: dict[str, Callable[[], tuple[PreTrainedModel, ProcessorMixin]]] = {
     "llava": _llava,
     "pixtral": _pixtral,
@@ -603,8 +670,12 @@ FAMILIES: dict[str, Callable[[], tuple[PreTrainedModel, ProcessorMixin]]] = {
     "internvl": _internvl,
     "gemma3": _gemma3,
     "instructblip": _instructblip,
+    "fast_vlm": _fast_vlm,
+    "photo": _photo,
 }
-"""Network and processor by `model_type` (Pixtral's is `llava`); `build_family` sets the weights."""
+"""Network and processor by `model_type` (Pixtral's is `llava`, that of photo is `fast_vlm`);
+`build_family` sets the weights.
+"""
 
 
 def build_family(name: str, *, seed: int = 0) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -617,7 +688,25 @@ def build_family(name: str, *, seed: int = 0) -> tuple[PreTrainedModel, Processo
                 nn.init.normal_(parameter, std=0.2)
             elif not bool((parameter == 1).all()):  # biases; the scales of norms stay
                 nn.init.normal_(parameter, std=0.1)
+        _scale_convolutions(network)
     return network.eval(), processor
+
+
+@torch.no_grad()
+def _scale_convolutions(network: PreTrainedModel) -> None:
+    """Give a convolutional tower weights by their number, and every BatchNorm the statistics of
+    random pictures: so that features do not vanish or grow with its depth.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    if not norms:
+        return
+    tower = network.get_encoder(modality="image")
+    for module in tower.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+    for norm in norms:
+        norm.train().momentum = None  # the mean over all batches, of which there is one
+    tower(torch.rand(4, 3, 64, 64))
 
 
 def save_family(name: str, folder: Path, *, seed: int = 0) -> Path:
