@@ -60,6 +60,10 @@ class Adapter(Hashed, Layered, Sees):
 
     model_types: ClassVar[tuple[str, ...]] = ()
     """The `model_type`s of transformers configs that this adapter serves."""
+    compiled_whole: ClassVar[bool] = False
+    """Whether `vlm.compile` takes the vision tower as one layer, because its layers differ in
+    shape.
+    """
 
     def __init__(self, network: Any, processor: Any) -> None:
         self.network = network

@@ -6,8 +6,9 @@ would move the last digits of answers that an edit leaves alone, in half precisi
 
 Every layer is compiled by itself. Layers of one kind share their code, so a tower of 40 takes as
 long to compile as one of 2; the first size of images is compiled as it is, and a second one once
-more for all sizes. A layer with a hook at a Linear (an edit, a recorder) runs as it was loaded, and
-so does one with gradients.
+more for all sizes. A convolutional tower has a new shape in nearly every layer and is compiled as
+one. A layer with a hook at a Linear (an edit, a recorder) runs as it was loaded, and so does one
+with gradients.
 """
 
 from __future__ import annotations
@@ -85,7 +86,12 @@ def is_compiled(network: nn.Module) -> bool:
 
 
 def repeated_layers(adapter: Adapter) -> Iterator[nn.Module]:
-    """Give the layers of vision and bridge: what their lists of modules hold, the outer ones."""
+    """Give the layers of vision and bridge: what their lists of modules hold, the outer ones. A
+    tower that is compiled whole is one layer.
+    """
+    if adapter.compiled_whole:
+        yield adapter.network.get_encoder(modality="image")
+        return
     within = ""
     for name, module in adapter.network.named_modules():
         if within and name.startswith(within):

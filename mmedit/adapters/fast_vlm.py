@@ -38,6 +38,7 @@ class FastVlmAdapter(TransformersAdapter):
     """A FastVLM with any convolutional tower of timm, and any language model of transformers."""
 
     model_types = ("fast_vlm",)
+    compiled_whole = True
 
     def __init__(self, network: Any, processor: Any) -> None:
         if processor.patch_size is None:  # config.json does not tell: its count is LLaVA's default

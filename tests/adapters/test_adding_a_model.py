@@ -49,6 +49,7 @@ def test_the_tables_that_get_a_row_are_those_of_the_page():
     assert full_size.CONFIGS
     assert "paligemma" in test_families.WITHOUT_TEMPLATE
     assert "gemma3" in test_families.BRIDGE_WITHOUT_LINEAR
+    assert "photo" in test_families.VISION_WITHOUT_LINEAR
 
 
 def test_the_number_of_tests_on_the_page_is_true():
@@ -65,7 +66,7 @@ def test_the_methods_on_the_page_are_the_adapters():
     }
     assert methods == {
         "formats", "prepare", "vision", "bridge", "encode", "extras", "sites", "stage",
-        "feature_key", "layers", "reads_features_later",
+        "feature_key", "layers", "reads_features_later", "compiled_whole",
     }  # fmt: skip
     for method in methods:
         assert hasattr(TransformersAdapter, method)

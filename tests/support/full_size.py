@@ -19,6 +19,7 @@ from transformers import (
     Blip2Config,
     Blip2Processor,
     BlipImageProcessor,
+    FastVlmConfig,
     InstructBlipConfig,
     LlamaConfig,
     LlavaConfig,
@@ -128,6 +129,31 @@ def _smolvlm() -> SmolVLMConfig:
     return SmolVLMConfig(vision_config=vision, text_config=text, scale_factor=4)
 
 
+def _fast_vlm(**text: int) -> FastVlmConfig:
+    """Return the config of FastViT-HD, on images of 1024 x 1024 pixels, with a Qwen2."""
+    vision = {
+        "model_type": "timm_wrapper", "architecture": "fastvit_mci3", "hidden_size": 3072,
+        "model_args": {"inference_mode": True},
+    }  # fmt: skip
+    qwen2 = Qwen2Config(num_key_value_heads=2, vocab_size=152000, tie_word_embeddings=True, **text)
+    return FastVlmConfig(
+        vision_config=vision, text_config=qwen2, image_token_index=151646, image_seq_length=256,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+
+
+def _fastvlm_05b() -> FastVlmConfig:
+    return _fast_vlm(
+        hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14
+    )
+
+
+def _fastvlm_15b() -> FastVlmConfig:
+    return _fast_vlm(
+        hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12
+    )
+
+
 CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "blip2-opt-2.7b": lambda: _blip2(_opt(2560)),
     "blip2-opt-6.7b": lambda: _blip2(_opt(4096)),
@@ -139,6 +165,8 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "qwen2.5-vl-7b": _qwen2_5_vl,
     "qwen3-vl-4b": _qwen3_vl,
     "smolvlm-256m": _smolvlm,
+    "fastvlm-0.5b": _fastvlm_05b,
+    "fastvlm-1.5b": _fastvlm_15b,
 }
 """Configs by their names in `configs/vlm`."""
 

@@ -9,6 +9,7 @@ import full_size
 import pytest
 import tiny
 import tiny_families
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -39,6 +40,25 @@ def test_sites_are_linear_weights_of_the_released_network_in_their_stages(name: 
         assert linears.issuperset(sites[stage])
         assert set(adapter.sites(stage)) == set(sites[stage])
         assert {adapter.stage(site) for site in sites[stage]} == {stage}
+
+
+def test_the_sites_of_fastvlm_have_the_shapes_of_the_released_network():
+    """FastViT-HD gives features of 3072 numbers at 16 x 16 places of 64 x 64 pixels."""
+    for name, hidden, feed_forward in [("0.5b", 896, 4864), ("1.5b", 1536, 8960)]:
+        network: Any = full_size.without_values(f"fastvlm-{name}")
+        sites = NAMED[f"fastvlm-{name}"].expanded_sites()
+        shapes = {
+            stage: {tuple(network.get_submodule(site).weight.shape) for site in sites[stage]}
+            for stage in STAGES
+        }
+        assert shapes == {
+            "language": {(feed_forward, hidden), (hidden, feed_forward)},
+            "bridge": {(hidden, 3072), (hidden, hidden)},
+            "vision": {(1536, 1536)},
+        }
+        pixels = torch.zeros(1, 3, 1024, 1024, device="meta")
+        features = network.get_image_features(pixels, return_dict=True).pooler_output
+        assert features.shape == (1, 256, hidden)
 
 
 def processor_of(network: PreTrainedModel) -> Any:

@@ -113,9 +113,9 @@ def test_model_type_without_adapter_is_an_error_that_lists_those_there_are(tmp_p
         load_vlm(folder_with_config(tmp_path, model_type="bert"))
     assert str(raised.value) == (
         f"{tmp_path} cannot be loaded: its model type 'bert' is not an image-text-to-text model of "
-        "transformers; there are adapters for blip-2, instructblip, llava, llava_next, "
-        "llava_onevision, minigpt4, paligemma, qwen2_5_vl, qwen2_vl, qwen3_vl, and for every other "
-        "model that AutoModelForImageTextToText loads"
+        "transformers; there are adapters for blip-2, fast_vlm, instructblip, llava, "
+        "llava_next, llava_onevision, minigpt4, paligemma, qwen2_5_vl, qwen2_vl, qwen3_vl, and for "
+        "every other model that AutoModelForImageTextToText loads"
     )
 
 
