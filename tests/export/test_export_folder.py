@@ -66,6 +66,8 @@ def fragile(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("llava", "bridge"),
         ("qwen2_5_vl", "vision"),
         ("qwen3_vl", "language"),
+        ("fast_vlm", "vision"),
+        ("photo", "language"),
     ],
 )
 def test_the_folder_answers_as_the_edited_vlm(family: str, stage: Any, tmp_path: Path):

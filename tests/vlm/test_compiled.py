@@ -23,8 +23,8 @@ from mmedit.vlm.loading import load_vlm
 from mmedit.vlm.network import NetworkVLM
 
 
-def tiny_llava() -> Adapter:
-    network, processor = tiny_families.build_family("llava")
+def tiny_adapter(family: str) -> Adapter:
+    network, processor = tiny_families.build_family(family)
     network.requires_grad_(False)
     return adapter_for(network.config)(network, processor)
 
@@ -49,9 +49,11 @@ def counting(adapter: Adapter) -> CompileCounter:
     return counter
 
 
-def test_layers_of_a_kind_and_all_sizes_share_two_compiled_forms():
+@pytest.mark.parametrize("family", ["llava", "fast_vlm"])
+def test_layers_of_a_kind_and_all_sizes_share_two_compiled_forms(family: str):
+    """The whole tower of FastVLM is one layer."""
     torch.compiler.reset()
-    adapter = tiny_llava()
+    adapter = tiny_adapter(family)
     plain = [encoded(adapter, number) for number in (4, 3, 2)]
     counter = counting(adapter)
     for number, expected in zip((4, 3, 2), plain, strict=True):
@@ -61,13 +63,14 @@ def test_layers_of_a_kind_and_all_sizes_share_two_compiled_forms():
     torch.compiler.reset()
 
 
-def test_a_layer_that_is_edited_or_needs_gradients_runs_as_it_was_loaded():
+@pytest.mark.parametrize("family", ["blip2", "fast_vlm"])
+def test_a_layer_that_is_edited_or_needs_gradients_runs_as_it_was_loaded(family: str):
     ran: list[str] = []
 
     def compiler(forward: Any) -> Any:
         return lambda *args, **kwargs: (ran.append("compiled"), forward(*args, **kwargs))[1]
 
-    adapter = tiny_blip2()
+    adapter = tiny_blip2() if family == "blip2" else tiny_adapter(family)
     vlm = NetworkVLM(adapter)
     layers = len(list(compiled.repeated_layers(adapter)))
     compile_layers(adapter, compiler)

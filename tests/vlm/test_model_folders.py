@@ -87,7 +87,7 @@ def test_so_is_one_that_is_decoded_when_its_pixels_are_needed(tiny_vlm, tmp_path
 # Processors
 
 
-@pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision"])
+@pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision", "fast_vlm", "photo"])
 def test_counts_that_a_processor_lacks_follow_from_the_network(family: str, tmp_path: Path):
     whole = tiny_families.save_family(family, tmp_path / "whole")
     wanted = load_vlm(whole).predict(SEEN).logits
@@ -106,6 +106,12 @@ def test_a_processor_that_counts_otherwise_than_the_network_is_refused(tmp_path:
     folder = tiny_families.save_family("internvl", tmp_path)
     rewrite(folder / "processor_config.json", lambda s: s.update(image_seq_length=5))
     assert "its processor puts 25 tokens for an image into the text, and its" in refusal(folder)
+
+
+def test_a_fastvlm_whose_processor_counts_otherwise_than_its_tower_is_refused(tmp_path: Path):
+    folder = tiny_families.save_family("fast_vlm", tmp_path)
+    rewrite(folder / "processor_config.json", lambda s: s.update(patch_size=16))
+    assert "its processor puts 4 tokens for an image into the text, and its n" in refusal(folder)
 
 
 def test_a_processor_for_another_size_of_images_is_refused(folder: Path):
