@@ -15,13 +15,13 @@ from tiny_families import build_family, save_family
 from torch import Tensor, nn
 from transformers import (
     AutoModelForImageTextToText,
-    CLIPImageProcessor,
     LlavaProcessor,
     TimmWrapperConfig,
 )
 
 from mmedit.adapters import adapter_for, fast_vlm
 from mmedit.cases import Example
+from mmedit.convert import photo
 from mmedit.editors.base import Editor
 from mmedit.errors import ModelError
 from mmedit.methods.ft import FT, FTConfig
@@ -58,10 +58,7 @@ def test_a_processor_without_patch_size_counts_as_the_tower_does(family: str):
 
 def test_an_image_of_224_pixels_is_49_tokens_of_an_efficientnet():
     network, processor = build_family("photo")
-    processor.image_processor = CLIPImageProcessor(
-        size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224}
-    )
-    vlm = vlm_of(network, processor)
+    vlm = vlm_of(network, photo.build_processor(processor.tokenizer, pixels=224))
     image = vlm.adapter.see(SEEN[0])
     with torch.no_grad():
         (features,) = vlm.adapter.encode([image])

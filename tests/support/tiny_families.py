@@ -63,7 +63,6 @@ from transformers import (
     PixtralImageProcessor,
     PixtralProcessor,
     PixtralVisionConfig,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     ProcessorMixin,
@@ -89,6 +88,8 @@ from transformers import (
     SmolVLMVideoProcessor,
     TimmWrapperConfig,
 )
+
+from mmedit.convert import photo
 
 CORPUS = (
     "what color is the shape?",
@@ -185,7 +186,6 @@ def _chatml(image: str, *, system: str = "") -> str:
 QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 QWEN2_VL_CHAT = _chatml(QWEN_IMAGE, system="You are a helpful assistant.")
 QWEN3_VL_CHAT = _chatml(QWEN_IMAGE)
-PHOTO_CHAT = _chatml("<image>\\n")
 INTERNVL_CHAT = _chatml("<IMG_CONTEXT>\\n")
 SMOLVLM_CHAT = (
     "{{- '<|im_start|>' -}}"
@@ -615,46 +615,32 @@ def _fast_vlm() -> tuple[PreTrainedModel, ProcessorMixin]:
         "token_mixers": ["repmixer", "attention"], "lkc_use_act": True,
         "stem_use_scale_branch": False, "inference_mode": True,
     }  # fmt: skip
-    return _fast_vlm_of(
-        TimmWrapperConfig(architecture="fastvit_mci3", model_args=sizes, hidden_size=64),
-        Qwen2Config(**_text(tokenizer)),
-        LlavaProcessor(
-            CLIPImageProcessor(
-                size={"shortest_edge": 32}, crop_size=_square(32),
-                image_mean=[0.0, 0.0, 0.0], image_std=[1.0, 1.0, 1.0],
-            ),
-            tokenizer, patch_size=8, chat_template=FAST_VLM_CHAT,
-        ),
-    )  # fmt: skip
-
-
-def _photo() -> tuple[PreTrainedModel, ProcessorMixin]:
-    """A FastVLM of an EfficientNet, which has no Linear, and a Llama with tied embeddings."""
-    tokenizer = _qwen_tokenizer(image_token="<image>")
-    return _fast_vlm_of(
-        TimmWrapperConfig(
-            architecture="tf_efficientnet_lite0", model_args={}, do_pooling=False, hidden_size=1280
-        ),
-        LlamaConfig(tie_word_embeddings=True, **_text(tokenizer)),
-        LlavaProcessor(
-            CLIPImageProcessor(size={"shortest_edge": 64}, crop_size=_square(64)),
-            tokenizer, patch_size=32, chat_template=PHOTO_CHAT,
-        ),
-        tie_word_embeddings=True,
-    )  # fmt: skip
-
-
-def _fast_vlm_of(
-    vision: TimmWrapperConfig, text: PretrainedConfig, processor: LlavaProcessor, **settings: Any
-) -> tuple[PreTrainedModel, ProcessorMixin]:
-    tokenizer = processor.tokenizer
-    token = _id(tokenizer, "<image>")
     config = FastVlmConfig(
-        vision_config=vision, text_config=text, image_token_index=token, **settings
+        vision_config=TimmWrapperConfig(
+            architecture="fastvit_mci3", model_args=sizes, hidden_size=64
+        ),
+        text_config=Qwen2Config(**_text(tokenizer)),
+        image_token_index=_id(tokenizer, "<image>"),
     )
     network = FastVlmForConditionalGeneration(config)
     _ends_with(network, tokenizer)
-    return network, processor
+    images = CLIPImageProcessor(
+        size={"shortest_edge": 32}, crop_size=_square(32), image_mean=[0.0] * 3, image_std=[1.0] * 3
+    )
+    return network, LlavaProcessor(images, tokenizer, patch_size=8, chat_template=FAST_VLM_CHAT)
+
+
+def _photo() -> tuple[PreTrainedModel, ProcessorMixin]:
+    """A FastVLM of EfficientNet-Lite0, which has no Linear, and a Llama with tied embeddings."""
+    tokenizer = _tokenizer(
+        (*QWEN, "<image>"), unk_token="<|endoftext|>", bos_token="<|im_start|>",
+        eos_token="<|im_end|>", pad_token="<|im_end|>",
+        extra_special_tokens={"image_token": "<image>"},
+    )  # fmt: skip
+    text = LlamaConfig(tie_word_embeddings=True, **_text(tokenizer))
+    network = photo.build_network(text, _id(tokenizer, "<image>"), pixels=64)
+    _ends_with(network, tokenizer)
+    return network, photo.build_processor(tokenizer, pixels=64)
 
 
 FAMILIES: dict[str, Callable[[], tuple[PreTrainedModel, ProcessorMixin]]] = {
