@@ -51,6 +51,7 @@ def vlm_of(network: Any, processor: Any) -> NetworkVLM:
 @pytest.mark.parametrize("family", TOWERS)
 def test_a_processor_without_patch_size_counts_as_the_tower_does(family: str):
     network, processor = build_family(family)
+    assert isinstance(processor, LlavaProcessor)
     expected = vlm_of(network, processor).adapter.see(SEEN[0]).layout
     processor.patch_size = None
     assert vlm_of(network, processor).adapter.see(SEEN[0]).layout == expected
@@ -78,7 +79,7 @@ def test_an_answer_follows_the_generation_prompt_at_once_though_the_template_bre
         for role, text in (("user", "what?"), ("assistant", "blue"))
     ]
     assert "assistant\n\nblue" in processor.apply_chat_template(turns, tokenize=False)
-    assert vlm.protocol["text"].endswith("<|im_start|>assistant\n{answer}")
+    assert str(vlm.protocol["text"]).endswith("<|im_start|>assistant\n{answer}")
 
 
 # Towers
@@ -139,7 +140,8 @@ def test_a_tower_with_linear_feed_forward_is_edited_there():
     """ConvNeXt's feed-forward reads a map with two axes of places."""
     network, processor = build_family("photo")
     config: Any = network.config
-    config.vision_config = TimmWrapperConfig(architecture="test_convnext", hidden_size=64)
+    settings: dict[str, Any] = {"architecture": "test_convnext", "hidden_size": 64}
+    config.vision_config = TimmWrapperConfig(**settings)
     torch.manual_seed(0)
     network = AutoModelForImageTextToText.from_config(config).eval().requires_grad_(False)
     vlm = vlm_of(network, processor)
