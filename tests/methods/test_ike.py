@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tiny_sentences import save_encoder, saved_encoder
 from torch import Tensor
 
 from mmedit.adapters.generation import Answer
 from mmedit.cases import EditCase, Example, Probe
+from mmedit.config import load_editor
 from mmedit.deltas import Dense
 from mmedit.editors.fitting import Fitting
-from mmedit.errors import DataError, EditorError, ModelError
+from mmedit.errors import ConfigError, DataError, EditorError, ModelError
 from mmedit.methods.ike import IKE, IKEConfig
 from mmedit.methods.ike.context import InContextVLM
 from mmedit.vlm.identity import Identity
@@ -201,6 +203,26 @@ def test_requests_together_share_the_demonstrations_each_its_nearest_first(circl
     assert shown_in(same) == ["east", "northeast", "southeast"]
 
 
+@pytest.mark.parametrize("encoded", [False, True])
+def test_equally_near_cases_are_shown_in_their_order(circle: OnCircle, encoded: bool):
+    """As many there are with one fact about different images."""
+    fact = Example(prompt="east request", target="east answer")
+    alike = [
+        EditCase(
+            id=str(number),
+            request=fact,
+            probes={Probe.TEXT_GENERALITY: (Example(prompt=f"{number} rephrase", target="t"),)},
+        )
+        for number in range(120)
+    ]
+    encoder = saved_encoder() if encoded else None
+    editor = IKE(IKEConfig(k=100, retrieval="text", sentence_encoder=encoder))
+    editor = editor.fit(circle, Fitting([*alike, *training_cases()[1:]]))
+    prompts = context_of(editor.apply(circle, [fact])).split("Prompt: ")
+    shown = [int(prompt.split()[0]) for prompt in prompts if " rephrase " in prompt]
+    assert shown == list(range(1, 100, 3))
+
+
 def test_equal_demonstrations_of_two_cases_are_both_shown(circle: OnCircle):
     """Together or apart: else one edit would be another one in a batch than alone."""
     twins = [
@@ -223,6 +245,38 @@ def test_what_is_compared_is_what_the_setting_says(circle: OnCircle, retrieval: 
     (asked,) = circle.asked
     assert asked.image is (None if retrieval == "text" else picture)
     assert (asked.prompt == IMAGE_ALONE) == (retrieval == "image")
+
+
+@pytest.mark.parametrize(("retrieval", "seen"), [("text", None), ("both", IMAGE_ALONE)])
+def test_a_sentence_encoder_compares_the_new_facts_and_the_vlm_the_images(
+    circle: OnCircle, retrieval: str, seen: str | None
+):
+    editor = fitted(circle, k=1, retrieval=retrieval, sentence_encoder=saved_encoder())
+    for name in ("east", "west"):
+        circle.asked.clear()
+        request = Example(prompt=f"{name} request", target=f"{name} answer")
+        assert shown_in(context_of(editor.apply(circle, [request])))[0] == name
+        assert [asked.prompt for asked in circle.asked] == ([seen] if seen else [])
+
+
+def test_sentence_encoder_has_no_effect_without_texts():
+    for settings, why in (({"k": 0}, "with k=0"), ({"retrieval": "image"}, "retrieval=image")):
+        with pytest.raises(ConfigError, match=f"sentence_encoder has no effect .*{why}"):
+            load_editor("ike", "embedded", sentence_encoder="a/b", **settings)
+
+
+def test_a_saved_index_is_refused_with_another_sentence_encoder(circle: OnCircle, tmp_path: Path):
+    folder = tmp_path / "encoder"
+    save_encoder(folder)
+    settings = {"retrieval": "text", "sentence_encoder": str(folder)}
+    editor = fitted(circle, **settings)
+    editor.save(tmp_path / "editor")
+    loaded = IKE.load(tmp_path / "editor")
+    contexts = [context_of(one.apply(circle, [at(0)])) for one in (editor, loaded)]
+    assert contexts[0] == contexts[1]
+    save_encoder(folder, seed=1)
+    with pytest.raises(EditorError, match="fitted with another sentence encoder"):
+        IKE.load(tmp_path / "editor")
 
 
 def test_more_cases_than_go_in_one_batch_are_all_indexed(circle: OnCircle):

@@ -6,6 +6,7 @@ from typing import Literal
 
 import pytest
 import torch
+from tiny_sentences import saved_encoder
 
 from mmedit.adapters.weights import weights_hash
 from mmedit.cases import EditCase, Example, Probe
@@ -33,11 +34,13 @@ EDITORS_UNDER_TEST: dict[str, Callable[[], Editor]] = {
     "ft-bridge": lambda: FT(FTConfig(where="bridge", lr=2e-3, steps=5)),
     "ft-vision": lambda: FT(FTConfig(where="vision", lr=2e-3, steps=5)),
     "ike": lambda: IKE(IKEConfig(k=2)),
+    "ike-minilm": lambda: IKE(IKEConfig(k=2, retrieval="text", sentence_encoder=saved_encoder())),
     "ike-no-demonstrations": lambda: IKE(IKEConfig(k=0)),
     "mend": lambda: MEND(small_mend()),
     "ke": lambda: KE(small_ke()),
     "serac": lambda: SERAC(small_serac(scope="multimodal")),
     "serac-text": lambda: SERAC(small_serac(scope="text")),
+    "serac-minilm": lambda: SERAC(small_serac(scope="text", sentence_encoder=saved_encoder())),
 }  # fmt: skip
 
 
@@ -53,10 +56,13 @@ def small_ke() -> KEConfig:
     return KEConfig(sites=LAST, lstm_hidden=16, condition=32, hidden=32, training=training)
 
 
-def small_serac(*, scope: Literal["text", "multimodal"]) -> SERACConfig:
+def small_serac(
+    *, scope: Literal["text", "multimodal"], sentence_encoder: str | None = None
+) -> SERACConfig:
     training = TrainingConfig(steps=20, batch_size=4)
     return SERACConfig(
         scope=scope,
+        sentence_encoder=sentence_encoder,
         scope_width=32,
         counterfactual_width=32,
         counterfactual_layers=2,

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import open_clip
 import pytest
 import tiny
 import torch
 from counted_vlm import CountedVLM
+from tiny_sentences import save_encoder, saved_encoder
 from torch import Tensor
 from transformers import DistilBertConfig, DistilBertModel, OPTConfig, OPTForCausalLM
 
@@ -19,8 +20,9 @@ from mmedit.cases import EditCase, Example, Probe
 from mmedit.config import load_editor
 from mmedit.datasets.easyvqa import cases as easyvqa
 from mmedit.editors.fitting import Fitting
-from mmedit.errors import ConfigError, DataError, ModelError
-from mmedit.methods.serac import SERAC, SERACConfig, SERACNetwork, scope
+from mmedit.editors.sentences import load_sentence_encoder
+from mmedit.errors import ConfigError, DataError, EditorError, ModelError
+from mmedit.methods.serac import SERAC, SERACConfig, SERACNetwork, towers
 from mmedit.methods.serac.counterfactual import Briefing, make_inputs
 from mmedit.methods.serac.memory import SERACVLM, Memory, SoftSERACVLM
 from mmedit.methods.serac.similarity import over_vocabulary
@@ -74,23 +76,30 @@ def edited_by(editor: SERAC, vlm: VLM, requests: Sequence[Example]) -> SERACVLM:
 
 # Scopes
 
-BOTH = pytest.mark.parametrize("kind", ["text", "multimodal"])
+KINDS = ("text", "multimodal", "text-sentences", "multimodal-sentences")
+"""Scopes, without and with a sentence encoder."""
+EVERY = pytest.mark.parametrize("kind", KINDS)
 
 
-def untrained(vlm: VLM, **changes: object) -> SERACNetwork:
-    editor = SERAC(config(**changes))
+def untrained(vlm: VLM, scope: str = "multimodal", **changes: object) -> SERACNetwork:
+    editor = SERAC(config(**of_kind(scope), **changes))
     return editor.build(editor.facts(vlm))
 
 
-@BOTH
-def test_no_scope_sees_an_answer(vlm, requests_, kind: Literal["text", "multimodal"]):
+def of_kind(kind: str) -> dict[str, object]:
+    scope, _, sentences = kind.partition("-")
+    return {"scope": scope, "sentence_encoder": saved_encoder() if sentences else None}
+
+
+@EVERY
+def test_no_scope_sees_an_answer(vlm, requests_, kind: str):
     network = untrained(vlm, scope=kind)
     other = [replace(request, target="something else") for request in requests_]
     embedded = network.scope(requests_, vlm.frozen)
     assert torch.equal(network.scope(other, vlm.frozen), embedded)
 
 
-@BOTH
+@EVERY
 def test_only_the_multimodal_scope_tells_images_apart(vlm, requests_, kind):
     network = untrained(vlm, scope=kind)
     prompt = requests_[0].prompt
@@ -99,12 +108,12 @@ def test_only_the_multimodal_scope_tells_images_apart(vlm, requests_, kind):
         for image in (requests_[0].image, requests_[1].image, None)
     ]
     first, second, none = network.scope(asked, vlm.frozen)
-    told_apart = kind == "multimodal"
+    told_apart = kind.startswith("multimodal")
     assert torch.allclose(first, second, atol=1e-6) != told_apart
     assert torch.allclose(first, none, atol=1e-6) != told_apart
 
 
-@BOTH
+@EVERY
 def test_scopes_tell_prompts_apart_in_any_batch(vlm, requests_, kind):
     network = untrained(vlm, scope=kind)
     together = network.scope(requests_, vlm.frozen)
@@ -322,8 +331,8 @@ def test_every_parameter_has_a_gradient_in_every_step(vlm, cases):
         )
         for case in cases[:3]
     ]
-    for kind in ("text", "multimodal"):
-        learner = SERAC(config(scope=kind)).learner(vlm, untrained(vlm, scope=kind), cases)
+    for kind in KINDS:
+        learner = SERAC(config(**of_kind(kind))).learner(vlm, untrained(vlm, scope=kind), cases)
         for batch in (cases[:3], no_images):
             learner.zero_grad()
             learner(batch)[0].backward()
@@ -331,6 +340,37 @@ def test_every_parameter_has_a_gradient_in_every_step(vlm, cases):
 
 
 # Pretrained parts
+
+
+def test_sentence_scope_starts_as_the_cosine_of_the_sentences(vlm, requests_):
+    network = untrained(vlm, "text-sentences")
+    embedded = load_sentence_encoder(saved_encoder(), vlm.device)([r.prompt for r in requests_])
+    memory = Memory(edits=tuple(requests_), keys=network.scope(requests_, vlm.frozen))
+    score, _ = memory.nearest(network.scope(requests_[:1], vlm.frozen), network.similarity)
+    cosine = (embedded[:1] @ embedded.T).max(1).values
+    torch.testing.assert_close(score, (2 * cosine - 2).exp(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["text-sentences", "multimodal-sentences"])
+def test_sentence_encoder_stays_outside_the_saved_editor_which_is_held_to_it(
+    vlm, cases, requests_, tmp_path: Path, kind: str
+):
+    folder = save_encoder(tmp_path / "encoder")
+    scope, _, _ = kind.partition("-")
+    editor = SERAC(config(scope=scope, sentence_encoder=str(folder))).fit(vlm, Fitting(cases))
+    assert not any("encoder" in name for name in editor.state())
+    editor.save(tmp_path / "editor")
+    loaded = SERAC.load(tmp_path / "editor")
+    assert torch.equal(embed(loaded, vlm, requests_), embed(editor, vlm, requests_))
+    save_encoder(folder, seed=1)
+    with pytest.raises(EditorError, match="fitted with another sentence encoder"):
+        SERAC.load(tmp_path / "editor")
+
+
+def test_settings_that_a_sentence_encoder_replaces_are_refused():
+    for key, value in (("scope_encoder", "a/b"), ("scope_width", 8), ("scope_layers", 1)):
+        with pytest.raises(ConfigError, match=f"{key} has no effect with a sentence_encoder"):
+            load_editor("serac-minilm", "embedded", **{key: value})
 
 
 def test_text_scope_starts_from_a_pretrained_encoder(vlm, cases, requests_, tmp_path: Path):
@@ -442,7 +482,7 @@ def test_multimodal_scope_takes_openclips_embeddings_each_image_once(
         )  # fmt: skip
     transform = open_clip.image_transform(32, is_train=False)
     tokenizer = open_clip.get_tokenizer("RN50")
-    monkeypatch.setattr(scope, "load_clip", lambda *args, **settings: (clip, transform, tokenizer))
+    monkeypatch.setattr(towers, "load_clip", lambda *args, **settings: (clip, transform, tokenizer))
     seen: list[int] = []
     encode = clip.encode_image
     monkeypatch.setattr(

@@ -8,8 +8,11 @@ nearest to the request, the nearest first. Each shows a new fact followed by one
 the same prompt (answered by the fact), a rephrase (answered by the fact), or an unrelated prompt
 (answered as before).
 
-Requests are compared with the training cases as the base model represents them, whatever edits the
-VLM holds. A further edit joins the context of those before it (`mmedit.methods.ike.context`).
+Requests are compared with the training cases by the cosine of sentence embeddings of the new fact,
+as in the paper (`sentence_encoder`), or of the base model's own representations, whatever edits the
+VLM holds; the mean of the training cases is taken away first. Where texts are compared by the one
+and images by the other, the two cosines are added. A further edit joins the context of those before
+it (`mmedit.methods.ike.context`).
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from mmedit.editors.base import Editor
 from mmedit.editors.config import EditorConfig
 from mmedit.editors.fitting import Fitting
 from mmedit.editors.saved import Origin, origin_of
+from mmedit.editors.sentences import SentenceEncoder, load_sentence_encoder, require_encoder
 from mmedit.errors import DataError, EditorError
 from mmedit.methods.ike.context import (
     Demonstration,
@@ -47,18 +51,27 @@ BATCH = 64
 
 
 class IKEConfig(EditorConfig):
-    """Settings of IKE. Retrieval compares representations of the VLM itself; the paper used a
-    sentence encoder (MiniLM).
-    """
+    """Settings of IKE."""
 
     after_fit: ClassVar[frozenset[str]] = frozenset({"k"})
     k: int = Field(default=32, ge=0)
     """Number of demonstrations; 0: none, and nothing to fit. Paper: 32."""
     retrieval: Literal["text", "image", "both"] = "both"
     """Parts of a case that retrieval compares: the prompts, the images, or both."""
+    sentence_encoder: str | None = None
+    """Encoder that compares the texts: all-MiniLM-L6-v2 (the paper's; extra `retrieval`), a folder
+    or a hub id. It reads the new fact, with its answer. null: the VLM's own representation.
+    """
 
     def idle(self) -> dict[str, str]:
-        return {} if self.k else {"retrieval": "with k=0"}
+        if not self.k:
+            return dict.fromkeys(("retrieval", "sentence_encoder"), "with k=0")
+        return {"sentence_encoder": "with retrieval=image"} if self.retrieval == "image" else {}
+
+    @property
+    def encoder(self) -> str | None:
+        """The sentence encoder that retrieval uses; None if it uses none."""
+        return None if "sentence_encoder" in self.idle() else self.sentence_encoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,17 +79,20 @@ class Index:
     """The training cases as demonstrations, with a key for each."""
 
     demonstrations: tuple[str, ...]
-    keys: Float[Tensor, "cases hidden"]
-    """Representations less their mean, of length 1."""
-    mean: Float[Tensor, " hidden"]
+    keys: Float[Tensor, "cases width"]
+    """Representations less their mean, of length 1. Sentence embeddings come first, if both count.
+    """
+    mean: Float[Tensor, " width"]
+    encoder: str | None = None
+    """SHA-256 of the sentence encoder's weights, in hexadecimal digits."""
 
 
 EMPTY = Index((), torch.empty(0, 0), torch.empty(0))
 
 
 class IKE(Editor[IKEConfig]):
-    """In-context editing. `fit` costs one forward per training case, `apply` one per request; there
-    is no backward.
+    """In-context editing. `fit` costs one forward per training case and `apply` one per request: of
+    the VLM, of the sentence encoder, or of both. There is no backward.
     """
 
     method: ClassVar[str] = "ike"
@@ -97,10 +113,11 @@ class IKE(Editor[IKEConfig]):
         cases = fitting.cases
         if not cases:
             raise DataError("IKE needs training cases for its demonstrations; none were given")
-        keys = self._represent(vlm, [case.request for case in cases], fitting.progress)
-        mean = keys.mean(0)
+        parts = self._represent(vlm, [case.request for case in cases], fitting.progress)
+        mean = torch.cat([part.mean(0) for part in parts])
         demonstrations = tuple(demonstrate(number, case) for number, case in enumerate(cases))
-        index = Index(demonstrations, F.normalize(keys - mean, dim=-1), mean)
+        encoder = self._encoder(vlm)
+        index = Index(demonstrations, _keys(parts, mean), mean, encoder and encoder.sha256)
         return self.with_learnt(index, origin_of(vlm, (), cases, fitting.seed))
 
     def change(self, vlm: VLM, requests: Sequence[Example]) -> Change:
@@ -126,7 +143,8 @@ class IKE(Editor[IKEConfig]):
         return {"keys": self._index.keys, "mean": self._index.mean}
 
     def notes(self) -> dict[str, Any]:
-        return {"demonstrations": list(self._index.demonstrations)}
+        notes: dict[str, Any] = {"demonstrations": list(self._index.demonstrations)}
+        return notes | ({"encoder": self._index.encoder} if self._index.encoder else {})
 
     def load_state(
         self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], origin: Origin | None
@@ -146,7 +164,9 @@ class IKE(Editor[IKEConfig]):
                 f"{list(keys.shape)}, the mean {list(mean.shape)}; expected [demonstrations, "
                 "width] and [width]; fit the editor anew"
             )
-        return self.with_learnt(Index(demonstrations, keys, mean), origin)
+        name = self.config.encoder
+        encoder = require_encoder(name, notes["encoder"]) if name else None
+        return self.with_learnt(Index(demonstrations, keys, mean, encoder), origin)
 
     @classmethod
     def load_change(
@@ -163,34 +183,56 @@ class IKE(Editor[IKEConfig]):
         return FactsChange.of_notes(notes)
 
     def _retrieve(self, vlm: VLM, requests: Sequence[Example]) -> list[list[int]]:
-        """Return the numbers of the k nearest training cases of every request, the nearest first;
-        one matrix product.
+        """Return the numbers of the k nearest training cases of every request, the nearest first and
+        equally near ones (a fact about two images) in their order; one matrix product.
         """
         index = self._index
         if self.config.k == 0:
             return [[] for _ in requests]
         self.require_fitted_on(vlm)
-        represented = self._represent(vlm, requests)
-        queries = F.normalize(represented - index.mean.to(represented), dim=-1)
-        similarity = queries @ index.keys.to(queries).T
-        return similarity.topk(min(self.config.k, len(index.demonstrations))).indices.tolist()
+        queries = _keys(self._represent(vlm, requests), index.mean)
+        similarity = queries.double() @ index.keys.to(queries.device).double().T
+        order = similarity.round(decimals=9).sort(descending=True, stable=True).indices
+        return order[:, : self.config.k].tolist()
 
     def _represent(
         self, vlm: VLM, requests: Sequence[Example], progress: Progress = silent
-    ) -> Float[Tensor, "batch hidden"]:
-        """Return how the base model represents the requests. An edited one would have moved since
-        the training cases were indexed.
+    ) -> list[Float[Tensor, "batch width"]]:
+        """Return what stands for the requests in the comparison: sentence embeddings, how the base
+        model represents them, or both. An edited model would have moved since the training cases
+        were indexed.
         """
-        if self.config.retrieval == "text":
-            requests = [replace(request, image=None) for request in requests]
-        elif self.config.retrieval == "image":
-            requests = [replace(request, prompt="a photo of") for request in requests]
         found = []
         for start in range(0, len(requests), BATCH):
-            found.append(vlm.base.represent(requests[start : start + BATCH]))
+            found.append(self._parts(vlm, requests[start : start + BATCH]))
             done = min(start + BATCH, len(requests))
             progress("indexing", done, len(requests), "cases indexed")
-        return torch.cat(found)
+        return [torch.cat(part) for part in zip(*found, strict=True)]
+
+    def _parts(self, vlm: VLM, requests: Sequence[Example]) -> list[Tensor]:
+        compared, encoder = self.config.retrieval, self._encoder(vlm)
+        texts = []
+        if encoder is not None:
+            texts = [encoder([f"{request.prompt} {request.target}" for request in requests])]
+            if compared == "text":
+                return texts
+            compared = "image"
+        if compared == "text":
+            requests = [replace(request, image=None) for request in requests]
+        elif compared == "image":
+            requests = [replace(request, prompt="a photo of") for request in requests]
+        return [*texts, vlm.base.represent(requests)]
+
+    def _encoder(self, vlm: VLM) -> SentenceEncoder | None:
+        name = self.config.encoder
+        return None if name is None else load_sentence_encoder(name, vlm.device)
+
+
+def _keys(parts: Sequence[Tensor], mean: Tensor) -> Float[Tensor, "batch width"]:
+    """Return the parts side by side, each less its mean and of length 1."""
+    means = mean.to(parts[0]).split([part.shape[-1] for part in parts])
+    pairs = zip(parts, means, strict=True)
+    return torch.cat([F.normalize(part - its, dim=-1) for part, its in pairs], dim=-1)
 
 
 def demonstration(fact: str, answer: str, prompt: str, target: str) -> str:

@@ -24,112 +24,29 @@ Differences from EasyEdit's SERAC_MULTI:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.editors.config import EditorConfig
 from mmedit.editors.learned import LearnedEditor
-from mmedit.editors.objective import ObjectiveConfig, examples_of, groups, outcome, require_probes
+from mmedit.editors.objective import examples_of, groups, outcome, require_probes
+from mmedit.editors.saved import Origin
+from mmedit.editors.sentences import require_encoder
 from mmedit.errors import EditorError
+from mmedit.methods.serac.config import SERACConfig
 from mmedit.methods.serac.counterfactual import Counterfactual, counterfactual_facts
 from mmedit.methods.serac.memory import Memory, MemoryChange, SoftSERACVLM, with_memory
-from mmedit.methods.serac.scope import (
-    MultimodalScope,
-    Scope,
-    TextScope,
-    multimodal_scope_facts,
-    text_scope_facts,
-)
-from mmedit.methods.serac.similarity import Distance, classification_loss, log_similarity
+from mmedit.methods.serac.scope import TextScope, build_scope, scope_facts
+from mmedit.methods.serac.similarity import classification_loss, log_similarity
 from mmedit.training.learner import Learner
-from mmedit.training.settings import TrainingConfig
 from mmedit.vlm.edit import Change, separate
 from mmedit.vlm.interface import VLM
 from mmedit.vlm.prepared import Asked
 
-SCOPES: dict[str, type[Scope]] = {"text": TextScope, "multimodal": MultimodalScope}
 IN_SCOPE = (Probe.RELIABILITY, Probe.TEXT_GENERALITY, Probe.IMAGE_GENERALITY)
-
-
-class SERACConfig(ObjectiveConfig):
-    """Settings of SERAC. Defaults are EasyEdit's for BLIP-2 (hparams/TRAINING/SERAC/blip2.yaml), if
-    it has them.
-    """
-
-    after_fit: ClassVar[frozenset[str]] = frozenset({"threshold"})
-    scope: Literal["text", "multimodal"] = "multimodal"
-    """Parts that the scope compares: prompts (text, the paper's), or also images (multimodal)."""
-    scope_encoder: str | None = None
-    """Hugging Face encoder of the text scope; null: a new small one. EasyEdit:
-    distilbert-base-cased.
-    """
-    clip: str | None = None
-    """OpenCLIP model of the multimodal scope, ARCHITECTURE/WEIGHTS; null: the VLM's own features.
-    """
-    scope_width: int = Field(default=128, ge=4, multiple_of=4)
-    """Width of the scope's embeddings, if no pretrained encoder sets it."""
-    scope_layers: int = Field(default=2, ge=1)
-    """Layers of a new encoder of the text scope."""
-    distance: Distance = "squared_euclidean"
-    """Distance d of two embeddings. Paper: squared_euclidean."""
-    heads: int = Field(default=1, ge=1)
-    """Number of parts that embeddings are cut into; the nearest part counts. 1: not cut."""
-    bound: bool = False
-    """Apply tanh to embeddings before they are compared."""
-    scale: float = Field(default=1.0, gt=0)
-    """Factor of the distance in s. Paper: 1."""
-    threshold: float = Field(default=0.5, ge=0, le=1)
-    """A question with s above this is answered by the counterfactual model. Paper: 0.5."""
-    counterfactual: str | None = None
-    """Pretrained causal language model with the VLM's tokenizer, for example facebook/opt-125m;
-    null: a new small one.
-    """
-    counterfactual_width: int = Field(default=128, ge=8, multiple_of=8)
-    """Width of a new counterfactual model."""
-    counterfactual_layers: int = Field(default=3, ge=1)
-    """Layers of a new counterfactual model."""
-    c_scope: float = Field(default=1.0, ge=0)
-    """Weight of the classification of pairs as in scope or not; 0: the mixture alone, as in
-    EasyEdit.
-    """
-    c_end: float = Field(default=0.1, ge=0)
-    """Weight of the counterfactual model's NLL of ending its answer."""
-    lr: float = Field(default=1e-5, gt=0)
-    """Learning rate. EasyEdit: 1e-5."""
-    training: TrainingConfig = TrainingConfig(steps=50_000)
-    """Settings of the training loop."""
-
-    def idle(self) -> dict[str, str]:
-        encoder = ("scope_encoder", "scope_layers")
-        other = ("clip",) if self.scope == "text" else encoder
-        idle: dict[str, str] = dict.fromkeys(other, f"with scope={self.scope}")
-        if self.scope == "text" and self.scope_encoder:
-            idle |= dict.fromkeys(("scope_width", "scope_layers"), "with a scope_encoder")
-        if self.scope == "multimodal" and self.clip:
-            idle["scope_width"] = "with a clip"
-        if self.counterfactual:
-            new = ("counterfactual_width", "counterfactual_layers")
-            idle |= dict.fromkeys(new, "with a pretrained counterfactual model")
-        return idle
-
-    @field_validator("clip")
-    @classmethod
-    def _clip_has_weights(cls, clip: str | None) -> str | None:
-        if clip is not None and not all(clip.partition("/")):
-            raise ValueError("expected ARCHITECTURE/WEIGHTS, for example ViT-B-32/openai")
-        return clip
-
-    @model_validator(mode="after")
-    def _heads_divide_the_width(self) -> SERACConfig:
-        if self.scope_width % self.heads:
-            raise ValueError(
-                f"scope_width {self.scope_width} cannot be cut into {self.heads} equal heads"
-            )
-        return self
 
 
 class SERACNetwork(nn.Module):
@@ -137,7 +54,7 @@ class SERACNetwork(nn.Module):
 
     def __init__(self, facts: Mapping[str, Any], config: SERACConfig) -> None:
         super().__init__()
-        self.scope = SCOPES[config.scope](facts["scope"])
+        self.scope = build_scope(config, facts["scope"])
         self.counterfactual = Counterfactual(facts["counterfactual"])
         self.similarity: dict[str, Any] = {
             "distance": config.distance,
@@ -209,18 +126,13 @@ class SERAC(LearnedEditor[SERACConfig]):
 
     def facts(self, vlm: VLM) -> dict[str, Any]:
         config, frozen = self.config, vlm.frozen
-        scope = (
-            text_scope_facts(config.scope_encoder, config.scope_width, config.scope_layers, frozen)
-            if config.scope == "text"
-            else multimodal_scope_facts(config.clip, config.scope_width, frozen)
-        )
         counterfactual = counterfactual_facts(
             config.counterfactual,
             config.counterfactual_width,
             config.counterfactual_layers,
             frozen,
         )
-        return {"scope": scope, "counterfactual": counterfactual}
+        return {"scope": scope_facts(config, frozen), "counterfactual": counterfactual}
 
     def build(self, facts: Mapping[str, Any]) -> SERACNetwork:
         return SERACNetwork(facts, self.config)
@@ -230,6 +142,14 @@ class SERAC(LearnedEditor[SERACConfig]):
             network.scope.load_encoder(self.config.scope_encoder)
         if self.config.counterfactual:
             network.counterfactual.load_language(self.config.counterfactual)
+
+    def load_state(
+        self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], origin: Origin | None
+    ) -> Self:
+        scope = notes["facts"]["scope"]
+        if encoder := scope.get("sentence_encoder"):
+            require_encoder(encoder, scope["sha256"])
+        return super().load_state(tensors, notes, origin)
 
     def asked(self, vlm: VLM, cases: Sequence[EditCase]) -> Asked:
         return Asked(base=examples_of(cases, list(self.config.probe_weights)))

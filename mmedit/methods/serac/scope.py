@@ -1,33 +1,32 @@
 """SERAC's scope: an embedding of questions that decides which cached edit, if any, applies.
 
-`TextScope`, the paper's, is the [CLS] state of a small encoder of the prompt. It sees no image: a
-question in the words of an edit is in its scope, whatever image it is about. `MultimodalScope` has
-image and text embeddings of frozen towers (OpenCLIP, or the VLM's own), each followed by a trained
-network. Neither sees an answer.
+`TextScope`, the paper's, is the [CLS] state of a small encoder of the prompt, which is trained.
+`SentenceScope` is a trained map of a frozen sentence encoder's embedding of the prompt. Both see no
+image: a question in the words of an edit is in their scope, whatever image it is about.
+`MultimodalScope` has image and text embeddings of frozen towers (`mmedit.methods.serac.towers`),
+each followed by a trained network. None of them sees an answer.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModel, AutoTokenizer, DistilBertConfig
 
 from mmedit.cases import Example
+from mmedit.editors.sentences import load_sentence_encoder
 from mmedit.errors import ModelError
-from mmedit.images import image_key, open_image
+from mmedit.methods.serac.config import SERACConfig
 from mmedit.methods.serac.counterfactual import depend_on
-from mmedit.metrics.clip_score import load_clip
-from mmedit.vlm.frozen import Frozen, in_groups
+from mmedit.methods.serac.towers import choose_towers
+from mmedit.vlm.frozen import Frozen
 
 
 class Scope(nn.Module, ABC):
@@ -87,7 +86,7 @@ class TextScope(Scope):
         return read["input_ids"], read["attention_mask"]
 
 
-def text_scope_facts(name: str | None, width: int, layers: int, frozen: Frozen) -> dict[str, Any]:
+def _text_facts(name: str | None, width: int, layers: int, frozen: Frozen) -> dict[str, Any]:
     """Return the facts of a TextScope: the config of a pretrained or of a new small encoder."""
     if name is None:
         config = DistilBertConfig(
@@ -108,86 +107,22 @@ def text_scope_facts(name: str | None, width: int, layers: int, frozen: Frozen) 
     return {"encoder": json.loads(config.to_json_string(use_diff=False)), "tokenizer": name}
 
 
-class Towers(Protocol):
-    """Frozen networks that embed images and prompts."""
+class SentenceScope(Scope):
+    """A trained linear map of a frozen sentence encoder's embedding. It starts as the identity, so
+    that untrained, with the squared Euclidean distance, s = exp(-2 · scale · (1 - cosine)). Its
+    size, which is learnt, says how near a question in scope must be.
 
-    def widths(self, frozen: Frozen) -> tuple[int, int]:
-        """Return the widths of image and text embeddings."""
-        ...
-
-    def images(self, examples: Sequence[Example], frozen: Frozen) -> Float[Tensor, "batch width"]:
-        """Return one embedding per example; all examples must have an image."""
-        ...
-
-    def texts(self, prompts: Sequence[str], frozen: Frozen) -> Float[Tensor, "batch width"]:
-        """Return one embedding per prompt."""
-        ...
-
-
-class OwnTowers:
-    """The VLM's own embeddings: the mean of an image's tokens, the mean of a prompt's token
-    embeddings.
+    A prompt costs one forward of the encoder, the first time; a training step none.
     """
 
-    def widths(self, frozen: Frozen) -> tuple[int, int]:
-        return frozen.hidden, frozen.hidden
+    def __init__(self, facts: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._encoder = facts["sentence_encoder"]
+        self.map = nn.Parameter(torch.eye(facts["width"]))
 
-    def images(self, examples: Sequence[Example], frozen: Frozen) -> Tensor:
-        features = frozen.image_features(examples)
-        return torch.stack([tokens.mean(0) for tokens in features if tokens is not None])
-
-    def texts(self, prompts: Sequence[str], frozen: Frozen) -> Tensor:
-        rows = [torch.tensor(ids or [0]) for ids in frozen.tokenize(prompts)]
-        lengths = torch.tensor([len(row) for row in rows]).unsqueeze(-1)
-        ids = pad_sequence(rows, batch_first=True)
-        there = (torch.arange(ids.shape[1]) < lengths).to(frozen.device).unsqueeze(-1)
-        embedded = frozen.embed(ids.to(frozen.device))
-        return embedded.where(there, 0).sum(1) / lengths.to(frozen.device)
-
-
-class ClipTowers:
-    """The towers of an OpenCLIP model, named "ARCHITECTURE/WEIGHTS". Image embeddings are cached by
-    content.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._loaded: tuple[Any, Any, Any] | None = None
-
-    def widths(self, frozen: Frozen) -> tuple[int, int]:
-        width = self.texts(["a photo"], frozen).shape[-1]
-        return width, width
-
-    @torch.no_grad()
-    def images(self, examples: Sequence[Example], frozen: Frozen) -> Tensor:
-        model, transform, _ = self._clip(frozen)
-
-        def embed(positions: Sequence[int]) -> list[Tensor]:
-            seen = {
-                place: transform(open_image(_image(examples[place]))) for place in set(positions)
-            }
-            pixels = torch.stack([seen[place] for place in positions]).to(frozen.device)
-            return list(model.encode_image(pixels, normalize=True).float())
-
-        def compute(positions: Sequence[int]) -> list[Tensor]:
-            return in_groups(positions, embed)
-
-        keys = [f"clip-{_digest(self._name)}-{image_key(_image(e))}" for e in examples]
-        found = frozen.features.lookup(keys, compute)
-        return torch.stack([embedded.to(frozen.device) for embedded in found])
-
-    @torch.no_grad()
-    def texts(self, prompts: Sequence[str], frozen: Frozen) -> Tensor:
-        model, _, tokenizer = self._clip(frozen)
-        return model.encode_text(tokenizer(list(prompts)).to(frozen.device), normalize=True).float()
-
-    def _clip(self, frozen: Frozen) -> tuple[Any, Any, Any]:
-        if self._loaded is None:
-            model, transform, tokenizer = load_clip(
-                self._name, device=frozen.device, wanted_by="SERAC's multimodal scope"
-            )
-            self._loaded = model.eval().requires_grad_(False), transform, tokenizer
-        return self._loaded
+    def forward(self, examples: Sequence[Example], frozen: Frozen) -> Float[Tensor, "batch width"]:
+        encode = load_sentence_encoder(self._encoder, frozen.device)
+        return encode([example.prompt for example in examples]) @ self.map
 
 
 class MultimodalScope(Scope):
@@ -198,7 +133,7 @@ class MultimodalScope(Scope):
     def __init__(self, facts: Mapping[str, Any]) -> None:
         super().__init__()
         width = facts["width"]
-        self._towers: Towers = ClipTowers(facts["clip"]) if facts["clip"] else OwnTowers()
+        self._towers = choose_towers(facts["clip"], facts.get("sentence_encoder"))
         self.image = _head(facts["image_width"], width)
         self.text = _head(facts["text_width"], width)
         self.no_image = nn.Parameter(torch.randn(width))
@@ -215,11 +150,11 @@ class MultimodalScope(Scope):
         return torch.cat([image, text], dim=-1)
 
 
-def multimodal_scope_facts(clip: str | None, width: int, frozen: Frozen) -> dict[str, Any]:
+def _multimodal_facts(config: SERACConfig, frozen: Frozen) -> dict[str, Any]:
     """Return the facts of a MultimodalScope."""
-    towers: Towers = ClipTowers(clip) if clip else OwnTowers()
-    image_width, text_width = towers.widths(frozen)
-    return {"clip": clip, "width": width, "image_width": image_width, "text_width": text_width}
+    image, text = choose_towers(config.clip, config.sentence_encoder).widths(frozen)
+    width = config.scope_width
+    return {"clip": config.clip, "width": width, "image_width": image, "text_width": text}
 
 
 def _head(width: int, out: int) -> nn.Module:
@@ -228,11 +163,21 @@ def _head(width: int, out: int) -> nn.Module:
     )
 
 
-def _image(example: Example) -> Path | Image.Image:
-    assert example.image is not None
-    return example.image
+def scope_facts(config: SERACConfig, frozen: Frozen) -> dict[str, Any]:
+    """Return what `build_scope` must know about VLM and encoders, as plain JSON."""
+    name, used = config.sentence_encoder, {}
+    if name:
+        encoder = load_sentence_encoder(name, frozen.device)
+        used = {"sentence_encoder": name, "sha256": encoder.sha256}
+        if config.scope == "text":
+            return used | {"width": encoder.width}
+    if config.scope == "multimodal":
+        return used | _multimodal_facts(config, frozen)
+    return _text_facts(config.scope_encoder, config.scope_width, config.scope_layers, frozen)
 
 
-def _digest(name: str) -> str:
-    """Return a hash of a name that may be a path, for the keys of cached tensors."""
-    return hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+def build_scope(config: SERACConfig, facts: Mapping[str, Any]) -> Scope:
+    """Return the scope that the settings choose, with fresh parameters."""
+    if config.scope == "multimodal":
+        return MultimodalScope(facts)
+    return SentenceScope(facts) if config.sentence_encoder else TextScope(facts)
