@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_sentences import saved_encoder
 
 from mmedit.datasets.easyvqa import cases as easyvqa
 from mmedit.editors.fitting import Fitting
@@ -21,6 +22,11 @@ EDITORS: dict[str, Any] = {
     "serac": lambda: SERAC(SERACConfig(scope_width=8, counterfactual_width=8, training=BF16)),
     "serac-text": lambda: SERAC(
         SERACConfig(scope="text", scope_width=8, counterfactual_width=8, training=BF16)
+    ),
+    "serac-minilm": lambda: SERAC(
+        SERACConfig(
+            scope="text", sentence_encoder=saved_encoder(), counterfactual_width=8, training=BF16
+        )
     ),
 }
 

@@ -183,8 +183,8 @@ class IKE(Editor[IKEConfig]):
         return FactsChange.of_notes(notes)
 
     def _retrieve(self, vlm: VLM, requests: Sequence[Example]) -> list[list[int]]:
-        """Return the numbers of the k nearest training cases of every request, the nearest first and
-        equally near ones (a fact about two images) in their order; one matrix product.
+        """Return the numbers of the k nearest training cases of every request, the nearest first;
+        equally near ones (a fact about two images) keep their order. One matrix product.
         """
         index = self._index
         if self.config.k == 0:
