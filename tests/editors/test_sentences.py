@@ -11,6 +11,7 @@ from tiny_sentences import MAX_TOKENS, WIDTH, save_encoder, saved_encoder
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
+from mmedit.config import load_editor
 from mmedit.editors import sentences
 from mmedit.editors.sentences import (
     MINILM,
@@ -22,6 +23,7 @@ from mmedit.editors.sentences import (
 )
 from mmedit.errors import EditorError, ModelError
 from mmedit.storage import sha256
+from mmedit.vlm.network import NetworkVLM
 
 CPU = torch.device("cpu")
 TEXTS = (
@@ -113,6 +115,15 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch):
         encoder_folder(MINILM)
     with pytest.raises(EditorError, match=r"fitted with .*pip install 'mmedit\[retrieval\]'"):
         require_encoder(MINILM, "")
+
+
+@pytest.mark.parametrize("name", ["ike-minilm", "serac-minilm"])
+def test_a_missing_extra_is_named_before_anything_is_measured(
+    name: str, tiny_vlm: NetworkVLM, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sentences, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"pip install 'mmedit\[retrieval\]'"):
+        load_editor(name, "embedded").require_fits(tiny_vlm)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from mmedit.errors import ConfigError, DataError, EditorError, ModelError
 from mmedit.methods.serac import SERAC, SERACConfig, SERACNetwork, towers
 from mmedit.methods.serac.counterfactual import Briefing, make_inputs
 from mmedit.methods.serac.memory import SERACVLM, Memory, SoftSERACVLM
-from mmedit.methods.serac.similarity import over_vocabulary
+from mmedit.methods.serac.similarity import log_similarity, over_vocabulary
 from mmedit.metrics.locality import kl
 from mmedit.training.settings import TrainingConfig
 from mmedit.vlm.interface import VLM
@@ -122,6 +122,25 @@ def test_scopes_tell_prompts_apart_in_any_batch(vlm, requests_, kind):
         torch.testing.assert_close(together[row], alone, rtol=1e-4, atol=1e-5)
         other = replace(request, prompt="what is the capital of Peru?")
         assert not torch.allclose(network.scope([other], vlm.frozen)[0], alone, atol=1e-4)
+
+
+def test_a_scope_that_sees_no_image_takes_edits_of_one_prompt_for_the_same(vlm, cases):
+    """Else one pair of the same two texts would be in scope, and another one not."""
+    rephrase = replace(cases[0].request, prompt="which colour has the shape?")
+    alike = [
+        EditCase(
+            id=case.id,
+            request=replace(case.request, prompt="what color is the shape?"),
+            probes={Probe.TEXT_GENERALITY: (replace(rephrase, target=case.request.target),)},
+        )
+        for case in cases[:3]
+    ]
+    network = untrained(vlm, "text-sentences")
+    editor = SERAC(config(**of_kind("text-sentences"), c_base=0))
+    _, figures = editor.learner(vlm, network, alike)(alike)
+    asked = network.scope([alike[0].request, rephrase], vlm.frozen)
+    away = -log_similarity(asked[1:], asked[:1]).item()
+    assert figures["loss/scope"].item() == pytest.approx(away, rel=1e-4)
 
 
 def test_supervised_scope_learns_which_probe_belongs_to_which_edit(vlm, cases):

@@ -32,7 +32,12 @@ from mmedit.editors.base import Editor
 from mmedit.editors.config import EditorConfig
 from mmedit.editors.fitting import Fitting
 from mmedit.editors.saved import Origin, origin_of
-from mmedit.editors.sentences import SentenceEncoder, load_sentence_encoder, require_encoder
+from mmedit.editors.sentences import (
+    SentenceEncoder,
+    encoder_folder,
+    load_sentence_encoder,
+    require_encoder,
+)
 from mmedit.errors import DataError, EditorError
 from mmedit.methods.ike.context import (
     Demonstration,
@@ -108,6 +113,11 @@ class IKE(Editor[IKEConfig]):
     @property
     def _index(self) -> Index:
         return EMPTY if self.learnt is None else self.learnt
+
+    def require_fits(self, vlm: VLM) -> None:
+        super().require_fits(vlm)
+        if self.config.encoder:
+            encoder_folder(self.config.encoder)
 
     def fit(self, vlm: VLM, fitting: Fitting) -> Self:
         cases = fitting.cases

@@ -34,7 +34,7 @@ from mmedit.editors.config import EditorConfig
 from mmedit.editors.learned import LearnedEditor
 from mmedit.editors.objective import examples_of, groups, outcome, require_probes
 from mmedit.editors.saved import Origin
-from mmedit.editors.sentences import require_encoder
+from mmedit.editors.sentences import encoder_folder, require_encoder
 from mmedit.errors import EditorError
 from mmedit.methods.serac.config import SERACConfig
 from mmedit.methods.serac.counterfactual import Counterfactual, counterfactual_facts
@@ -99,17 +99,26 @@ class SERACLearner(Learner):
             end = torch.stack(inside).mean()
             loss, figures["loss/end"] = loss + config.c_end * end, end.detach()
         if config.c_scope:
-            scope = self._scope_loss(order, embedded, keys)
+            scope = self._scope_loss(order, embedded, keys, self._same(edits).to(keys.device))
             loss, figures["loss/scope"] = loss + config.c_scope * scope, scope.detach()
         return loss, figures
 
-    def _scope_loss(self, asked: Sequence[Probe], embedded: Tensor, keys: Tensor) -> Tensor:
+    def _same(self, edits: Sequence[Example]) -> Tensor:
+        """Return which edits are the same to the scope: itself, and for a scope that sees no image
+        all with its prompt.
+        """
+        if self._config.scope == "multimodal":
+            return torch.eye(len(edits), dtype=torch.bool)
+        return torch.tensor([[one.prompt == other.prompt for other in edits] for one in edits])
+
+    def _scope_loss(
+        self, asked: Sequence[Probe], embedded: Tensor, keys: Tensor, same: Tensor
+    ) -> Tensor:
         """Return the classification loss over all pairs of a probe and an edit. In scope are the
-        request and the generality probes of the edit's own case.
+        request and the generality probes of the edit's own case, and of the same edits.
         """
         found = log_similarity(embedded, keys, **self.network.similarity)
-        own = torch.eye(len(keys), dtype=torch.bool, device=keys.device)
-        belongs = torch.cat([own if probe in IN_SCOPE else ~own & own for probe in asked])
+        belongs = torch.cat([same & (probe in IN_SCOPE) for probe in asked])
         return classification_loss(found, belongs)
 
     def optimizer(self) -> torch.optim.Optimizer:
@@ -123,6 +132,11 @@ class SERAC(LearnedEditor[SERACConfig]):
     method: ClassVar[str] = "serac"
     paper: ClassVar[str] = "Mitchell et al. 2022, Memory-Based Model Editing at Scale"
     config_class: ClassVar[type[EditorConfig]] = SERACConfig
+
+    def require_fits(self, vlm: VLM) -> None:
+        super().require_fits(vlm)
+        if self.config.sentence_encoder:
+            encoder_folder(self.config.sentence_encoder)
 
     def facts(self, vlm: VLM) -> dict[str, Any]:
         config, frozen = self.config, vlm.frozen
