@@ -154,7 +154,7 @@ class IKE(Editor[IKEConfig]):
 
     def notes(self) -> dict[str, Any]:
         notes: dict[str, Any] = {"demonstrations": list(self._index.demonstrations)}
-        return notes | ({"encoder": self._index.encoder} if self._index.encoder else {})
+        return notes | ({"encoder_sha256": self._index.encoder} if self._index.encoder else {})
 
     def load_state(
         self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], origin: Origin | None
@@ -175,7 +175,7 @@ class IKE(Editor[IKEConfig]):
                 "width] and [width]; fit the editor anew"
             )
         name = self.config.encoder
-        encoder = require_encoder(name, notes["encoder"]) if name else None
+        encoder = require_encoder(name, notes["encoder_sha256"]) if name else None
         return self.with_learnt(Index(demonstrations, keys, mean, encoder), origin)
 
     @classmethod
