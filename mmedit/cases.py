@@ -16,7 +16,7 @@ from PIL import Image
 from mmedit.errors import DataError, EmptyAnswerError, UnknownNameError, shortened
 from mmedit.image_inputs import as_image
 from mmedit.images import image_key
-from mmedit.storage import broken_text
+from mmedit.storage import require_text
 
 if TYPE_CHECKING:
     from mmedit.image_inputs import ImageInput
@@ -84,16 +84,6 @@ class Example:
         return tuple(dict.fromkeys((self.target, *self.answers)))
 
 
-def require_text(text: object, what: str) -> None:
-    """Raise DataError unless `text` is a text that can be tokenised and written to a file."""
-    if not isinstance(text, str):
-        raise DataError(
-            f"{what} is {shortened(text)}, of type {type(text).__name__}; expected a text (str)"
-        )
-    if fault := broken_text(text):
-        raise DataError(f"{what} {fault}: {shortened(text)}; repair the text")
-
-
 def _accepted(answers: object, about: str) -> tuple[str, ...]:
     """Return further accepted answers as a tuple of texts. Raises DataError, EmptyAnswerError."""
     if isinstance(answers, str):
@@ -120,7 +110,9 @@ class Probe(StrEnum):
     """Kind of question that measures an edit.
 
     The value is its name in records, `heading` its name in tables. Text and image reliability ask
-    about the content of the edit, without and with its image (MMKE-Bench).
+    about the content of the edit, without and with its image (MMKE-Bench). Iconic generality asks
+    about the clean picture of the edited product (grocery), near locality about an image like the
+    edit's, object locality about another photograph of what an edit of one photograph shows.
 
     >>> Probe.TEXT_GENERALITY.value, Probe.TEXT_GENERALITY.heading, Probe.TEXT_GENERALITY.title
     ('text_generality', 'T-Gen', 'Text generality')
@@ -133,7 +125,10 @@ class Probe(StrEnum):
     IMAGE_RELIABILITY = "image_reliability", "I-Rel"
     TEXT_GENERALITY = "text_generality", "T-Gen"
     IMAGE_GENERALITY = "image_generality", "I-Gen"
+    ICONIC_GENERALITY = "iconic_generality", "P-Gen"
     TEXT_LOCALITY = "text_locality", "T-Loc"
+    OBJECT_LOCALITY = "object_locality", "O-Loc"
+    NEAR_LOCALITY = "near_locality", "N-Loc"
     IMAGE_LOCALITY = "image_locality", "I-Loc"
     PORTABILITY = "portability", "Port"
 
@@ -152,7 +147,7 @@ class Probe(StrEnum):
     @property
     def is_locality(self) -> bool:
         """Whether the edit must leave the answer as it was; all other probes ask for the target."""
-        return self in (Probe.TEXT_LOCALITY, Probe.IMAGE_LOCALITY)
+        return self.value.endswith("_locality")
 
 
 @dataclass(frozen=True, kw_only=True)

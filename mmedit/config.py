@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmedit.bench.modes import MODES, Mode
-from mmedit.cases import Cases
+from mmedit.cases import Cases, Example, Split
 from mmedit.catalog import is_file_of, names, read_yaml, require_known
 from mmedit.config_checks import (
     PARTS,
+    dataset_of,
     named_as,
     plain_name,
     require_loadable,
@@ -26,7 +27,6 @@ from mmedit.config_checks import (
     vlm_name,
 )
 from mmedit.config_files import (
-    DatasetFile,
     EditorFile,
     TableFile,
     VLMFile,
@@ -199,18 +199,16 @@ def read_cases(
     progress: Progress = silent,
 ) -> Cases:
     """Return the edit cases of a dataset as `load_cases` does, with the settings as a mapping."""
-    from mmedit.datasets import DATASETS
-
     require_number("limit", limit, least=1)
     require_number("seed", seed, least=0, most=MAX_SEED)
-    name = plain_name(name, "dataset", "a name of `mmedit ls datasets`")
-    require_known("dataset", name)
-    file = validate(DatasetFile, read_named("dataset", name), f"configs/dataset/{name}.yaml")
-    if file.loader not in DATASETS:
-        raise UnknownNameError("dataset loader", file.loader, DATASETS)
-    values = merged(file.settings, settings)
-    dataset = validate(DATASETS[file.loader], values, f"dataset {name}")
-    return dataset.load(split, limit=limit, seed=seed, progress=progress)
+    return dataset_of(name, settings).load(split, limit=limit, seed=seed, progress=progress)
+
+
+def load_questions(
+    name: str, split: Split, settings: Mapping[str, Any]
+) -> Iterator[tuple[str, Example]]:
+    """Return all questions that `mmedit.bench.known.find_known` asks. Raises ConfigError."""
+    return dataset_of(name, settings).questions(split)
 
 
 def load_generation(overrides: Overrides) -> GenerationSettings:

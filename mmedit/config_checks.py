@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from mmedit.bench.modes import MODES
 from mmedit.catalog import FAMILIES, names, require_known
-from mmedit.config_files import Block, TableFile, read_named, require_names
+from mmedit.config_files import Block, DatasetFile, TableFile, read_named, require_names
 from mmedit.errors import ConfigError, UnknownNameError, shortened
 from mmedit.report.published import load_published
-from mmedit.settings import Overrides, Values, validate
+from mmedit.settings import Overrides, Values, merged, validate
 
 if TYPE_CHECKING:
+    from mmedit.datasets.base import DatasetSettings
     from mmedit.vlm.interface import VLM
 
 PARTS = ("vlm", "editor", "dataset", "generation", *MODES)
@@ -61,6 +62,18 @@ def vlm_name(vlm: VLM | str) -> str:
     name = plain_name(vlm, "editor's vlm", expected)
     require_known("vlm", name)
     return name
+
+
+def dataset_of(name: str, settings: Mapping[str, Any]) -> DatasetSettings:
+    """Return a dataset with its settings. Raises UnknownNameError, ConfigError."""
+    from mmedit.datasets import DATASETS
+
+    name = plain_name(name, "dataset", "a name of `mmedit ls datasets`")
+    require_known("dataset", name)
+    file = validate(DatasetFile, read_named("dataset", name), f"configs/dataset/{name}.yaml")
+    if file.loader not in DATASETS:
+        raise UnknownNameError("dataset loader", file.loader, DATASETS)
+    return validate(DATASETS[file.loader], merged(file.settings, settings), f"dataset {name}")
 
 
 def require_no_convert(settings: Mapping[str, object]) -> None:

@@ -212,6 +212,16 @@ def broken_text(text: str) -> str | None:
     return None
 
 
+def require_text(text: object, what: str) -> None:
+    """Raise DataError unless `text` is a text that can be tokenised and written to a file."""
+    if not isinstance(text, str):
+        raise DataError(
+            f"{what} is {shortened(text)}, of type {type(text).__name__}; expected a text (str)"
+        )
+    if fault := broken_text(text):
+        raise DataError(f"{what} {fault}: {shortened(text)}; repair the text")
+
+
 def flush(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)

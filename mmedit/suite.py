@@ -17,6 +17,7 @@ from typing import Any
 
 from mmedit.bench.continuation import earlier_manifest
 from mmedit.bench.contradictions import OnContradiction, settle
+from mmedit.bench.known import warn_of_another_vlm
 from mmedit.bench.latency import require_enough
 from mmedit.bench.modes import require_sound
 from mmedit.bench.plan import Fitted, Plan
@@ -256,6 +257,7 @@ def run_block(
     """
     reusable = reusable or Reusable()
     vlm = load_vlm_for(plan, reusable, progress)
+    warn_of_another_vlm(plan.overrides.of("dataset"), vlm)
     reusable = replace(reusable, vlm=vlm, vlm_file=plan.vlm_file)
     keys = plan.trainings
     known = {label: reusable.fitted[key] for label, key in keys.items() if key in reusable.fitted}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator
 
-from mmedit.cases import Cases, Split
+from mmedit.cases import Cases, Example, Split
 from mmedit.errors import ConfigError, DataError, UnknownNameError, shortened
 from mmedit.progress import Progress, silent
 from mmedit.settings import Settings
@@ -49,6 +49,17 @@ class DatasetSettings(Settings, ABC):
         if split == "validation":
             return self.read_validation(limit=limit, seed=seed, progress=progress)
         return self.read(split, limit=limit, seed=seed, progress=progress)
+
+    def questions(self, split: Split) -> Iterator[tuple[str, Example]]:
+        """Return every question that cases of a split may ask, by its key, with its true answer.
+
+        A dataset whose edits may be of what the base model knows alone has them. Raises
+        ConfigError.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} has no list of its questions, so what a base model knows of it "
+            "cannot be asked; use grocery"
+        )
 
     @abstractmethod
     def read(self, split: Split, *, limit: int | None, seed: int, progress: Progress) -> Cases:

@@ -97,6 +97,16 @@ def unrelated_fact(rng: np.random.Generator, split: Split) -> Example:
 
 
 @cache
+def fact_questions(split: Split) -> tuple[Example, ...]:
+    """Return all facts of a split in all training wordings: what `unrelated_fact` draws from."""
+    return tuple(
+        Example(prompt=fact.ask(wording), target=fact.answer)
+        for fact in split_facts(split)
+        for wording in PHRASINGS[fact.relation].train
+    )
+
+
+@cache
 def split_facts(split: Split) -> tuple[Fact, ...]:
     """Return the facts of a split."""
     countries = sorted({fact.subject for fact in load_facts()})

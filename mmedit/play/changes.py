@@ -21,7 +21,10 @@ TITLES = {
     Probe.RELIABILITY: "The edit itself",
     Probe.TEXT_GENERALITY: "In other words",
     Probe.IMAGE_GENERALITY: "Another picture of it",
+    Probe.ICONIC_GENERALITY: "The product's own picture",
     Probe.TEXT_LOCALITY: "Unrelated question",
+    Probe.OBJECT_LOCALITY: "Another photograph of it",
+    Probe.NEAR_LOCALITY: "A similar product",
     Probe.IMAGE_LOCALITY: "Unrelated picture",
     Probe.PORTABILITY: "What follows from it",
 }

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmedit.cases import require_text
 from mmedit.errors import DataError, one_line
 from mmedit.serve.forms import Message
 from mmedit.serve.refusals import Refusal
+from mmedit.storage import require_text
 
 SPEAKERS = {"user": "User: ", "assistant": "Assistant: ", "system": "", "developer": ""}
 """The beginning of an earlier turn, by role."""

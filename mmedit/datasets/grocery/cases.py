@@ -1,161 +1,115 @@
 """Edit cases from the Grocery Store Dataset (Klasson et al. 2019, MIT): photographs of 81 products.
 
-Request: a photograph, and a product that it does not show (`task="vqa"`), or the first sentence of
-another product's description (`task="caption"`). Text generality: another wording; the test split's
-wordings are in no training case. Image generality: another photograph of the same product, and its
-iconic picture. Image locality: a photograph of another product of the same coarse class, if there
-is one, and a photograph of a product of another class, with true answers. Text locality: as in
-easyvqa. The splits are the dataset's own; a case depends on the seed and its photograph alone.
+Request: a photograph, a question about its product, kind or country of origin, and the answer of
+another product. Three tasks say what the edit is about:
 
-Every fifth photograph of a product, and one at least if there are two, is for image generality and
-image locality alone. No case edits it, with any seed, so no edit contradicts a probe of another.
+- `object`: the product, so that other pictures of it must follow: a photograph taken at another
+  place (image generality), and the product's iconic picture (iconic generality);
+- `photo`: this one photograph. A slightly cropped copy must follow (image generality), and the
+  photograph from another place must not (object locality);
+- `caption`: as `object`, with the first sentence of another product's description.
+
+Text generality: another wording; the test split's wordings are in no training case. Near locality:
+another product of the same kind, if there is one. Image locality: a product of another category.
+Text locality: a country's capital, region or people. Portability: kind and origin of the product
+whose name was given. With `known`, requests and probes ask only what the base model answers right:
+of descriptions, the name of the product in the picture. The splits are the dataset's own.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
+from pydantic import BeforeValidator
 
-from mmedit.cases import Cases, EditCase, Example, Probe, Split
+from mmedit.cases import Cases, Example, Split
 from mmedit.datasets.base import DatasetSettings, one_of
-from mmedit.datasets.facts import unrelated_fact
-from mmedit.datasets.grocery.files import FETCH, Product, folder_of, read_photographs, read_products
-from mmedit.errors import DataError
+from mmedit.datasets.grocery.edits import CaseMaker, Task
+from mmedit.datasets.grocery.files import FETCH, folder_of
+from mmedit.datasets.grocery.shop import TYPES, Shop
+from mmedit.datasets.known import Known
+from mmedit.errors import ConfigError, DataError
 from mmedit.progress import Progress
 
-Task = Literal["vqa", "caption"]
+TASKS: tuple[Task, ...] = get_args(Task)
+UNKNOWN = "the base model does not answer the request's question right"
+"""The reason why a photograph was left out."""
 
-PROBE_PHOTOGRAPHS = 5
-"""One photograph of a product in so many is for probes alone."""
-ASKED: dict[str, str] = {
-    "vqa": "What product is this?",
-    "caption": "Describe the product in the picture.",
-}
-WORDINGS: dict[str, dict[Split, tuple[str, ...]]] = {
-    "vqa": {
-        "train": ("Which product is shown?", "Name the product in the picture."),
-        "test": ("Can you tell which grocery product this is?", "What is the product called?"),
-    },
-    "caption": {
-        "train": ("Tell something about this product.", "Give a description of the product."),
-        "test": ("How would you describe what is shown here?", "What can be said of this product?"),
-    },
-}
-"""Wordings of the rephrase; those of the test split are in no training case."""
+
+def _not_vqa(value: Any) -> Any:
+    if value == "vqa":
+        raise ConfigError(
+            "the task vqa of grocery is now two: object (an edit holds for all pictures of the "
+            "product) and photo (for one photograph); choose with --set dataset.task=object"
+        )
+    return value
 
 
 class Grocery(DatasetSettings):
-    """The dataset's settings: its folder, and whether products are named or described."""
+    """The dataset's settings: its folder, what an edit is about, and what is asked."""
 
     root: Path | None = None
     """The dataset's folder, with classes.csv, train.txt and test.txt."""
-    task: Annotated[Task, one_of("task of grocery", ASKED)] = "vqa"
+    task: Annotated[Task, one_of("task of grocery", TASKS), BeforeValidator(_not_vqa)] = "object"
+    asked: tuple[Literal["product", "kind", "origin"], ...] = TYPES
+    """The questions of requests, each as likely as the others. Captions have their own."""
+    known: Path | None = None
+    """A file of `mmedit data known`; without it, edits change what the VLM may never have known."""
 
     def read(self, split: Split, *, limit: int | None, seed: int, progress: Progress) -> Cases:
         """Make a case of every photograph of a split that is not for probes (2,081 for train, 1,958
-        for test), or of the first `limit` in a seeded order.
+        for test), or the first `limit` in a seeded order.
 
-        Raises DataError, with file and row, if files are missing.
+        With `known`, of those whose question the base model answers right. Raises DataError, with
+        file and row, if files are missing.
         """
-        shop = Shop.read(folder_of(self.root), split, self.task)
+        shop = self._shop(split)
+        maker = CaseMaker(shop=shop, task=self.task, asked=self._questions(shop), seed=seed)
+        probes = {path for paths in shop.probed.values() for path in paths}
         mixed = np.random.default_rng([seed, 0]).permutation(len(shop.photographs))
-        order = [place for place in mixed if shop.photographs[place][0] not in shop.for_probes]
-        order = order[:limit]
-        cases = []
+        order = [place for place in mixed if shop.photographs[place][0] not in probes]
+        wanted = len(order) if limit is None else min(limit, len(order))
+        cases, unknown = [], 0
         for place in order:
-            rng = np.random.default_rng([seed, 1, int(place)])
-            path, number = shop.photographs[place]
-            cases.append(shop.case(path, number, rng))
-            progress("reading cases", len(cases), len(order), "")
-        return Cases(tuple(cases))
+            if len(cases) == wanted:
+                break
+            case = maker.case(*shop.photographs[place], int(place))
+            cases += [case] if case else []
+            unknown += case is None
+            progress("reading cases", len(cases), wanted, "")
+        if unknown and not cases:
+            raise DataError(
+                f"{self.known} says of no photograph of the {split} split that the base model "
+                f"knows it; ask it with: mmedit data known --split {split}"
+            )
+        return Cases(tuple(cases), {UNKNOWN: unknown} if unknown else {})
 
+    def questions(self, split: Split) -> Iterator[tuple[str, Example]]:
+        """Yield every question that cases of a split may ask. Raises DataError."""
+        yield from Shop.read(folder_of(self.root), split).questions()
 
-@dataclass(frozen=True, kw_only=True)
-class Shop:
-    """The products and photographs of a split, from which cases are made."""
-
-    split: Split
-    task: Task
-    products: Sequence[Product]
-    photographs: Sequence[tuple[Path, int]]
-    """Each with the number of its product."""
-    probed: Mapping[int, Sequence[Path]]
-    """Photographs that no case edits, by the number of their product."""
-
-    @staticmethod
-    def read(folder: Path, split: Split, task: Task) -> Shop:
-        """Read the products and the photographs of a split. Raises DataError."""
-        products = read_products(folder)
-        if task == "caption" and not all(product.description for product in products):
+    def _shop(self, split: Split) -> Shop:
+        folder = folder_of(self.root)
+        shop = Shop.read(folder, split, Known.read(self.known) if self.known else None)
+        if self.task == "caption" and not all(product.description for product in shop.products):
             raise DataError(f"{folder} has no descriptions, as the copy from PyPI. {FETCH}")
-        photographs = read_photographs(folder, split, products)
-        shown: dict[int, list[Path]] = defaultdict(list)
-        for path, number in photographs:
-            shown[number].append(path)
-        probed = {
-            number: tuple(paths[::PROBE_PHOTOGRAPHS])
-            for number, paths in shown.items()
-            if len(paths) > 1
-        }
-        return Shop(
-            split=split, task=task, products=products, photographs=photographs, probed=probed
-        )
+        return shop
 
-    @cached_property
-    def numbers(self) -> tuple[int, ...]:
-        """The numbers of the products that the split shows."""
-        return tuple(dict.fromkeys(number for _, number in self.photographs))
-
-    @cached_property
-    def for_probes(self) -> frozenset[Path]:
-        """All photographs that no case edits."""
-        return frozenset(path for paths in self.probed.values() for path in paths)
-
-    def case(self, path: Path, number: int, rng: np.random.Generator) -> EditCase:
-        """Return the case of a photograph of product `number`."""
-        asked, wordings = ASKED[self.task], WORDINGS[self.task][self.split]
-        others = [n for n in self.numbers if n != number]
-        target = self.products[others[int(rng.integers(len(others)))]].answer(self.task)
-
-        def about(image: Path, prompt: str = asked) -> Example:
-            return Example(prompt=prompt, target=target, image=image)
-
-        same = self.probed.get(number, ())
-        iconic = self.products[number].iconic
-        again = [about(same[int(rng.integers(len(same)))])] if same else []
-        return EditCase(
-            id=f"grocery-{self.task}-{self.split}-{path.stem}",
-            request=about(path),
-            probes={
-                Probe.TEXT_GENERALITY: (about(path, wordings[int(rng.integers(len(wordings)))]),),
-                Probe.IMAGE_GENERALITY: (*again, *([about(iconic)] if iconic else [])),
-                Probe.TEXT_LOCALITY: (unrelated_fact(rng, self.split),),
-                Probe.IMAGE_LOCALITY: self._other_products(number, target, rng),
-            },
-        )
-
-    def _other_products(
-        self, number: int, target: str, rng: np.random.Generator
-    ) -> tuple[Example, ...]:
-        """Return a similar product, if there is one, and another; neither is the edit's target."""
-        products, coarse = self.products, self.products[number].coarse
-        possible = [
-            n for n in self.probed if n != number and products[n].answer(self.task) != target
-        ]
-        near = [n for n in possible if products[n].coarse == coarse]
-        far = [n for n in possible if products[n].coarse != coarse]
-        examples = []
-        for kind in (near, far):
-            if not kind:
-                continue
-            other = kind[int(rng.integers(len(kind)))]
-            image = self.probed[other][int(rng.integers(len(self.probed[other])))]
-            answer = products[other].answer(self.task)
-            examples.append(Example(prompt=ASKED[self.task], target=answer, image=image))
-        return tuple(examples)
+    def _questions(self, shop: Shop) -> Sequence[str]:
+        """Return what requests ask. Raises ConfigError, DataError."""
+        if self.task == "caption":
+            if self.asked != TYPES:
+                raise ConfigError("dataset.asked is for the tasks object and photo; leave it out")
+            return ("description",)
+        if not self.asked:
+            raise ConfigError(f"dataset.asked is empty; name some of {', '.join(TYPES)}")
+        for asked in self.asked:
+            if len(shop.by_answer[asked]) < 2:
+                raise DataError(
+                    f"all products of {shop.folder / shop.split}.txt have the same {asked}; an "
+                    "edit needs a second answer. Choose others with dataset.asked"
+                )
+        return self.asked

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmedit.cases import Split
 from mmedit.datasets.base import existing_folder, read_text
 from mmedit.datasets.fetch.origins import how_to_get
+from mmedit.datasets.grocery.questions import ProductFacts, product_facts
 from mmedit.errors import DataError, shortened
 from mmedit.storage import inside
 
@@ -29,17 +28,15 @@ FURTHER = COLUMNS[2:]
 class Product:
     """One of the 81 classes."""
 
-    name: str
-    """Its name as a shopper says it: "Golden Delicious apple"."""
-    coarse: str
+    facts: ProductFacts
     iconic: Path | None
     """Its iconic picture; None in the copy from PyPI."""
     description: str | None
     """The first sentence of its description; None in the copy from PyPI."""
 
-    def answer(self, task: str) -> str:
-        """Return the true answer about its pictures."""
-        return self.name if task == "vqa" else self.description or ""
+    def answer(self, asked: str) -> str:
+        """Return the true answer to a question about its pictures, a key of `QUESTIONS`."""
+        return self.description or "" if asked == "description" else self.facts.answer(asked)
 
 
 def folder_of(root: Path | None) -> Path:
@@ -84,10 +81,15 @@ def read_classes(folder: Path) -> list[ProductClass]:
 
 
 def read_products(folder: Path) -> list[Product]:
-    """Return the products, by number, with their descriptions. Raises DataError."""
-    file = folder / "classes.csv"
+    """Return the products, by number, with their facts and descriptions. Raises DataError."""
+    file, facts = folder / "classes.csv", product_facts()
     products = []
     for row, found in enumerate(read_classes(folder)):
+        if found.name not in facts:
+            raise DataError(
+                f"{file}, row {row}: the class {shortened(found.name)} has no facts in mmedit; "
+                f"expected one of the {len(facts)} classes of the Grocery Store Dataset. {FETCH}"
+            )
         if found.iconic and not found.iconic.is_file():
             raise DataError(
                 f"{file}, row {row}: the picture {found.iconic} does not exist. {FETCH}"
@@ -95,8 +97,7 @@ def read_products(folder: Path) -> list[Product]:
         text = found.description
         products.append(
             Product(
-                name=spoken(found.name, found.coarse),
-                coarse=found.coarse,
+                facts=facts[found.name],
                 iconic=found.iconic,
                 description=first_sentence(text, file, row) if text else None,
             )
@@ -122,26 +123,14 @@ def read_list(file: Path, folder: Path, classes: int) -> list[tuple[Path, int]]:
     return found
 
 
-def read_photographs(
-    folder: Path, split: Split, products: Sequence[Product]
-) -> list[tuple[Path, int]]:
-    """Return the photographs of a split, each with its product's number. Raises DataError."""
-    file = folder / f"{split}.txt"
-    found = read_list(file, folder, len(products))
+def read_photographs(folder: Path, name: str, classes: int) -> list[tuple[Path, int]]:
+    """Return the photographs of a list, each with its product's number. Raises DataError."""
+    file = folder / f"{name}.txt"
+    found = read_list(file, folder, classes)
     for row, (path, _) in enumerate(found):
         if not path.is_file():
             raise DataError(f"{file}, row {row}: the photograph {path} does not exist. {FETCH}")
     return found
-
-
-def spoken(name: str, coarse: str) -> str:
-    """Return the name of a product, from the names of its class and coarse class.
-
-    >>> spoken("Golden-Delicious", "Apple"), spoken("Arla-Standard-Milk", "Milk")
-    ('Golden Delicious apple', 'Arla Standard Milk')
-    """
-    words, kind = name.replace("-", " "), coarse.replace("-", " ")
-    return words if kind.lower() in words.lower() else f"{words} {kind.lower()}"
 
 
 def _inside(folder: Path, name: str, file: Path, row: int) -> Path:

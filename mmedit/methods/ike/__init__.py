@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmedit.cases import EditCase, Example, Probe, require_text
+from mmedit.cases import EditCase, Example, Probe
 from mmedit.editors.base import Editor
 from mmedit.editors.config import EditorConfig
 from mmedit.editors.fitting import Fitting
@@ -48,6 +48,7 @@ from mmedit.methods.ike.context import (
     new_fact,
 )
 from mmedit.progress import Progress, silent
+from mmedit.storage import require_text
 from mmedit.vlm.edit import Change, separate
 from mmedit.vlm.interface import VLM
 

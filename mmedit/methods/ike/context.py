@@ -17,9 +17,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmedit.adapters.generation import Answer, Decoding, require_decoding_of
-from mmedit.cases import Example, require_text
+from mmedit.cases import Example
 from mmedit.deltas import require_rows
 from mmedit.errors import DataError, ModelError
+from mmedit.storage import require_text
 from mmedit.vlm.edit import Change, Edit
 from mmedit.vlm.frozen import Frozen
 from mmedit.vlm.interface import VLM

@@ -13,6 +13,9 @@ from mmedit.report.scores import by_editor, is_base
 _PICTURED = {
     Probe.RELIABILITY: "request",
     Probe.IMAGE_GENERALITY: "image rephrase",
+    Probe.ICONIC_GENERALITY: "iconic picture",
+    Probe.OBJECT_LOCALITY: "object locality",
+    Probe.NEAR_LOCALITY: "near locality",
     Probe.IMAGE_LOCALITY: "image locality",
 }
 TOOK, FAILED, KEPT, BROKEN = "took", "failed", "kept", "broken"

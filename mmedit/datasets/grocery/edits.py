@@ -1,0 +1,210 @@
+"""The edits of grocery: what a case changes about a photograph, and the probes that measure it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from mmedit.cases import EditCase, Example, Probe
+from mmedit.datasets.facts import choose
+from mmedit.datasets.grocery.questions import QUESTIONS
+from mmedit.datasets.grocery.shop import Shop
+from mmedit.images import open_image
+
+Task = Literal["object", "photo", "caption"]
+
+FOLLOWING = ("kind", "origin")
+"""Questions whose answers follow from the name of a product."""
+CROPPED = 0.9
+"""Share of width and height that the copy of an edited photograph keeps."""
+MAX_SIDE = 224
+"""Largest width and height of such a copy, in pixels: thousands of them are in memory."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a case changes: the answer to one question about one product."""
+
+    number: int
+    """The number of the product that the photograph shows."""
+    asked: str
+    """The question, a key of `QUESTIONS`."""
+    other: int
+    """The number of the product whose answer becomes the answer."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CaseMaker:
+    """Makes the case of a photograph, from the seed and the photograph alone.
+
+    In the test split an edit of an object is the same for all photographs of the product: question
+    and new answer are drawn once for it. So edits of one product agree in a run that holds many,
+    and locality is asked about products of which another question is edited. Editors that learn see
+    another edit for every photograph of the train split.
+    """
+
+    shop: Shop
+    task: Task
+    asked: tuple[str, ...]
+    """The questions that requests ask, keys of `QUESTIONS`."""
+    seed: int
+
+    def case(self, path: Path, number: int, place: int) -> EditCase | None:
+        """Return the case of a photograph of product `number`, `place` in its list; None if the
+        base model does not answer the request's question right.
+        """
+        rng = np.random.default_rng([self.seed, 1, place])
+        change = self.edits[number] if self._is_by_object else self._drawn(number, rng)
+        if not self.shop.known_images([path], _known_by(change.asked)):
+            return None
+        prompts = QUESTIONS[change.asked]
+        target = self._answer(change.other, change)
+        wordings = prompts.held_out if self.shop.split == "test" else prompts.further
+        request = _about(path, prompts.original[0], target)
+        facts = self.shop.facts
+        return EditCase(
+            id=f"grocery-{self.task}-{self.shop.split}-{change.asked}-{path.stem}",
+            request=request,
+            probes={
+                Probe.TEXT_GENERALITY: (_about(path, choose(rng, wordings), target),),
+                Probe.TEXT_LOCALITY: (choose(rng, facts),) if facts else (),
+                **self._same_product(request, change, rng),
+                **self._other_products(change, rng),
+                Probe.PORTABILITY: self._following(path, change),
+            },
+        )
+
+    @cached_property
+    def edits(self) -> dict[int, Change]:
+        """The edit that all photographs of a product share, by the number of the product."""
+        generators = {n: np.random.default_rng([self.seed, 2, n]) for n in self.shop.numbers}
+        return {number: self._drawn(number, rng) for number, rng in generators.items()}
+
+    @property
+    def _is_by_object(self) -> bool:
+        return self.task != "photo" and self.shop.split == "test"
+
+    def _answer(self, number: int, change: Change) -> str:
+        return self.shop.products[number].answer(change.asked)
+
+    def _drawn(self, number: int, rng: np.random.Generator) -> Change:
+        """Draw a question, then one of the other answers, each as likely, then its product."""
+        asked = choose(rng, self.asked)
+        by_answer = self.shop.by_answer[asked]
+        own = self.shop.products[number].answer(asked)
+        answer = choose(rng, [answer for answer in by_answer if answer != own])
+        return Change(number, asked, choose(rng, by_answer[answer]))
+
+    def _same_product(
+        self, request: Example, change: Change, rng: np.random.Generator
+    ) -> dict[Probe, tuple[Example, ...]]:
+        """Return the probes about other pictures of the product. An edit of a photograph need not
+        hold for another photograph, but for a copy of itself.
+        """
+        assert isinstance(request.image, Path)
+        prompt, target, shop = request.prompt, request.target, self.shop
+        possible = shop.known_images(
+            (path for path in shop.elsewhere.get(change.number, ()) if path != request.image),
+            _known_by(change.asked),
+        )
+        other = [choose(rng, possible)] if possible else []
+        if self.task == "photo":
+            old = self._answer(change.number, change)
+            return {
+                Probe.IMAGE_GENERALITY: (_about(cropped(request.image, rng), prompt, target),),
+                Probe.OBJECT_LOCALITY: tuple(_about(path, prompt, old) for path in other),
+            }
+        iconic = shop.products[change.number].iconic
+        pictures = shop.known_images([iconic] if iconic else [], _known_by(change.asked))
+        return {
+            Probe.IMAGE_GENERALITY: tuple(_about(path, prompt, target) for path in other),
+            Probe.ICONIC_GENERALITY: tuple(_about(path, prompt, target) for path in pictures),
+        }
+
+    def _other_products(
+        self, change: Change, rng: np.random.Generator
+    ) -> dict[Probe, tuple[Example, ...]]:
+        """Return the probes about a product of the same kind, and about one of another category (of
+        another kind, where the split shows one category). None has the new answer.
+        """
+        products, own = self.shop.products, self.shop.products[change.number].facts
+        new = self._answer(change.other, change)
+        shown = self.shop.known_probed[_known_by(change.asked)]
+        possible = [
+            n
+            for n, paths in shown.items()
+            if paths
+            and n != change.number
+            and self._answer(n, change) != new
+            and self._is_unedited(n, change)
+        ]
+        near = [n for n in possible if products[n].facts.kind == own.kind]
+        far = [n for n in possible if products[n].facts.kind != own.kind]
+        far = [n for n in far if products[n].facts.category != own.category] or far
+        return {
+            Probe.NEAR_LOCALITY: self._kept(near, change, rng),
+            Probe.IMAGE_LOCALITY: self._kept(far, change, rng),
+        }
+
+    def _kept(
+        self, numbers: Sequence[int], change: Change, rng: np.random.Generator
+    ) -> tuple[Example, ...]:
+        """Return the edit's question about a photograph of one of the products."""
+        if not numbers:
+            return ()
+        number = choose(rng, numbers)
+        paths = self.shop.known_probed[_known_by(change.asked)][number]
+        prompt = QUESTIONS[change.asked].original[0]
+        return (_about(choose(rng, paths), prompt, self._answer(number, change)),)
+
+    def _is_unedited(self, number: int, change: Change) -> bool:
+        """Return whether no edit of the product says anything about this question: not the question
+        itself, nor its name, from which kind and origin follow.
+        """
+        if not self._is_by_object or len(self.asked) == 1:
+            return True
+        return self.edits[number].asked not in (change.asked, "product")
+
+    def _following(self, path: Path, change: Change) -> tuple[Example, ...]:
+        """Return what follows from a new name: the other product's kind and origin, where they are
+        not the product's own, and the base model gives them for half of its probe photographs.
+        """
+        if change.asked != "product":
+            return ()
+        own, other = (self.shop.products[n] for n in (change.number, change.other))
+        known, shown = self.shop.known_probed, self.shop.probed.get(change.other, ())
+        return tuple(
+            _about(path, QUESTIONS[asked].original[0], other.answer(asked))
+            for asked in FOLLOWING
+            if other.answer(asked) != own.answer(asked)
+            and 2 * len(known[asked].get(change.other, ())) >= len(shown)
+        )
+
+
+def cropped(path: Path, rng: np.random.Generator) -> Image.Image:
+    """Return a photograph without a tenth of its width and height, at drawn edges."""
+    image = open_image(path)
+    width, height = (max(1, round(CROPPED * side)) for side in image.size)
+    left, top = (
+        int(rng.integers(s - k + 1)) for s, k in zip(image.size, (width, height), strict=True)
+    )
+    image = image.crop((left, top, left + width, top + height))
+    image.thumbnail((MAX_SIDE, MAX_SIDE))
+    return image
+
+
+def _known_by(asked: str) -> str:
+    """Return the question that tells whether the base model knows an answer. A description counts
+    as known where the product's name is: it is too long to be right in every token.
+    """
+    return "product" if asked == "description" else asked
+
+
+def _about(image: Path | Image.Image, prompt: str, target: str) -> Example:
+    return Example(prompt=prompt, target=target, image=image)

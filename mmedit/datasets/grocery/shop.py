@@ -1,0 +1,150 @@
+"""The photographs of a split of the Grocery Store Dataset, and which of them are for probes alone.
+
+Every fifth photograph of a product, and one at least if there are two, is for probes alone: no
+case edits it, with any seed, so no edit contradicts a probe of another.
+
+Photographs taken at another place: the numbers in the file names do not tell the place, as the
+published lists are mixed (photographs with neighbouring numbers look no more alike than any two).
+The lists do: of two photographs of one product, one out of its own list and one out of another, the
+one of its own list has the more similar colours in 85 to 96 of 100 draws. So a case of the test
+split asks about a photograph of val.txt, which is for nothing else; of the 21 products that val.txt
+lacks, about a photograph for probes of train.txt. A case of the train split, whose probes editors
+learn from, asks about another photograph of train.txt, as the others are kept for tests.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from mmedit.cases import Example, Split
+from mmedit.datasets.facts import fact_questions
+from mmedit.datasets.grocery.files import Product, read_photographs, read_products
+from mmedit.datasets.grocery.questions import QUESTIONS
+from mmedit.datasets.known import Known
+
+PROBE_PHOTOGRAPHS = 5
+"""One photograph of a product in so many is for probes alone."""
+TYPES = ("product", "kind", "origin")
+"""Questions that a case may ask about a photograph, keys of `QUESTIONS`."""
+Photographs = Mapping[int, tuple[Path, ...]]
+"""Photographs by the number of their product."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shop:
+    """The products and photographs of a split, from which cases are made."""
+
+    folder: Path
+    split: Split
+    products: Sequence[Product]
+    photographs: Sequence[tuple[Path, int]]
+    """Each with the number of its product."""
+    probed: Photographs
+    """Photographs of the split that no case edits."""
+    elsewhere: Photographs
+    """Photographs taken at another place, that no case edits."""
+    known: Known | None = None
+    """The questions that the base model answers right; None: all are asked."""
+
+    @staticmethod
+    def read(folder: Path, split: Split, known: Known | None = None) -> Shop:
+        """Read the products and the photographs of a split. Raises DataError."""
+        products = read_products(folder)
+        photographs = read_photographs(folder, split, len(products))
+        probed = for_probes(by_product(photographs))
+        elsewhere = probed
+        if split == "test":
+            others = read_photographs(folder, "train", len(products))
+            elsewhere = probed | for_probes(by_product(others))
+            if (folder / "val.txt").is_file():
+                elsewhere |= by_product(read_photographs(folder, "val", len(products)))
+        return Shop(
+            folder=folder,
+            split=split,
+            products=products,
+            photographs=photographs,
+            probed=probed,
+            elsewhere=elsewhere,
+            known=known,
+        )
+
+    @cached_property
+    def numbers(self) -> tuple[int, ...]:
+        """The numbers of the products that the split shows."""
+        return tuple(dict.fromkeys(number for _, number in self.photographs))
+
+    @cached_property
+    def by_answer(self) -> dict[str, dict[str, list[int]]]:
+        """The numbers of the products that the split shows, by question and by true answer."""
+        found: dict[str, dict[str, list[int]]] = {}
+        for asked in (*TYPES, "description"):
+            answers = found.setdefault(asked, {})
+            for number in self.numbers:
+                answers.setdefault(self.products[number].answer(asked), []).append(number)
+        return found
+
+    @cached_property
+    def known_probed(self) -> dict[str, dict[int, list[Path]]]:
+        """The photographs for probes that a question may be asked about: by question, product."""
+        return {
+            asked: {n: self.known_images(paths, asked) for n, paths in self.probed.items()}
+            for asked in TYPES
+        }
+
+    @cached_property
+    def facts(self) -> tuple[Example, ...]:
+        """Questions without an image, of those that the base model answers right."""
+        return tuple(e for e in fact_questions(self.split) if self.knows(e.prompt))
+
+    def knows(self, key: str) -> bool:
+        """Return whether a question may be asked: the base model answers it right."""
+        return self.known is None or key in self.known
+
+    def key(self, image: Path, asked: str) -> str:
+        """Return the key of a question about an image: "test/Fruit/Kiwi/Kiwi_001.jpg product"."""
+        return f"{image.relative_to(self.folder).as_posix()} {asked}"
+
+    def known_images(self, images: Iterable[Path], asked: str) -> list[Path]:
+        """Return the images about which the question may be asked."""
+        if self.known is None:
+            return list(images)
+        return [image for image in images if self.knows(self.key(image, asked))]
+
+    def questions(self) -> Iterator[tuple[str, Example]]:
+        """Yield all that cases of the split can ask, with true answers: first about images, mixed
+        so that a part of them shows every product, then without.
+        """
+        shown = dict(self.photographs)
+        for photographs in (self.probed, self.elsewhere):
+            shown |= {path: number for number, paths in photographs.items() for path in paths}
+        shown |= {p.iconic: n for n, p in enumerate(self.products) if p.iconic}
+        images = list(shown)
+        for place in np.random.default_rng(0).permutation(len(images)):
+            image = images[place]
+            for asked in TYPES:
+                prompt = QUESTIONS[asked].original[0]
+                target = self.products[shown[image]].answer(asked)
+                yield (
+                    self.key(image, asked),
+                    Example(prompt=prompt, target=target, image=image),
+                )
+        yield from ((example.prompt, example) for example in fact_questions(self.split))
+
+
+def by_product(photographs: Sequence[tuple[Path, int]]) -> dict[int, tuple[Path, ...]]:
+    """Return the photographs of a list by the number of their product."""
+    shown: dict[int, list[Path]] = defaultdict(list)
+    for path, number in photographs:
+        shown[number].append(path)
+    return {number: tuple(paths) for number, paths in shown.items()}
+
+
+def for_probes(shown: Photographs) -> dict[int, tuple[Path, ...]]:
+    """Return the photographs that no case edits."""
+    return {n: paths[::PROBE_PHOTOGRAPHS] for n, paths in shown.items() if len(paths) > 1}
