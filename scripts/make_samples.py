@@ -30,7 +30,7 @@ FACTS = (
 )
 RECORDS = {"train": 4, "eval": 3}
 """Records of each annotation file."""
-PRODUCTS = (("Red-Ball", "Ball"), ("Blue-Ball", "Ball"), ("Green-Box", "Box"))
+PRODUCTS = (("Red-Delicious", "Apple"), ("Granny-Smith", "Apple"), ("Banana", "Banana"))
 
 
 def draw(path: Path, color: str, shape: str, rng: Random) -> None:
@@ -180,15 +180,15 @@ def _mmke_questions(scene: Scene, *, visual: bool) -> dict[str, str]:
 
 def make_grocery(root: Path) -> None:
     rng = Random(5)
-    look = {"Red-Ball": ("red", "circle"), "Blue-Ball": ("blue", "circle"),
-            "Green-Box": ("green", "square")}  # fmt: skip
+    look = {"Red-Delicious": ("red", "circle"), "Granny-Smith": ("green", "circle"),
+            "Banana": ("yellow", "triangle")}  # fmt: skip
     coarse = sorted({kind for _, kind in PRODUCTS})
     rows = []
     lists: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     for number, (name, kind) in enumerate(PRODUCTS):
         place = f"iconic-images-and-descriptions/{kind}/{name}/{name}"
         draw(root / f"{place}_Iconic.jpg", *look[name], rng)
-        text = f"A {name.lower().replace('-', ' ')} for children. It is light.\n"
+        text = f"{name.replace('-', ' ')} as a child draws it. It is light.\n"
         (root / f"{place}_Description.txt").write_text(text, encoding="utf-8")
         paths = (f"/{place}_Iconic.jpg", f"/{place}_Description.txt")
         rows.append([name, number, kind, coarse.index(kind), *paths])

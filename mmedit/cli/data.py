@@ -138,6 +138,15 @@ def check_data(
         ),
     ] = None,
     decode: Annotated[bool, typer.Option("--decode", help="Open every image as well.")] = False,
+    known: Annotated[
+        Path | None,
+        typer.Option(
+            "--known",
+            metavar="FILE",
+            help="For grocery: a file of `mmedit data known`, for the accuracy of the base model.",
+            show_default="not counted",
+        ),
+    ] = None,
 ) -> None:
     """Check the records and images of a dataset, and count them.
 
@@ -145,7 +154,7 @@ def check_data(
     """
     from mmedit.datasets import audits
 
-    settings = audits.AuditSettings(root=root, images=(images,) if images else ())
+    settings = audits.AuditSettings(root=root, images=(images,) if images else (), known=known)
     command = " ".join(["mmedit", *sys.argv[1:]])
     with show_progress(err) as progress:
         text = audits.AUDITS[name](settings, decode, progress, command)

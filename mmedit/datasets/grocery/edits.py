@@ -61,7 +61,7 @@ class CaseMaker:
         """
         rng = np.random.default_rng([self.seed, 1, place])
         change = self.edits[number] if self._is_by_object else self._drawn(number, rng)
-        if not self.shop.known_images([path], _known_by(change.asked)):
+        if not self.shop.known_images([path], known_by(change.asked)):
             return None
         prompts = QUESTIONS[change.asked]
         target = self._answer(change.other, change)
@@ -111,7 +111,7 @@ class CaseMaker:
         prompt, target, shop = request.prompt, request.target, self.shop
         possible = shop.known_images(
             (path for path in shop.elsewhere.get(change.number, ()) if path != request.image),
-            _known_by(change.asked),
+            known_by(change.asked),
         )
         other = [choose(rng, possible)] if possible else []
         if self.task == "photo":
@@ -121,7 +121,7 @@ class CaseMaker:
                 Probe.OBJECT_LOCALITY: tuple(_about(path, prompt, old) for path in other),
             }
         iconic = shop.products[change.number].iconic
-        pictures = shop.known_images([iconic] if iconic else [], _known_by(change.asked))
+        pictures = shop.known_images([iconic] if iconic else [], known_by(change.asked))
         return {
             Probe.IMAGE_GENERALITY: tuple(_about(path, prompt, target) for path in other),
             Probe.ICONIC_GENERALITY: tuple(_about(path, prompt, target) for path in pictures),
@@ -135,7 +135,7 @@ class CaseMaker:
         """
         products, own = self.shop.products, self.shop.products[change.number].facts
         new = self._answer(change.other, change)
-        shown = self.shop.known_probed[_known_by(change.asked)]
+        shown = self.shop.known_probed[known_by(change.asked)]
         possible = [
             n
             for n, paths in shown.items()
@@ -159,7 +159,7 @@ class CaseMaker:
         if not numbers:
             return ()
         number = choose(rng, numbers)
-        paths = self.shop.known_probed[_known_by(change.asked)][number]
+        paths = self.shop.known_probed[known_by(change.asked)][number]
         prompt = QUESTIONS[change.asked].original[0]
         return (_about(choose(rng, paths), prompt, self._answer(number, change)),)
 
@@ -199,7 +199,7 @@ def cropped(path: Path, rng: np.random.Generator) -> Image.Image:
     return image
 
 
-def _known_by(asked: str) -> str:
+def known_by(asked: str) -> str:
     """Return the question that tells whether the base model knows an answer. A description counts
     as known where the product's name is: it is too long to be right in every token.
     """
