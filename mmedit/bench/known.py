@@ -46,9 +46,9 @@ def find_known(
     """
     progress = progress or by_itself()
     path = Path(os.path.expanduser(file))
-    asked = list(islice(questions, limit))
+    asked = dict(islice(questions, limit))
     known = _begun(vlm, path, dataset)
-    left = [(key, example) for key, example in asked if key not in known.right]
+    left = [(key, example) for key, example in asked.items() if key not in known.right]
     done, task = len(asked) - len(left), "asking the base model"
     progress(task, done, len(asked), "")
     for number, batch in enumerate(chunks(left, batch_size), start=1):

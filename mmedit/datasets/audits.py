@@ -11,6 +11,7 @@ from mmedit.datasets.annotated.releases import PUBLISHED, OwnFiles
 from mmedit.datasets.base import Folders
 from mmedit.datasets.grocery import audit as grocery
 from mmedit.datasets.grocery import counts as grocery_counts
+from mmedit.datasets.known import Known
 from mmedit.errors import ConfigError, DataError
 from mmedit.progress import Progress
 from mmedit.settings import Settings
@@ -58,6 +59,8 @@ def _check_own(settings: AuditSettings, decode: bool, progress: Progress, comman
 def _check_grocery(settings: AuditSettings, decode: bool, progress: Progress, command: str) -> str:
     if settings.images:
         raise ConfigError("the photographs of grocery are in its folder; leave --images out")
+    if settings.known:
+        Known.read(settings.known)  # a wrong file is found before anything else is read
     found = grocery.audit(settings.root, decode=decode, progress=progress)
     text = grocery.markdown(found, command)
     try:

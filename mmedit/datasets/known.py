@@ -39,7 +39,7 @@ class Known:
         return self.right.get(key, False)
 
     @staticmethod
-    def read(file: Path) -> Known:
+    def read(file: str | Path) -> Known:
         """Read a file. Raises DataError if it is missing or of another form."""
         file = Path(os.path.expanduser(file))
         try:
@@ -52,8 +52,8 @@ class Known:
                 f"{file} is not a file of known questions ({type(error).__name__}: {error}). {MAKE}"
             ) from error
 
-    def write(self, file: Path) -> None:
-        """Write the file, whole or not at all."""
+    def write(self, file: str | Path) -> None:
+        """Write the file, whole or not at all. Raises RunError."""
         answered = {"right": True, "wrong": False}
         content = {
             "form": FORM,
@@ -65,7 +65,10 @@ class Known:
             **{name: [key for key, v in self.right.items() if v == is_right]
                for name, is_right in answered.items()},
         }  # fmt: skip
-        write_atomically(file, json.dumps(content, ensure_ascii=False, indent=0).encode())
+        write_atomically(
+            Path(os.path.expanduser(file)),
+            json.dumps(content, ensure_ascii=False, indent=0).encode(),
+        )
 
 
 def _of(content: Any) -> Known:

@@ -25,7 +25,9 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
         {"root": FOLDER / "vlkeb", "portability": kind} for kind in ("none", "onehop", "multihop")
     ],
     "mmke": [{"root": FOLDER / "mmke", "knowledge": kind} for kind in ("entity", "visual", "user")],
-    "grocery": [{"root": FOLDER / "grocery", "task": task} for task in ("vqa", "caption")],
+    "grocery": [
+        {"root": FOLDER / "grocery", "task": task} for task in ("object", "photo", "caption")
+    ],
     "json": [{"train": FOLDER / "json" / "train.json", "test": FOLDER / "json" / "test.json"}],
 }
 """Settings with which each dataset reads its sample."""

@@ -60,7 +60,10 @@ class CaseMaker:
         base model does not answer the request's question right.
         """
         rng = np.random.default_rng([self.seed, 1, place])
-        change = self.edits[number] if self._is_by_object else self._drawn(number, rng)
+        if self._is_by_object:
+            change = self.edits[number]
+        else:
+            change = self._drawn(number, choose(rng, self.asked), rng)
         if not self.shop.known_images([path], known_by(change.asked)):
             return None
         prompts = QUESTIONS[change.asked]
@@ -74,7 +77,7 @@ class CaseMaker:
             probes={
                 Probe.TEXT_GENERALITY: (_about(path, choose(rng, wordings), target),),
                 Probe.TEXT_LOCALITY: (choose(rng, facts),) if facts else (),
-                **self._same_product(request, change, rng),
+                **self._same_product(request, change, place),
                 **self._other_products(change, rng),
                 Probe.PORTABILITY: self._following(path, change),
             },
@@ -82,9 +85,15 @@ class CaseMaker:
 
     @cached_property
     def edits(self) -> dict[int, Change]:
-        """The edit that all photographs of a product share, by the number of the product."""
-        generators = {n: np.random.default_rng([self.seed, 2, n]) for n in self.shop.numbers}
-        return {number: self._drawn(number, rng) for number, rng in generators.items()}
+        """The edit that all photographs of a product share, by the number of the product. Each
+        question has as many products as the others.
+        """
+        numbers = self.shop.numbers
+        rng = np.random.default_rng([self.seed, 2])
+        return {
+            numbers[place]: self._drawn(numbers[place], self.asked[turn % len(self.asked)], rng)
+            for turn, place in enumerate(rng.permutation(len(numbers)))
+        }
 
     @property
     def _is_by_object(self) -> bool:
@@ -93,20 +102,20 @@ class CaseMaker:
     def _answer(self, number: int, change: Change) -> str:
         return self.shop.products[number].answer(change.asked)
 
-    def _drawn(self, number: int, rng: np.random.Generator) -> Change:
-        """Draw a question, then one of the other answers, each as likely, then its product."""
-        asked = choose(rng, self.asked)
+    def _drawn(self, number: int, asked: str, rng: np.random.Generator) -> Change:
+        """Draw one of the other answers, each as likely, then one of its products."""
         by_answer = self.shop.by_answer[asked]
         own = self.shop.products[number].answer(asked)
         answer = choose(rng, [answer for answer in by_answer if answer != own])
         return Change(number, asked, choose(rng, by_answer[answer]))
 
     def _same_product(
-        self, request: Example, change: Change, rng: np.random.Generator
+        self, request: Example, change: Change, place: int
     ) -> dict[Probe, tuple[Example, ...]]:
         """Return the probes about other pictures of the product. An edit of a photograph need not
-        hold for another photograph, but for a copy of itself.
+        hold for another photograph, but for a copy of itself. All tasks draw the same one.
         """
+        rng = np.random.default_rng([self.seed, 3, place])
         assert isinstance(request.image, Path)
         prompt, target, shop = request.prompt, request.target, self.shop
         possible = shop.known_images(
