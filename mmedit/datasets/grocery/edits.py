@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -162,7 +161,7 @@ class CaseMaker:
         }
 
     def _kept(
-        self, numbers: Sequence[int], change: Change, rng: np.random.Generator
+        self, numbers: list[int], change: Change, rng: np.random.Generator
     ) -> tuple[Example, ...]:
         """Return the edit's question about a photograph of one of the products."""
         if not numbers:
