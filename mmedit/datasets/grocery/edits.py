@@ -44,8 +44,8 @@ class CaseMaker:
 
     In the test split an edit of an object is the same for all photographs of the product: question
     and new answer are drawn once for it. So edits of one product agree in a run that holds many,
-    and locality is asked about products of which another question is edited. Editors that learn see
-    another edit for every photograph of the train split.
+    and locality is asked about products of which another question is edited (where several are).
+    Editors that learn see another edit for every photograph of the train split.
     """
 
     shop: Shop

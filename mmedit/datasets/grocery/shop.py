@@ -7,9 +7,8 @@ Photographs taken at another place: the numbers in the file names do not tell th
 published lists are mixed (photographs with neighbouring numbers look no more alike than any two).
 The lists do: of two photographs of one product, one out of its own list and one out of another, the
 one of its own list has the more similar colours in 85 to 96 of 100 draws. So a case of the test
-split asks about a photograph of val.txt, which is for nothing else; of the 21 products that val.txt
-lacks, about a photograph for probes of train.txt. A case of the train split, whose probes editors
-learn from, asks about another photograph of train.txt, as the others are kept for tests.
+split asks about a photograph of val.txt, or one for probes of train.txt. A case of the train split,
+from which editors learn, asks about another one of train.txt: the other lists are kept for tests.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -60,10 +60,12 @@ class Shop:
         probed = for_probes(by_product(photographs))
         elsewhere = probed
         if split == "test":
-            others = read_photographs(folder, "train", len(products))
-            elsewhere = probed | for_probes(by_product(others))
+            train = read_photographs(folder, "train", len(products))
+            kept = set(chain.from_iterable(for_probes(by_product(train)).values()))
+            others = [shown for shown in train if shown[0] in kept]
             if (folder / "val.txt").is_file():
-                elsewhere |= by_product(read_photographs(folder, "val", len(products)))
+                others += read_photographs(folder, "val", len(products))
+            elsewhere = probed | by_product(others)
         return Shop(
             folder=folder,
             split=split,
