@@ -28,7 +28,7 @@ MAX_SIDE = 224
 
 @dataclass(frozen=True)
 class Change:
-    """What a case changes: the answer to one question about one product."""
+    """The change that a case makes: another answer to one question about one product."""
 
     number: int
     """The number of the product that the photograph shows."""
