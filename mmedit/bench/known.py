@@ -14,9 +14,10 @@ import torch
 from mmedit.bench.base_outputs import scores_of
 from mmedit.bench.batches import chunks
 from mmedit.cases import Example
-from mmedit.datasets.known import Known
+from mmedit.datasets.known import MAKE, Known
 from mmedit.errors import DataError
 from mmedit.progress import Progress, by_itself
+from mmedit.storage import make_folder
 from mmedit.vlm.identity import Identity
 from mmedit.vlm.interface import VLM
 
@@ -44,8 +45,10 @@ def find_known(
     """
     progress = progress or by_itself()
     path = Path(os.path.expanduser(file))
-    asked = dict(questions)
+    make_folder(path.parent)
     known = _begun(vlm, path, dataset)
+    known.write(path)  # a file that cannot be written is found before anything is asked
+    asked = dict(questions)
     left = [(key, example) for key, example in asked.items() if key not in known.right]
     done, task = len(asked) - len(left), "asking the base model"
     progress(task, done, len(asked), "")
@@ -55,8 +58,6 @@ def find_known(
         if number % WRITTEN == 0 or done == len(asked):
             known.write(path)
         progress(task, done, len(asked), f"right {sum(known.right.values()):,}")
-    if not left:
-        known.write(path)
     return known
 
 
@@ -65,7 +66,7 @@ def warn_of_another_vlm(settings: Mapping[str, Any], vlm: VLM) -> None:
     if not settings.get("known"):
         return
     known = Known.read(Path(settings["known"]))
-    if other := vlm.identity.described(Identity(**known.identity)):
+    if other := _another(vlm, known, settings["known"]):
         logger.warning(
             "%s says what %s answers right, %s; make one for this VLM with: mmedit data known",
             settings["known"], known.vlm, other,
@@ -78,9 +79,18 @@ def _begun(vlm: VLM, path: Path, dataset: str) -> Known:
     if not path.is_file():
         return fresh
     known = Known.read(path)
-    if other := vlm.identity.described(Identity(**known.identity)):
+    if other := _another(vlm, known, path):
         raise DataError(f"{path} is about {other}; name another file")
     return known
+
+
+def _another(vlm: VLM, known: Known, file: str | Path) -> str | None:
+    """Return what other VLM a file is about; None if it is about this one. Raises DataError."""
+    try:
+        identity = Identity(**known.identity)
+    except TypeError:
+        raise DataError(f"{file} does not say which VLM it is about. {MAKE}") from None
+    return vlm.identity.described(identity)
 
 
 @torch.no_grad()

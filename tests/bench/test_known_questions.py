@@ -15,7 +15,7 @@ from mmedit.bench.known import find_known, warn_of_another_vlm
 from mmedit.cases import Example
 from mmedit.config import load_questions
 from mmedit.datasets.known import Known
-from mmedit.errors import DataError
+from mmedit.errors import DataError, RunError
 
 
 @pytest.fixture
@@ -91,6 +91,17 @@ def test_a_file_about_another_vlm_is_neither_continued_nor_used_in_silence(
         assert not caplog.records
         warn_of_another_vlm({"known": str(file)}, tiny_vlm)
     assert "make one for this VLM with: mmedit data known" in caplog.text
+    Known(vlm="x", identity={}, dataset="grocery").write(file)
+    with pytest.raises(DataError, match="does not say which VLM"):
+        warn_of_another_vlm({"known": file}, vlm)
+
+
+def test_a_file_that_cannot_be_written_is_found_before_anything_is_asked(vlm, tmp_path: Path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RunError):
+        find_known(vlm, questions_of(vlm), tmp_path / "file" / "known.json", dataset="grocery")
+    made = find_known(vlm, questions_of(vlm), tmp_path / "new" / "known.json", dataset="grocery")
+    assert Known.read(tmp_path / "new" / "known.json") == made
 
 
 def test_the_command_asks_a_split_and_a_run_takes_what_is_known(
