@@ -22,7 +22,7 @@ from mmedit.records.schema import ProbeRecord, Record
 
 @dataclass(frozen=True, kw_only=True)
 class Show:
-    """What the demo does with one VLM."""
+    """The demo of one VLM: its edits, and the words around them."""
 
     editors: tuple[str, ...]
     dataset: str
