@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
-from mmedit.errors import ConfigError, UnknownNameError
+from mmedit.errors import ConfigError, ModelError, UnknownNameError
 from mmedit.settings import read_yaml_text
-from mmedit.storage import config_folder, is_hub_id
+from mmedit.storage import config_folder, is_hub_id, user_folder
 
 Kind = Literal["vlm", "editor", "dataset", "table", "published"]
 
@@ -34,6 +35,8 @@ FORMATS = ("md", "latex", "csv", "html", "json")
 COLUMN_SETS = ("default", "generation", "locality")
 DOWNLOADS = ("evqa", "eic", "vlkeb", "mmke", "grocery")
 """Datasets that `mmedit data get` fetches."""
+DOWNLOADED_VLMS = ("photo-vlm",)
+"""VLMs that `mmedit data get` makes, by the name of their folder."""
 AUDITS = ("evqa", "eic", "vlkeb", "mmke", "grocery", "json")
 """Datasets that `mmedit data check` checks."""
 CONVERTED = ("blip2", "minigpt4")
@@ -106,6 +109,25 @@ def edit_sites(vlm: str) -> dict[str, Sequence[str]]:
     if not isinstance(sites, dict):
         raise ConfigError(f"vlm {vlm}: `sites` must hold a list of names for each stage")
     return sites
+
+
+def built_in_vlms() -> dict[str, Path]:
+    """Return the folders of the VLMs of mmedit itself by name; that of `photo` may not exist yet.
+
+    They are ordinary transformers folders.
+    """
+    assets = Path(str(resources.files("mmedit"))) / "assets"
+    return {"embedded": assets / "embedded-vlm", "photo": user_folder() / "photo-vlm"}
+
+
+def require_made(vlm: str) -> None:
+    """Raise ModelError if a VLM is one of mmedit itself and its folder must be made first."""
+    folder = built_in_vlms().get(vlm)
+    if folder is not None and not folder.is_dir():
+        raise ModelError(
+            f"the VLM {vlm} is not on this machine: the folder {folder} does not exist. Make it "
+            f"with: mmedit data get {folder.name}"
+        )
 
 
 def require_known(kind: Kind, name: str) -> None:

@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from mmedit.bench.modes import MODES, Mode
 from mmedit.cases import Cases, Example, Split
-from mmedit.catalog import is_file_of, names, read_yaml, require_known
+from mmedit.catalog import (
+    is_file_of,
+    names,
+    read_yaml,
+    require_known,
+)
 from mmedit.config_checks import (
     PARTS,
     dataset_of,
@@ -99,6 +104,7 @@ def load_vlm_file(name: str, settings: Mapping[str, Any] | None = None) -> VLMFi
 
         require_compiler()
     require_known("vlm", file.name_or_path)
+    require_made(file.name_or_path)
     if file.name_or_path not in names("vlm"):
         from mmedit.vlm.loading import resolve_vlm
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmedit.bench.modes import MODES
-from mmedit.catalog import FAMILIES, names, require_known
+from mmedit.catalog import FAMILIES, built_in_vlms, names, require_known
 from mmedit.config_files import Block, DatasetFile, TableFile, read_named, require_names
 from mmedit.errors import ConfigError, UnknownNameError, shortened
 from mmedit.report.published import load_published
@@ -113,10 +113,8 @@ def named_as(vlm: str) -> str | None:
 
 def _is_source(vlm: str, written: Values) -> bool:
     """Return whether a VLM is the hub id or the folder that a file of `configs/vlm` names."""
-    from mmedit.vlm.loading import BUILT_IN, resolve_vlm
-
     source = str(written.get("name_or_path"))
-    source = resolve_vlm(source) if source in BUILT_IN else source
+    source = str(built_in_vlms().get(source, source))
     given = os.path.expanduser(vlm)
     return vlm == source or (
         os.path.isdir(given) and os.path.realpath(given) == os.path.realpath(source)

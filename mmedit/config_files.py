@@ -44,7 +44,7 @@ class VLMFile(Settings):
     """A file of `configs/vlm`: a VLM and how to load it."""
 
     name_or_path: str
-    """A built-in name ("embedded"), a transformers folder, or a hub id."""
+    """A built-in name ("embedded", "photo"), a transformers folder, or a hub id."""
     convert: str | None = None
     """The command that makes the folder from original checkpoint files."""
     sites: dict[Where, tuple[str, ...]] = Field(default_factory=dict)

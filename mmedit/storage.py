@@ -33,6 +33,15 @@ def config_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "configs"
 
 
+def user_folder() -> Path:
+    """Return the folder for what mmedit makes once for a user: MMEDIT_HOME, else the folder mmedit
+    in the user's cache (XDG_CACHE_HOME, else ~/.cache).
+    """
+    if home := os.environ.get("MMEDIT_HOME"):
+        return Path(home).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mmedit"
+
+
 def is_hub_id(name: str) -> bool:
     """Tell whether a name has the form of a hub id, owner/name."""
     return bool(HUB_ID.fullmatch(name))

@@ -92,12 +92,13 @@ def known(kind: Kind) -> Callable[[Name], Name]:
     return check
 
 
-def one_of(what: str, choices: Sequence[str]) -> Callable[[str | None], str | None]:
-    """Make the callback of an option that takes one of a few names."""
+def one_of(what: str, choices: Sequence[str]) -> Callable[[Name], Name]:
+    """Make the callback of an option that takes one of a few names, or several of them."""
 
-    def check(value: str | None) -> str | None:
-        if value is not None and value not in choices:
-            raise UnknownNameError(what, value, choices)
+    def check(value: Name) -> Name:
+        for name in [value] if isinstance(value, str) else value or []:
+            if name not in choices:
+                raise UnknownNameError(what, name, choices)
         return value
 
     return check

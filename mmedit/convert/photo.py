@@ -6,16 +6,21 @@ projector of two layers; and SmolLM2-135M-Instruct (Allal et al. 2025). `scripts
 trained the projector and a LoRA of the language model, which is merged here:
 
     W = W_pretrained + (alpha / r) B A
+
+For users: docs/photo-vlm.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -60,6 +65,41 @@ CHAT_TEMPLATE = (
 """SmolLM2's own template without its system message, and with images."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PhotoParts:
+    """The files that the VLM is assembled from."""
+
+    language: Path
+    """GGUF file of the language model and its tokenizer."""
+    tower: Path
+    """Released weights of the vision tower (.pth)."""
+    trained: Path
+    """Trained projector and LoRA, as `merge_trained` reads them (.safetensors)."""
+
+
+def require_readers() -> None:
+    """Raise ModelError if a package is missing that reads the parts or builds the network."""
+    missing = [name for name in ("gguf", "timm") if find_spec(name) is None]
+    if missing:
+        raise ModelError(
+            f"the VLM photo needs {' and '.join(missing)}, which cannot be found; install the "
+            "extra: pip install 'mmedit[photo]'"
+        )
+
+
+def assemble(parts: PhotoParts, folder: Path) -> None:
+    """Write the VLM into a folder as transformers does, in half precision. Raises ModelError."""
+    require_readers()
+    tokenizer = read_tokenizer(parts.language)
+    config, language = read_language_model(parts.language)
+    image_token: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    network = build_network(config, image_token)
+    load_parts(network, read_tower(parts.tower), language)
+    merge_trained(network, parts.trained)
+    network.half().save_pretrained(folder)
+    build_processor(tokenizer).save_pretrained(folder)
+
+
 def tower_state(released: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights of EfficientNet-Lite0 by timm's names, from those of the released file.
 
@@ -98,8 +138,12 @@ def read_language_model(file: Path) -> tuple[LlamaConfig, dict[str, Tensor]]:
         file.parent, gguf_file=file.name, dtype=torch.float32
     )
     settings = model.config.to_dict()
-    settings.pop("quantization_config", None)  # with it, transformers refuses to save the weights
-    settings.pop("dtype", None)
+    for name in (
+        "quantization_config",  # with it, transformers refuses to save the weights
+        "dtype",
+        "_name_or_path",  # a folder of this machine, which would change the VLM's identity
+    ):
+        settings.pop(name, None)
     return LlamaConfig(**settings), model.model.state_dict()
 
 
@@ -143,7 +187,7 @@ def build_network(
     language: LlamaConfig, image_token: int, pixels: int = PIXELS
 ) -> FastVlmForConditionalGeneration:
     """Return the network with random weights, in float32."""
-    tower = TimmWrapperConfig(
+    tower = cast("Any", TimmWrapperConfig)(
         architecture="tf_efficientnet_lite0",
         model_args={},
         do_pooling=False,
@@ -165,7 +209,72 @@ def load_parts(
     tower: Mapping[str, Tensor],
     language: Mapping[str, Tensor],
 ) -> None:
-    """Copy the pretrained weights into a network. Raises ModelError if one is missing."""
+    """Copy the pretrained weights into a network. Raises ModelError if they do not fit."""
     vision: Any = network.model.vision_tower
-    for module, state in ((vision.timm_model, tower), (network.model.language_model, language)):
-        module.load_state_dict(dict(state), strict=True)
+    try:
+        vision.timm_model.load_state_dict(dict(tower), strict=True)
+        network.model.language_model.load_state_dict(dict(language), strict=True)
+    except RuntimeError as error:
+        raise ModelError(f"the pretrained weights do not fit the network: {error}") from error
+
+
+def merge_trained(network: FastVlmForConditionalGeneration, file: Path) -> None:
+    """Copy the trained projector into a network, and merge the trained LoRA into its weights.
+
+    The file has `projector.NAME` for the projector's weights and, for each Linear of the language
+    model, `lora.NAME.A` [rank, in] and `lora.NAME.B` [out, rank]; its metadata has `alpha`. Sums
+    are computed in float64, so that their half precision is the same on every machine.
+    Raises ModelError if the file cannot be read, or lacks a tensor, or has another one or one of
+    another shape.
+    """
+    trained, alpha = _read_trained(file)
+    parts: Any = network.model
+    linears = {
+        name: module
+        for name, module in parts.language_model.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    projector = parts.multi_modal_projector.state_dict()
+    rank = next((len(tensor) for name, tensor in trained.items() if name.endswith(".A")), 0)
+    expected = {f"projector.{name}": tuple(tensor.shape) for name, tensor in projector.items()}
+    for name, linear in linears.items():
+        expected[f"lora.{name}.A"] = (rank, linear.in_features)
+        expected[f"lora.{name}.B"] = (linear.out_features, rank)
+    _require_expected(trained, expected, file)
+    parts.multi_modal_projector.load_state_dict(
+        {name: trained[f"projector.{name}"] for name in projector}
+    )
+    with torch.no_grad():
+        for name, linear in linears.items():
+            a, b = (trained[f"lora.{name}.{side}"].double() for side in "AB")
+            linear.weight.copy_(linear.weight.double() + alpha / rank * (b @ a))
+
+
+def _read_trained(file: Path) -> tuple[dict[str, Tensor], float]:
+    """Return the tensors of a file and its `alpha`. Raises ModelError."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            return tensors, float((opened.metadata() or {})["alpha"])
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file} cannot be read: {error}; expected a safetensors file") from error
+    except (KeyError, ValueError) as error:
+        raise ModelError(f"{file} has no number `alpha` in its metadata: {error}") from error
+
+
+def _require_expected(
+    trained: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], file: Path
+) -> None:
+    """Raise ModelError for a tensor that is missing, not expected, or of another shape."""
+    for what, names in (
+        ("lacks", expected.keys() - trained.keys()),
+        ("has, beside the expected ones,", trained.keys() - expected.keys()),
+    ):
+        if names:
+            raise ModelError(
+                f"{file} {what} {len(names)} tensors, for example {min(names)}; expected the file "
+                "that was trained for these parts"
+            )
+    for name, shape in expected.items():
+        if (found := tuple(trained[name].shape)) != shape:
+            raise ModelError(f"{name} in {file} has the shape {found}, expected {shape}")

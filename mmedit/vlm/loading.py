@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack, cast
@@ -36,12 +35,10 @@ from mmedit.adapters.compiled import compile_layers, require_compiler
 from mmedit.adapters.matching import require_matching_processor
 from mmedit.adapters.weights import keep_weights_in_place, require_finite
 from mmedit.cache import TensorCache
+from mmedit.catalog import built_in_vlms, require_made
 from mmedit.errors import ModelError, UnknownNameError, one_line, shortened
 from mmedit.storage import is_hub_id
 from mmedit.vlm.network import NetworkVLM
-
-BUILT_IN = {"embedded": "assets/embedded-vlm"}
-"""VLMs shipped inside the package: ordinary transformers folders."""
 
 LOADING_ERRORS = (
     OSError, ValueError, RuntimeError, ImportError, SafetensorError, StrictDataclassError,
@@ -61,13 +58,14 @@ def resolve_vlm(name_or_path: str | Path) -> str:
     Raises UnknownNameError or ModelError.
     """
     name = str(name_or_path)
-    if name in BUILT_IN:
-        return str(resources.files("mmedit").joinpath(BUILT_IN[name]))
+    if name in (built_in := built_in_vlms()):
+        require_made(name)
+        return str(built_in[name])
     if (folder := model_folder(Path(name).expanduser())) is not None:
         return str(folder)
     if is_hub_id(name):
         return name
-    raise UnknownNameError("VLM (nor model folder, nor hub id like owner/name)", name, BUILT_IN)
+    raise UnknownNameError("VLM (nor model folder, nor hub id like owner/name)", name, built_in)
 
 
 class LoadingOptions(TypedDict, total=False):
@@ -100,7 +98,7 @@ def load_vlm(
     name: str | None = None,
     **options: Unpack[LoadingOptions],
 ) -> NetworkVLM:
-    """Load a VLM: the built-in "embedded", a transformers folder, or a hub id.
+    """Load a VLM: the built-in "embedded" or "photo", a transformers folder, or a hub id.
 
     `features` is a cache of image features to use; `name` is the VLM's `name`, by default
     `name_or_path`. `LoadingOptions` describes the other keywords. Weights are read from safetensors

@@ -158,7 +158,7 @@ def test_help_shows_defaults_and_the_names_of_the_tables(mmedit_):
     assert "liveedit, liveedit-1000, mmedit or unike" in shown
     assert "[default: (the run's --vlm)]" in shown
     assert "[default: embedded]" in mmedit_("fit", "--help").out
-    assert "evqa, eic, vlkeb, mmke or grocery" in mmedit_("data", "get", "--help").out
+    assert "evqa, eic, vlkeb, mmke, grocery or photo-vlm" in mmedit_("data", "get", "--help").out
 
 
 def test_version_and_help_as_a_command(mmedit_):

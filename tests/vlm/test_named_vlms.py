@@ -21,6 +21,7 @@ from mmedit.errors import ConfigError
 NAMED = named_vlms()
 ELSEWHERE = {
     "embedded": "is loaded, sites and all, by most other tests",
+    "photo": "its tower has no Linear, so no site (tests/convert/test_photo.py)",
     "minigpt4-llama2-7b": "the conversion registers its class (tests/convert/test_checkpoints.py)",
 }
 

