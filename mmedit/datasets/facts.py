@@ -106,6 +106,18 @@ def fact_questions(split: Split) -> tuple[Example, ...]:
     )
 
 
+def capital_sentences(split: Split) -> tuple[Example, ...]:
+    """Return the capitals of a split, as whole sentences: a pretrained language model that was not
+    taught to answer in one word says "The capital of Kenya is Nairobi."
+    """
+    return tuple(
+        Example(prompt=fact.ask(wording), target=f"The capital of {fact.subject} is {fact.answer}.")
+        for fact in split_facts(split)
+        if fact.relation == "capital"
+        for wording in PHRASINGS["capital"].train
+    )
+
+
 @cache
 def split_facts(split: Split) -> tuple[Fact, ...]:
     """Return the facts of a split."""

@@ -21,11 +21,10 @@ from typing import Any
 import torch
 from lessons import Batch, Row, pack
 from photographs import Photograph, load_features, read_photographs
-from replies import generate, known_facts
+from replies import KnownFact, generate, held_out, known_facts
 from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
-from train import held_out
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmedit.convert.photo import read_language_model
@@ -104,18 +103,18 @@ def ask_products(network: Any, tokenizer: Any) -> dict[str, list[bool]]:
     return right
 
 
-def kept_facts(network: Any, tokenizer: Any, run: Path, progress: Any) -> dict[str, list[bool]]:
+def kept_facts(network: Any, tokenizer: Any, known: Sequence[KnownFact], progress: Any) -> dict:
     """Return which facts that the pretrained language model answered are still in the replies.
 
-    "taught" are those of the countries whose facts were in the training, "held out" the others.
+    "trained" are those of the countries whose replies were in the training, "held out" the others.
     """
-    known = known_facts(network, tokenizer, run / "known.json", progress)
-    asked = [fact.ask(PHRASINGS[fact.relation].original[0]) for fact in known]
-    replies = generate(network, tokenizer, asked, 16, "facts", progress)
+    facts = [one.fact for one in known]
+    asked = [fact.ask(PHRASINGS[fact.relation].original[0]) for fact in facts]
+    replies = generate(network, tokenizer, asked, 24, "facts", progress)
     kept: dict[str, list[bool]] = {}
-    for fact, reply in zip(known, replies, strict=True):
+    for fact, reply in zip(facts, replies, strict=True):
         text = tokenizer.decode(reply.ids[reply.prompt :]).lower()
-        kind = "held out" if fact.subject in held_out(known) else "taught"
+        kind = "held out" if fact.subject in held_out(known) else "trained"
         for name in (f"{fact.relation}, {kind}", f"{fact.relation}, all"):
             kept.setdefault(name, []).append(fact.answer.lower() in text)
     return kept
@@ -190,7 +189,7 @@ def main() -> None:
     processor = AutoProcessor.from_pretrained(folder)
     tokenizer = processor.tokenizer
     test = read_photographs(arguments.photographs, "test")
-    trained = read_photographs(arguments.photographs, "train", "val", iconic=True)
+    trained = read_photographs(arguments.photographs, "train")
     new = load_features(
         network, processor, test, arguments.run / "test-features", views=1, seed=0, progress=show
     )
@@ -203,9 +202,9 @@ def main() -> None:
     answers = ask_photographs(network, tokenizer, test[::step], new[::step])
     answers |= ask_products(network, tokenizer)
     result["exact match"] = {name: share(right) for name, right in answers.items()}
+    known = known_facts(network, tokenizer, arguments.run / "known.json", show)
     result["kept facts"] = {
-        name: share(right)
-        for name, right in kept_facts(network, tokenizer, arguments.run, show).items()
+        name: share(right) for name, right in kept_facts(network, tokenizer, known, show).items()
     }
     _, tensors = read_language_model(next(arguments.parts.rglob("*.gguf")))
     result["perplexity"] = {

@@ -1,4 +1,4 @@
-"""What the VLM "photo" is taught: questions about photographs, facts in text, and its own replies.
+"""What the VLM "photo" is taught: questions about photographs, and facts about products in text.
 
 Questions about one image share a row: the tokens of the image come first, and every question with
 its answer is a block of its own after them. A block sees the image and itself alone, at the
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from mmedit.datasets.facts import PHRASINGS, Fact, choose
+from mmedit.datasets.facts import choose
 from mmedit.datasets.grocery.questions import QUESTIONS, TEXT_QUESTIONS, ProductFacts
 
 BEFORE, AFTER, END = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
@@ -74,15 +74,6 @@ def product_text_row(products: Sequence[ProductFacts], rng: np.random.Generator)
         wording = choose(rng, TEXT_QUESTIONS[question].train).format(name=facts.name)
         asked.append((wording, facts.answer(question)))
     return Row(image=False, asked=tuple(asked))
-
-
-def fact_row(facts: Sequence[Fact], rng: np.random.Generator) -> Row:
-    """Return a row of facts that the language model knew before: they teach it short answers."""
-    drawn = [facts[int(rng.integers(len(facts)))] for _ in range(FACTS_IN_ROW)]
-    return Row(
-        image=False,
-        asked=tuple((f.ask(choose(rng, PHRASINGS[f.relation].train)), f.answer) for f in drawn),
-    )
 
 
 def pack(

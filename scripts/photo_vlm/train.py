@@ -7,8 +7,8 @@ PARTS is a folder with the two pretrained files that `mmedit data get photo-vlm`
 tower stays frozen, so what it sees of every photograph, in several changed views, is computed once.
 (1) The projector learns to give each image tokens whose mean is nearest to the embedding of the
 product's name; this takes minutes, and the language model then starts from tokens that it can
-almost read. (2) Projector and LoRA learn to answer (`lessons.py`). Two terms keep what the language
-model knew: facts that it answered before, and KL(pretrained || trained) on its own replies.
+almost read. (2) Projector and LoRA learn to answer (`lessons.py`). KL(pretrained || trained) on the
+language model's own replies, to facts that it knew and to all kinds of questions, keeps the rest.
 
 Every batch is a function of (seed, stage, step), and the state is saved every `--save-every` steps:
 a killed run started again with the same command continues where it was.
@@ -27,10 +27,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from lessons import Batch, fact_row, pack, photograph_row, product_text_row
+from lessons import Batch, pack, photograph_row, product_text_row
 from peft import LoraConfig, get_peft_model
 from photographs import Photograph, load_features, read_photographs
-from replies import Reply, known_facts, write_replies
+from replies import Reply, held_out, known_facts, write_replies
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -45,7 +45,6 @@ from mmedit.convert.photo import (
     read_tokenizer,
     read_tower,
 )
-from mmedit.datasets.facts import Fact
 from mmedit.datasets.grocery.files import read_products
 from mmedit.datasets.grocery.questions import product_facts
 from mmedit.storage import replaced
@@ -70,8 +69,8 @@ class School:
     """[photograph, view, cells, 1280], in half precision."""
     descriptions: dict[str, str]
     """The first sentence of each product's description, by class."""
-    known: Sequence[Fact]
     replies: Sequence[Reply]
+    """What the pretrained language model replied; half of them to facts that it knew."""
     seed: int
 
     @property
@@ -219,7 +218,7 @@ def language_stage(school: School, lora: Any, steps: int, lr: float) -> Stage:
             drift = drift_loss(school, lora, rng)
             drift.backward()
             return figures | {"drift": drift.item()}
-        texts = [product_text_row(products, rng), fact_row(school.known, rng)]
+        texts = [product_text_row(products, rng), product_text_row(products, rng)]
         read = pack(school.tokenizer, texts, 0, torch.float32)
         about_text, text_right = answer_loss(school, read, None)
         (0.3 * about_text).backward()
@@ -293,7 +292,7 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--projector-steps", type=int, default=700)
-    parser.add_argument("--language-steps", type=int, default=260)
+    parser.add_argument("--language-steps", type=int, default=420)
     parser.add_argument("--lr", type=float, default=8e-4, help="of stage 2")
     parser.add_argument("--save-every", type=int, default=50)
     arguments = parser.parse_args()
@@ -324,7 +323,7 @@ def prepare(arguments: argparse.Namespace, progress: Progress) -> School:
     gguf = next(arguments.parts.rglob("*.gguf"))
     tokenizer = read_tokenizer(gguf)
     config, language = read_language_model(gguf)
-    network = build_network(config, tokenizer.convert_tokens_to_ids("<image>"))
+    network = build_network(config, int(tokenizer.convert_tokens_to_ids("<image>")))
     load_parts(network, read_tower(next(arguments.parts.rglob("*.pth"))), language)
     tasks: dict[str, Any] = {}
 
@@ -334,12 +333,14 @@ def prepare(arguments: argparse.Namespace, progress: Progress) -> School:
         progress.update(tasks[task], completed=done, figures=figures)
 
     root = arguments.photographs
-    photographs = read_photographs(root, "train", "val", iconic=True)
+    photographs = read_photographs(root, "train")
     features = load_features(
         network, build_processor(tokenizer), photographs, arguments.run / "train-features",
         views=VIEWS, seed=arguments.seed, progress=show,
     )  # fmt: skip
     known = known_facts(network, tokenizer, arguments.run / "known.json", show)
+    taught = [one.reply for one in known if one.fact.subject not in held_out(known)]
+    others = write_replies(network, tokenizer, arguments.run / "replies.json", show)
     return School(
         network=network,
         tokenizer=tokenizer,
@@ -350,15 +351,9 @@ def prepare(arguments: argparse.Namespace, progress: Progress) -> School:
             for shown, product in zip(product_facts(), read_products(root), strict=True)
             if product.description
         },
-        known=[fact for fact in known if fact.subject not in held_out(known)],
-        replies=write_replies(network, tokenizer, arguments.run / "replies.json", show),
+        replies=[*taught, *others],
         seed=arguments.seed,
     )
-
-
-def held_out(known: Sequence[Fact]) -> set[str]:
-    """Return every second country: nothing known about it is taught, so it can be tested."""
-    return set(sorted({fact.subject for fact in known})[::2])
 
 
 if __name__ == "__main__":

@@ -23,12 +23,21 @@ QUESTIONS: dict[str, Phrasings] = {
             "Which product is shown?",
             "Name the product in the picture.",
             "What is the product in this photograph?",
+            "Please name this product.",
+            "Tell me the name of the product shown here.",
+            "This photograph shows which product?",
+            "Do you know which product this is?",
         ),
         held_out=("Can you tell which grocery product this is?", "What is the product called?"),
     ),
     "kind": Phrasings(
         original=("What kind of food is this?",),
-        further=("Which kind of food is shown?", "Name the kind of food in the picture."),
+        further=(
+            "Which kind of food is shown?",
+            "Name the kind of food in the picture.",
+            "Please say what kind of food this is.",
+            "Do you know which kind of food it is?",
+        ),
         held_out=("Can you tell what kind of food this is?",),
     ),
     "category": Phrasings(
@@ -48,7 +57,12 @@ QUESTIONS: dict[str, Phrasings] = {
     ),
     "origin": Phrasings(
         original=("Which country does this product come from?",),
-        further=("From which country is this?", "Name the country this product comes from."),
+        further=(
+            "From which country is this?",
+            "Name the country this product comes from.",
+            "Please say where this product comes from.",
+            "Do you know from which country it comes?",
+        ),
         held_out=("Can you tell which country this comes from?",),
     ),
     "description": Phrasings(

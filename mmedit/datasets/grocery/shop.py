@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from mmedit.cases import Example, Split
-from mmedit.datasets.facts import fact_questions
+from mmedit.datasets.facts import capital_sentences, fact_questions
 from mmedit.datasets.grocery.files import Product, read_photographs, read_products
 from mmedit.datasets.grocery.questions import QUESTIONS
 from mmedit.datasets.known import Known
@@ -101,8 +101,15 @@ class Shop:
 
     @cached_property
     def facts(self) -> tuple[Example, ...]:
-        """Questions without an image, of those that the base model answers right."""
-        return tuple(e for e in fact_questions(self.split) if self.knows(e.prompt))
+        """Questions without an image: all, or those that the base model answers right, in one word
+        or in a sentence.
+        """
+        if self.known is None:
+            return fact_questions(self.split)
+        return tuple(e for e in self._texts() if self.knows(text_key(e)))
+
+    def _texts(self) -> tuple[Example, ...]:
+        return fact_questions(self.split) + capital_sentences(self.split)
 
     def knows(self, key: str) -> bool:
         """Return whether a question may be asked: the base model answers it right."""
@@ -136,7 +143,12 @@ class Shop:
                     self.key(image, asked),
                     Example(prompt=prompt, target=target, image=image),
                 )
-        yield from ((example.prompt, example) for example in fact_questions(self.split))
+        yield from ((text_key(example), example) for example in self._texts())
+
+
+def text_key(example: Example) -> str:
+    """Return the key of a question without an image: "... capital of Kenya? Nairobi"."""
+    return f"{example.prompt} {example.target}"
 
 
 def by_product(photographs: Sequence[tuple[Path, int]]) -> dict[int, tuple[Path, ...]]:
