@@ -85,7 +85,7 @@ def pack(
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
     image, before, after, end = (
-        tokenizer.convert_tokens_to_ids("<image>"), tokens(BEFORE), tokens(AFTER), tokens(END),
+        tokenizer.vocab["<image>"], tokens(BEFORE), tokens(AFTER), tokens(END),
     )  # fmt: skip
     packed = []
     for row in rows:
@@ -114,7 +114,7 @@ def pack(
     seen |= torch.eye(width, dtype=torch.bool)  # a row of the softmax must not be empty
     mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
     return Batch(
-        ids=padded(0, tokenizer.pad_token_id),
+        ids=padded(0, end[0]),
         positions=padded(1, 0),
         mask=mask[:, None],
         answer=padded(3, False).bool(),

@@ -292,7 +292,7 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--projector-steps", type=int, default=700)
-    parser.add_argument("--language-steps", type=int, default=420)
+    parser.add_argument("--language-steps", type=int, default=340)
     parser.add_argument("--lr", type=float, default=8e-4, help="of stage 2")
     parser.add_argument("--save-every", type=int, default=50)
     arguments = parser.parse_args()
@@ -323,7 +323,7 @@ def prepare(arguments: argparse.Namespace, progress: Progress) -> School:
     gguf = next(arguments.parts.rglob("*.gguf"))
     tokenizer = read_tokenizer(gguf)
     config, language = read_language_model(gguf)
-    network = build_network(config, int(tokenizer.convert_tokens_to_ids("<image>")))
+    network = build_network(config, tokenizer.vocab["<image>"])
     load_parts(network, read_tower(next(arguments.parts.rglob("*.pth"))), language)
     tasks: dict[str, Any] = {}
 
