@@ -20,6 +20,7 @@ from mmedit.catalog import (
     names,
     read_yaml,
     require_known,
+    require_made,
 )
 from mmedit.config_checks import (
     PARTS,

@@ -84,7 +84,7 @@ def demo(
         typer.Option(
             metavar="NAME",
             help=f"{either(list(SHOWS))}. What photo needs: `mmedit data get photo-vlm grocery`.",
-            callback=one_of("VLM of the demo", SHOWS),
+            callback=one_of("VLM of the demo", list(SHOWS)),
         ),
     ] = "embedded",
     out_folder: Annotated[

@@ -2,8 +2,8 @@
 
 Questions about one image share a row: the tokens of the image come first, and every question with
 its answer is a block of its own after them. A block sees the image and itself alone, at the
-positions that it would have if it were the only one, so a row of four questions gives what four
-rows would give and costs half.
+positions that it would have if it were the only one, so a row of three questions gives what
+three rows would give and costs half.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from mmedit.datasets.grocery.questions import QUESTIONS, TEXT_QUESTIONS, Product
 BEFORE, AFTER, END = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
 """The text before an image or a question, between question and answer, and after the answer."""
 OFTEN, SELDOM = ("product", "kind"), ("category", "color", "packaging", "origin", "description")
-"""Questions that are asked of every photograph, and those of which two are drawn for each."""
-DRAWN = 2
+"""Questions that are asked of every photograph, and those of which one is drawn for each."""
+DRAWN = 1
 FACTS_IN_ROW = 5
 """Number of questions about text in one row."""
 
