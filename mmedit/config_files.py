@@ -103,6 +103,8 @@ class Block(Settings):
     """The cases that are measured. Editors do not train on validation cases in the same run."""
     limit: int | None = Field(default=None, ge=1)
     """Use at most this many cases."""
+    train_limit: int | None = Field(default=None, ge=1)
+    """Editors learn from at most this many training cases."""
     settings: Texts = ()
     """Settings in the form that `--set` takes. Those of the command line come after them."""
     on_contradiction: OnContradiction = "error"

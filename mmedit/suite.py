@@ -61,6 +61,8 @@ class RunOptions:
 
     limit: int | None = None
     """Use at most this many cases; a block may use fewer."""
+    train_limit: int | None = None
+    """Editors learn from at most this many training cases; a block may use fewer."""
     batch_size: int | None = None
     """Separate edits per pass; None: the VLM's own number."""
     generate: bool = True
@@ -77,6 +79,7 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         require_number("limit", self.limit, least=1)
+        require_number("train_limit", self.train_limit, least=1)
         require_number("batch_size", self.batch_size, least=1, most=MAX_BATCH)
         require_number("seed", self.seed, least=0, most=MAX_SEED)
         if not isinstance(self.overrides, Overrides):  # texts, as --set takes them
@@ -117,7 +120,7 @@ class BlockPlan:
         """A key for the training of each editor, by label. Equal keys are trained once."""
         block, held_out = self.block, len(self.cases) if self.block.split == "validation" else 0
         changed = [str(self.overrides.of(part)) for part in ("vlm", "dataset")]
-        shared = (block.vlm, block.dataset, *changed, self.plan.seed, held_out)
+        shared = (block.vlm, block.dataset, *changed, self.plan.seed, block.train_limit, held_out)
         editors = self.plan.editors.items()
         return {label: (*shared, one.method, one.config.of_fit()) for label, one in editors}
 
@@ -127,7 +130,7 @@ class BlockPlan:
         """
         read = read_cases(
             self.block.dataset, "train", self.overrides.of("dataset"),
-            limit=limit, seed=self.plan.seed, progress=progress,
+            limit=smallest(self.block.train_limit, limit), seed=self.plan.seed, progress=progress,
         )  # fmt: skip
         if self.block.split == "test":
             return read
@@ -137,6 +140,11 @@ class BlockPlan:
             tuple(c for c in read if c.id not in ids and image_name(c.request) not in images),
             read.left_out,
         )
+
+
+def smallest(*limits: int | None) -> int | None:
+    """Return the smallest limit; None stands for no limit."""
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 @dataclass(frozen=True)
@@ -189,7 +197,10 @@ def prepare(
     require_published(block)
     overrides = _overrides_of(block, options)
     vlm_file = load_vlm_file(block.vlm, overrides.of("vlm"))
-    limit = min((n for n in (block.limit, options.limit) if n is not None), default=None)
+    limit = smallest(block.limit, options.limit)
+    block = block.model_copy(
+        update={"train_limit": smallest(block.train_limit, options.train_limit)}
+    )
     settings = overrides.of("dataset")
     editors = load_editors(block.editors, block.vlm, overrides)
     mode = load_mode(block.mode, overrides)

@@ -113,6 +113,16 @@ LimitOption = Annotated[
         show_default="all; for a table, its own",
     ),
 ]
+TrainLimitOption = Annotated[
+    int | None,
+    typer.Option(
+        "--train-limit",
+        min=1,
+        metavar="N",
+        help="Let editors learn from at most this many training cases.",
+        show_default="all; for a table, its own",
+    ),
+]
 BatchSizeOption = Annotated[
     int | None,
     typer.Option(
@@ -164,6 +174,7 @@ def bench(
     dataset: DatasetOption = None,
     mode: ModeOption = None,
     limit: LimitOption = None,
+    train_limit: TrainLimitOption = None,
     batch_size: BatchSizeOption = None,
     generate: GenerateOption = True,
     on_contradiction: ContradictionOption = None,
@@ -190,6 +201,7 @@ def bench(
 
     options = RunOptions(
         limit=limit,
+        train_limit=train_limit,
         batch_size=batch_size,
         generate=generate,
         overrides=overrides,

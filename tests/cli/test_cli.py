@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -367,8 +368,8 @@ def test_a_bad_line_of_records_is_named(mmedit_, run_folder, tmp_path):
 
 
 def test_demo_runs_end_to_end_and_writes_a_report(mmedit_, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli.demo, "DEMO_EDITORS", ("ft-l", "ft"))
-    monkeypatch.setattr(cli.demo, "DEMO_SHOWN", "FT-M")
+    quick = replace(cli.demo.SHOWS["embedded"], editors=("ft-l", "ft"), shown="FT-M")
+    monkeypatch.setitem(cli.demo.SHOWS, "embedded", quick)
     monkeypatch.chdir(tmp_path)
     shown = mmedit_("demo", "--edits", "3")  # into runs/demo
     assert shown.code == 0

@@ -164,7 +164,7 @@ def test_smaller_limit_is_a_prefix(all_cases, limit: int):
     ]
 
 
-@pytest.mark.parametrize("split", ["validation", "tset", None, ["test"]])
+@pytest.mark.parametrize("split", ["valid", "tset", None, ["test"]])
 def test_another_split_is_never_the_test_split(split):
     with pytest.raises(UnknownNameError, match=r"no split named .* There are: test, train"):
         easyvqa.EasyVQA().load(split)
