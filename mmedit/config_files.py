@@ -117,6 +117,19 @@ class Block(Settings):
     published_model: str | None = None
     published_dataset: str | None = None
 
+    def limited(self, limit: int | None, train_limit: int | None) -> Block:
+        """Return the block with limits that are at most these."""
+        limits = {
+            "limit": smallest(self.limit, limit),
+            "train_limit": smallest(self.train_limit, train_limit),
+        }
+        return self.model_copy(update=limits)
+
+
+def smallest(*limits: int | None) -> int | None:
+    """Return the smallest limit; None stands for no limit."""
+    return min((limit for limit in limits if limit is not None), default=None)
+
 
 class TableFile(Settings):
     """A file of `configs/table`: several runs."""

@@ -41,7 +41,7 @@ from mmedit.config_checks import (
     require_used,
     require_uses,
 )
-from mmedit.config_files import MAX_BATCH, Block, VLMFile, require_names
+from mmedit.config_files import MAX_BATCH, Block, VLMFile, require_names, smallest
 from mmedit.errors import ConfigError
 from mmedit.pages import BlockResult, comparison_of, write_block, write_suite_table
 from mmedit.progress import Progress, by_itself, silent
@@ -142,11 +142,6 @@ class BlockPlan:
         )
 
 
-def smallest(*limits: int | None) -> int | None:
-    """Return the smallest limit; None stands for no limit."""
-    return min((limit for limit in limits if limit is not None), default=None)
-
-
 @dataclass(frozen=True)
 class Reusable:
     """Parts that a later block takes over: the last VLM, and editors fitted on the same cases."""
@@ -197,22 +192,20 @@ def prepare(
     require_published(block)
     overrides = _overrides_of(block, options)
     vlm_file = load_vlm_file(block.vlm, overrides.of("vlm"))
-    limit = smallest(block.limit, options.limit)
-    block = block.model_copy(
-        update={"train_limit": smallest(block.train_limit, options.train_limit)}
-    )
-    settings = overrides.of("dataset")
+    block = block.limited(options.limit, options.train_limit)
     editors = load_editors(block.editors, block.vlm, overrides)
     mode = load_mode(block.mode, overrides)
     if cases is None:
-        cases = read_cases(block.dataset, block.split, settings, limit=limit, seed=options.seed)
+        cases = read_cases(
+            block.dataset, block.split, settings, limit=block.limit, seed=options.seed
+        )
     settled = settle(cases, mode, options.on_contradiction or block.on_contradiction)
     generation = load_generation(overrides)
     plan = Plan(
         vlm_name=block.vlm,
         dataset=block.dataset,
         split=block.split,
-        limit=limit,
+        limit=block.limit,
         seed=options.seed,
         editors=editors,
         batch_size=options.batch_size or vlm_file.batch_size,

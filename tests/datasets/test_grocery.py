@@ -279,16 +279,18 @@ def write_known(file: Path, root: Path, wrong: set[str], *, split: str = "test")
 def test_the_questions_are_those_that_cases_ask(root: Path):
     for split in ("train", "test"):
         questions = dict(load_questions("grocery", split, {"root": root}))
-        said = {(e.image, e.prompt): e.target for e in questions.values()}
-        assert len(said) == len(questions)
+        said: dict[tuple[object, str], set[str]] = {}
+        for asked in questions.values():
+            said.setdefault((asked.image, asked.prompt), set()).add(asked.target)
+        assert sum(map(len, said.values())) == len(questions)
         for task, seed in product(("object", "photo"), SEEDS):
             for case in grocery.Grocery(root=root, task=task).load(split, seed=seed):
                 for probe, examples in case.probes.items():
                     for example in examples:
-                        asked = isinstance(example.image, Path) and probe != Probe.TEXT_GENERALITY
-                        if asked or example.image is None:
+                        original = isinstance(example.image, Path)
+                        if example.image is None or (original and probe != Probe.TEXT_GENERALITY):
                             true = said[example.image, example.prompt]
-                            assert not probe.is_locality or true == example.target
+                            assert not probe.is_locality or example.target in true
 
 
 def test_everything_known_changes_no_case(root: Path, tmp_path: Path):

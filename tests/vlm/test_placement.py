@@ -45,7 +45,7 @@ def low_rank(vlm: NetworkVLM, sites: tuple[str, ...]) -> dict[str, LowRank]:
 # Offloaded
 
 
-@pytest.fixture(params=["blip2", "llava", "qwen2_5_vl", "fast_vlm", "photo"])
+@pytest.fixture(params=["blip2", "llava", "qwen2_5_vl", "fast_vlm"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     if request.param == "blip2":
         return tiny.save_model(tmp_path / "model")

@@ -101,11 +101,9 @@ class Shop:
 
     @cached_property
     def facts(self) -> tuple[Example, ...]:
-        """Questions without an image: all, or those that the base model answers right, in one word
-        or in a sentence.
+        """Questions without an image, answered in one word or in a sentence, of those that the base
+        model answers right.
         """
-        if self.known is None:
-            return fact_questions(self.split)
         return tuple(e for e in self._texts() if self.knows(text_key(e)))
 
     def _texts(self) -> tuple[Example, ...]:
