@@ -196,9 +196,8 @@ def prepare(
     editors = load_editors(block.editors, block.vlm, overrides)
     mode = load_mode(block.mode, overrides)
     if cases is None:
-        cases = read_cases(
-            block.dataset, block.split, settings, limit=block.limit, seed=options.seed
-        )
+        read = (block.dataset, block.split, overrides.of("dataset"))
+        cases = read_cases(*read, limit=block.limit, seed=options.seed)
     settled = settle(cases, mode, options.on_contradiction or block.on_contradiction)
     generation = load_generation(overrides)
     plan = Plan(
