@@ -293,6 +293,19 @@ def test_the_questions_are_those_that_cases_ask(root: Path):
                             assert not probe.is_locality or example.target in true
 
 
+def test_validation_cases_edit_photographs_of_a_list_of_their_own(root: Path):
+    cases = grocery.Grocery(root=root).load("validation")
+    assert cases
+    for case in cases:
+        assert "validation" in case.id
+        images = [e.image for probe, es in case.probes.items() for e in es if not probe.is_locality]
+        edited = [image for image in images if isinstance(image, Path)]
+        assert root / "val" in edited[0].parents
+        for probe in case.probes.get(Probe.IMAGE_GENERALITY, ()):
+            assert isinstance(probe.image, Path)
+            assert root / "test" not in probe.image.parents
+
+
 def test_everything_known_changes_no_case(root: Path, tmp_path: Path):
     known = write_known(tmp_path / "known.json", root, set())
     for task in grocery.TASKS:

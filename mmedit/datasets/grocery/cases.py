@@ -26,10 +26,10 @@ import numpy as np
 from pydantic import BeforeValidator
 
 from mmedit.cases import Cases, Example, Split
-from mmedit.datasets.base import DatasetSettings, one_of
+from mmedit.datasets.base import CaseSplit, DatasetSettings, one_of
 from mmedit.datasets.grocery.edits import CaseMaker, Task
 from mmedit.datasets.grocery.files import FETCH, folder_of
-from mmedit.datasets.grocery.shop import TYPES, Shop
+from mmedit.datasets.grocery.shop import LISTS, TYPES, Shop
 from mmedit.datasets.known import Known
 from mmedit.errors import ConfigError, DataError
 from mmedit.progress import Progress
@@ -66,6 +66,13 @@ class Grocery(DatasetSettings):
         With `known`, of those whose question the base model answers right. Raises DataError, with
         file and row, if files are missing.
         """
+        return self._read(split, limit, seed, progress)
+
+    def read_validation(self, *, limit: int | None, seed: int, progress: Progress) -> Cases:
+        """Make a case of the photographs of val.txt, which no editor learns from."""
+        return self._read("validation", limit, seed, progress)
+
+    def _read(self, split: CaseSplit, limit: int | None, seed: int, progress: Progress) -> Cases:
         shop = self._shop(split)
         maker = CaseMaker(shop=shop, task=self.task, asked=self._questions(shop), seed=seed)
         probes = {path for paths in shop.probed.values() for path in paths}
@@ -82,9 +89,10 @@ class Grocery(DatasetSettings):
             unknown += case is None
             progress("reading cases", len(cases), wanted, "")
         if unknown and not cases:
+            asked = "train" if split == "train" else "test"
             raise DataError(
                 f"{self.known} says of no photograph of the {split} split that the base model "
-                f"knows it; ask it with: mmedit data known --split {split}"
+                f"knows it; ask it with: mmedit data known --split {asked}"
             )
         return Cases(tuple(cases), {UNKNOWN: unknown} if unknown else {})
 
@@ -92,7 +100,7 @@ class Grocery(DatasetSettings):
         """Yield every question that cases of a split may ask. Raises DataError."""
         yield from Shop.read(folder_of(self.root), split).questions()
 
-    def _shop(self, split: Split) -> Shop:
+    def _shop(self, split: CaseSplit) -> Shop:
         folder = folder_of(self.root)
         shop = Shop.read(folder, split, Known.read(self.known) if self.known else None)
         if self.task == "caption" and not all(product.description for product in shop.products):
@@ -109,8 +117,9 @@ class Grocery(DatasetSettings):
             raise ConfigError(f"dataset.asked is empty; name some of {', '.join(TYPES)}")
         for asked in self.asked:
             if len(shop.by_answer[asked]) < 2:
+                file = shop.folder / f"{LISTS[shop.split]}.txt"
                 raise DataError(
-                    f"all products of {shop.folder / shop.split}.txt have the same {asked}; an "
-                    "edit needs a second answer. Choose others with dataset.asked"
+                    f"all products of {file} have the same {asked}; an edit needs a second answer. "
+                    "Choose others with dataset.asked"
                 )
         return self.asked

@@ -7,8 +7,9 @@ Photographs taken at another place: the numbers in the file names do not tell th
 published lists are mixed (photographs with neighbouring numbers look no more alike than any two).
 The lists do: of two photographs of one product, one out of its own list and one out of another, the
 one of its own list has the more similar colours in 85 to 96 of 100 draws. So a case of the test
-split asks about a photograph of val.txt, or one for probes of train.txt. A case of the train split,
-from which editors learn, asks about another one of train.txt: the other lists are kept for tests.
+split asks about a photograph of val.txt, or one for probes of train.txt; a validation case, which
+edits a photograph of val.txt, about the latter. A case of the train split, from which editors
+learn, asks about another one of train.txt: the other lists are kept for tests.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mmedit.cases import Example, Split
+from mmedit.cases import Example
+from mmedit.datasets.base import CaseSplit
 from mmedit.datasets.facts import capital_sentences, fact_questions
 from mmedit.datasets.grocery.files import Product, read_photographs, read_products
 from mmedit.datasets.grocery.questions import QUESTIONS
@@ -32,6 +34,8 @@ PROBE_PHOTOGRAPHS = 5
 """One photograph of a product in so many is for probes alone."""
 TYPES = ("product", "kind", "origin")
 """Questions that a case may ask about a photograph, keys of `QUESTIONS`."""
+LISTS: Mapping[CaseSplit, str] = {"train": "train", "test": "test", "validation": "val"}
+"""Names of the lists of photographs, by split."""
 Photographs = Mapping[int, tuple[Path, ...]]
 """Photographs by the number of their product."""
 
@@ -41,7 +45,8 @@ class Shop:
     """The products and photographs of a split, from which cases are made."""
 
     folder: Path
-    split: Split
+    split: CaseSplit
+    """The list of photographs: train.txt, test.txt, or for "validation" val.txt."""
     products: Sequence[Product]
     photographs: Sequence[tuple[Path, int]]
     """Each with the number of its product."""
@@ -53,17 +58,17 @@ class Shop:
     """The questions that the base model answers right; None: all are asked."""
 
     @staticmethod
-    def read(folder: Path, split: Split, known: Known | None = None) -> Shop:
+    def read(folder: Path, split: CaseSplit, known: Known | None = None) -> Shop:
         """Read the products and the photographs of a split. Raises DataError."""
         products = read_products(folder)
-        photographs = read_photographs(folder, split, len(products))
+        photographs = read_photographs(folder, LISTS[split], len(products))
         probed = for_probes(by_product(photographs))
         elsewhere = probed
-        if split == "test":
+        if split != "train":
             train = read_photographs(folder, "train", len(products))
             kept = set(chain.from_iterable(for_probes(by_product(train)).values()))
             others = [shown for shown in train if shown[0] in kept]
-            if (folder / "val.txt").is_file():
+            if split == "test" and (folder / "val.txt").is_file():
                 others += read_photographs(folder, "val", len(products))
             elsewhere = probed | by_product(others)
         return Shop(
@@ -107,7 +112,8 @@ class Shop:
         return tuple(e for e in self._texts() if self.knows(text_key(e)))
 
     def _texts(self) -> tuple[Example, ...]:
-        return fact_questions(self.split) + capital_sentences(self.split)
+        split = "test" if self.split == "test" else "train"
+        return fact_questions(split) + capital_sentences(split)
 
     def knows(self, key: str) -> bool:
         """Return whether a question may be asked: the base model answers it right."""
