@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +19,9 @@ CELLS = 3
 
 @pytest.fixture(scope="module")
 def lessons():
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        import lessons
-
-        yield lessons
-    finally:
-        sys.path.remove(str(SCRIPTS))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPTS)
+        yield import_module("lessons")
 
 
 @pytest.fixture(scope="module")
