@@ -61,7 +61,7 @@ SHOWS = {
         dataset="grocery",
         edits=10,
         about="SmolLM2 with eyes, a VLM of pretrained parts, on photographs of groceries",
-        duration="On 2 cores with AVX2 it takes about 3 minutes.",
+        duration="On 2 cores with AVX2 it takes about 2 minutes.",
         shown="FT-M",
         next=(
             'mmedit edit --vlm photo --image "{image}" --prompt "{prompt}" --target "{target}"',
