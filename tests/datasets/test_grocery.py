@@ -433,6 +433,7 @@ def test_the_audit_says_what_the_base_model_knows(root: Path, tmp_path: Path, mm
     assert "| reliability | – | 70.0 | – | 70.0 | – | 70.0 |" in done.out
     # iconic pictures are asked about with either split
     assert "| iconic generality | 80.0 | 80.0 | – | – | 80.0 | 80.0 |" in done.out
+    assert "| text locality | – | 100.0 | – | 100.0 | – | 100.0 |" in done.out
     done = mmedit_("data", "check", "json", "--root", root / "x.json", "--known", known)
     assert "--known is for grocery" in done.err
 

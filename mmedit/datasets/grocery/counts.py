@@ -15,6 +15,7 @@ from mmedit.datasets.grocery.cases import TASKS, UNKNOWN, Grocery
 from mmedit.datasets.grocery.edits import known_by
 from mmedit.datasets.grocery.files import folder_of
 from mmedit.datasets.grocery.questions import QUESTIONS
+from mmedit.datasets.grocery.shop import photograph_key, text_key
 from mmedit.datasets.known import Known
 from mmedit.errors import DataError
 from mmedit.progress import Progress, named
@@ -110,10 +111,10 @@ def _counted(cases: Cases) -> Counts:
 
 def _answer(example: Example, root: Path, known: Known) -> bool | None:
     """Return whether the base model answers a question right; None if it was not asked."""
-    key = example.prompt
-    if isinstance(example.image, Path) and key in ASKED:
-        image = example.image.relative_to(folder_of(root)).as_posix()
-        key = f"{image} {known_by(ASKED[key])}"
+    if isinstance(example.image, Path) and (asked := ASKED.get(example.prompt)):
+        key = photograph_key(folder_of(root), example.image, known_by(asked))
+    else:
+        key = text_key(example)
     return known.right.get(key)
 
 

@@ -120,8 +120,8 @@ class Shop:
         return self.known is None or key in self.known
 
     def key(self, image: Path, asked: str) -> str:
-        """Return the key of a question about an image: "test/Fruit/Kiwi/Kiwi_001.jpg product"."""
-        return f"{image.relative_to(self.folder).as_posix()} {asked}"
+        """Return the key of a question about an image of the folder."""
+        return photograph_key(self.folder, image, asked)
 
     def known_images(self, images: Iterable[Path], asked: str) -> list[Path]:
         """Return the images about which the question may be asked."""
@@ -148,6 +148,11 @@ class Shop:
                     Example(prompt=prompt, target=target, image=image),
                 )
         yield from ((text_key(example), example) for example in self._texts())
+
+
+def photograph_key(folder: Path, image: Path, asked: str) -> str:
+    """Return the key of a question about an image: "test/Fruit/Kiwi/Kiwi_001.jpg product"."""
+    return f"{image.relative_to(folder).as_posix()} {asked}"
 
 
 def text_key(example: Example) -> str:
