@@ -14,13 +14,6 @@ from mmedit.cli.data import data
 from mmedit.cli.progress import show_progress
 
 
-def _splits(given: list[str] | None) -> list[str] | None:
-    """Check the names of splits."""
-    for name in given or ():
-        one_of("split", get_args(Split))(name)
-    return given
-
-
 @data.command(
     "known",
     epilog=examples(
@@ -47,7 +40,7 @@ def known_questions(
             metavar="SPLIT",
             help="train or test (repeatable); editors that learn need train too.",
             show_default="test",
-            callback=_splits,
+            callback=one_of("split", get_args(Split)),
         ),
     ] = None,
     limit: Annotated[

@@ -21,7 +21,7 @@ from typing import Any
 
 from mmedit.config import load_editors, read_overrides
 from mmedit.config_checks import require_number
-from mmedit.config_files import Block, require_names
+from mmedit.config_files import Block, require_names, smallest
 from mmedit.editors.base import Editor
 from mmedit.errors import ConfigError, DivergedError, one_line
 from mmedit.processes import on_main
@@ -86,8 +86,8 @@ def prepare_search(
     if len(block.editors) != 1:
         raise ConfigError(f"a search has one editor; here are {', '.join(block.editors)}")
     options = options or RunOptions(generate=False)
-    limits = [number for number in (block.limit, options.limit) if number is not None]
-    block = block.model_copy(update={"split": "validation", "limit": min(limits, default=LIMIT)})
+    limit = smallest(block.limit, options.limit) or LIMIT
+    block = block.model_copy(update={"split": "validation", "limit": limit})
     [editor] = block.editors
     whole = points_of(grid, editor)
     chosen = subset(whole, points, options.seed)
@@ -100,7 +100,7 @@ def prepare_search(
         method=editors[0].method,
         dataset=block.dataset,
         mode=block.mode,
-        limit=block.limit or LIMIT,
+        limit=limit,
         seed=options.seed,
         settings=overrides.written,
         grid_size=len(whole),
