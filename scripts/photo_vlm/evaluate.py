@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lessons import Batch, Row, pack
+from lessons import Batch, Row, pack, states_before_answers
 from photographs import Photograph, load_features, read_photographs
 from replies import KnownFact, generate, held_out, known_facts
 from rich.console import Console
@@ -40,16 +40,11 @@ PASSAGE, PASSAGES = 128, 64
 @torch.no_grad()
 def right_answers(network: Any, batch: Batch, images: Tensor | None) -> list[bool]:
     """Return, for every block of every row, whether greedy decoding gives its answer and ends."""
-    embedded = network.get_input_embeddings()(batch.ids)
-    if images is not None:
-        is_image = batch.ids == network.config.image_token_id
-        projected = network.model.multi_modal_projector(images)
-        embedded = embedded.masked_scatter(is_image[:, :, None], projected)
-    states = network.model.language_model(
-        inputs_embeds=embedded, attention_mask=batch.mask, position_ids=batch.positions
-    ).last_hidden_state
-    row, token = batch.answer.nonzero(as_tuple=True)
-    found = network.lm_head(states[row, batch.before[row, token]]).argmax(-1)
+    projected = None if images is None else network.model.multi_modal_projector(images)
+    states, row, token = states_before_answers(
+        network.model.language_model, batch, projected, network.config.image_token_id
+    )
+    found = network.lm_head(states).argmax(-1)
     right, blocks = found == batch.ids[row, token], []
     starts = (token[1:] != token[:-1] + 1) | (row[1:] != row[:-1])
     for block in right.split(torch.diff(_edges(starts, len(right))).tolist()):

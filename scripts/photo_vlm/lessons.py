@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,6 +53,23 @@ class Batch:
     """The place of the token that predicts each token."""
     weight: Float[Tensor, "rows tokens"]
     """1 / the number of tokens of its answer, at tokens of an answer."""
+
+
+def states_before_answers(
+    language: Any, batch: Batch, images: Tensor | None, image_token: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the states that predict the tokens of all answers, and each token's row and place.
+
+    `images` are the projected features of the rows with an image. One forward.
+    """
+    embedded = language.get_input_embeddings()(batch.ids)
+    if images is not None:
+        embedded = embedded.masked_scatter((batch.ids == image_token)[:, :, None], images)
+    states = language(
+        inputs_embeds=embedded, attention_mask=batch.mask, position_ids=batch.positions
+    ).last_hidden_state
+    row, token = batch.answer.nonzero(as_tuple=True)
+    return states[row, batch.before[row, token]], row, token
 
 
 def photograph_row(facts: ProductFacts, description: str | None, rng: np.random.Generator) -> Row:

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lessons import Batch, pack, photograph_row, product_text_row
+from lessons import Batch, pack, photograph_row, product_text_row, states_before_answers
 from peft import LoraConfig, get_peft_model
 from photographs import Photograph, load_features, read_photographs
 from replies import Reply, held_out, known_facts, write_replies
@@ -232,15 +232,10 @@ def answer_loss(school: School, batch: Batch, images: Tensor | None) -> tuple[Te
 
     The head runs at answer tokens alone.
     """
-    embedded = school.language.get_input_embeddings()(batch.ids)
-    if images is not None:
-        is_image = batch.ids == school.network.config.image_token_id
-        embedded = embedded.masked_scatter(is_image[:, :, None], images)
-    states = school.language(
-        inputs_embeds=embedded, attention_mask=batch.mask, position_ids=batch.positions
-    ).last_hidden_state
-    row, token = batch.answer.nonzero(as_tuple=True)
-    logits = school.network.lm_head(states[row, batch.before[row, token]])
+    states, row, token = states_before_answers(
+        school.language, batch, images, school.network.config.image_token_id
+    )
+    logits = school.network.lm_head(states)
     target = batch.ids[row, token]
     weight = batch.weight[row, token]
     nll = F.cross_entropy(logits, target, reduction="none")
