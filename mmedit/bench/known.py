@@ -53,7 +53,7 @@ def find_known(
     done, task = len(asked) - len(left), "asking the base model"
     progress(task, done, len(asked), "")
     for number, batch in enumerate(chunks(left, batch_size), start=1):
-        known = replace(known, right={**known.right, **_asked(vlm, batch)})
+        right.update(_asked(vlm, batch))
         done += len(batch)
         if number % WRITTEN == 0 or done == len(asked):
             known.write(path)

@@ -82,7 +82,7 @@ class FT(Editor[FTConfig]):
             for site in sites
         ]
         make = torch.optim.AdamW if self.config.optimizer == "adamw" else torch.optim.Adam
-        optimizer = make(changes, lr=self.config.lr, weight_decay=0.0)
+        optimizer = make(changes, lr=self.config.lr, weight_decay=0.0, fused=True)
         answers_only = [True] * len(requests)
         for _ in range(self.config.steps):
             deltas = {site: Dense(change) for site, change in zip(sites, changes, strict=True)}
@@ -114,11 +114,12 @@ class FT(Editor[FTConfig]):
         """
         decay = self.config.weight_decay
         for change, weight, gradient in zip(changes, start, gradients, strict=True):
-            change.grad = gradient
+            # The fused optimiser takes for granted that both lie in memory in the same order.
+            change.grad = gradient.contiguous()
             if decay and self.config.optimizer == "adam":
-                change.grad = gradient + decay * (weight + change)
+                change.grad.add_(weight + change, alpha=decay)
             elif decay:
-                change -= self.config.lr * decay * (weight + change)
+                change.sub_(weight + change, alpha=self.config.lr * decay)
         optimizer.step()
         if self.config.norm_constraint is not None:
             for change in changes:

@@ -130,9 +130,10 @@ class Shop:
         return [image for image in images if self.knows(self.key(image, asked))]
 
     def questions(self) -> Iterator[tuple[str, Example]]:
-        """Yield all that cases of the split can ask, with true answers: first about images, mixed
-        so that a part of them shows every product, then without.
+        """Yield all that cases of the split can ask, with true answers: first without an image,
+        then about images, mixed so that a part of them shows every product.
         """
+        yield from ((text_key(example), example) for example in self._texts())
         shown = dict(self.photographs)
         for photographs in (self.probed, self.elsewhere):
             shown |= {path: number for number, paths in photographs.items() for path in paths}
@@ -147,7 +148,6 @@ class Shop:
                     self.key(image, asked),
                     Example(prompt=prompt, target=target, image=image),
                 )
-        yield from ((text_key(example), example) for example in self._texts())
 
 
 def photograph_key(folder: Path, image: Path, asked: str) -> str:
