@@ -48,8 +48,9 @@ def find_known(
     make_folder(path.parent)
     known = _begun(vlm, path, dataset)
     known.write(path)  # a file that cannot be written is found before anything is asked
-    asked = dict(questions)
-    left = [(key, example) for key, example in asked.items() if key not in known.right]
+    asked, right = dict(questions), dict(known.right)
+    known = replace(known, right=right)
+    left = [(key, example) for key, example in asked.items() if key not in right]
     done, task = len(asked) - len(left), "asking the base model"
     progress(task, done, len(asked), "")
     for number, batch in enumerate(chunks(left, batch_size), start=1):
@@ -57,7 +58,7 @@ def find_known(
         done += len(batch)
         if number % WRITTEN == 0 or done == len(asked):
             known.write(path)
-        progress(task, done, len(asked), f"right {sum(known.right.values()):,}")
+        progress(task, done, len(asked), f"right {sum(right.values()):,}")
     return known
 
 

@@ -37,6 +37,8 @@ TOGETHER, TOKENS = 32, 4096
 """Examples in one forward, and tokens with padding, at most. One example may have more."""
 IN_MEMORY = 4 * GIGABYTE
 """States that take more bytes than this go to a file, and into memory as they are read."""
+STAYING = GIGABYTE
+"""States that take no more bytes than this stay in memory for the next training."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,19 @@ class Asked:
 class Prepared:
     """States by the number of decoder layers before them, and by example."""
 
-    def __init__(self, places: Mapping[int, Mapping[Hashable, Tensor]], precision: str) -> None:
+    def __init__(
+        self, plan: _Plan, places: Mapping[int, Mapping[Hashable, Tensor]], precision: str
+    ) -> None:
+        self._plan = plan
         self._places = places
         self._precision = precision
+
+    def is_of(self, plan: _Plan, precision: str) -> bool:
+        """Tell whether these are the states of a plan. A plan with other examples would make them
+        in other groups, which moves their last digits.
+        """
+        same = plan.places == self._plan.places and plan.contents == self._plan.contents
+        return same and precision == self._precision
 
     def packed(self, examples: Sequence[Example], k: int, precision: str) -> Packed | None:
         kept = self._places.get(k)
@@ -96,18 +108,25 @@ def prepared(
     are made in the precision (autocast) in which this is called.
 
     Costs one forward of each example through the layers before the first edited one, and of those
-    that the base model is asked through all layers. Where no disk has room for the states nothing
-    is kept, a warning says so, and every step computes what it needs.
+    that the base model is asked through all layers; nothing if the training before asked the same
+    examples (another point of a search, MEND after KE) and their states are small enough to stay in
+    memory. Where no disk has room for the states nothing is kept, a warning says so, and every step
+    computes what it needs.
     """
-    plan = _Plan.of(adapter, asked)
-    room = _room(plan, adapter.network.dtype, folder) if plan.examples else None
-    if room is not None:
-        made = _Making(images, adapter, states, room).all_of(plan, progress)
-        states.by_example = Prepared(made, precision_on(adapter.device))
+    plan, precision = _Plan.of(adapter, asked), precision_on(adapter.device)
+    latest = states.latest
+    if not isinstance(latest, Prepared) or not latest.is_of(plan, precision):
+        states.latest = latest = None  # frees its memory first
+        room = _room(plan, adapter.network.dtype, folder) if plan.examples else None
+        if room is not None:
+            made = _Making(images, adapter, states, room).all_of(plan, progress)
+            latest = Prepared(plan, made, precision)
+    states.by_example = latest
     try:
         yield
     finally:
         states.by_example = None
+        states.latest = latest if plan.bytes <= min(STAYING, IN_MEMORY) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +171,11 @@ class _Plan:
             places=places,
             token_bytes=hidden * adapter.network.dtype.itemsize,
         )
+
+    @property
+    def contents(self) -> list[Hashable]:
+        """What identifies each example, in their order."""
+        return [content_of(example) for example in self.examples]
 
     @property
     def bytes(self) -> int:

@@ -64,6 +64,8 @@ class States:
         """Numbers of layers after which a forward of the base model keeps its states."""
         self.by_example: ByExample | None = None
         """Set while a training runs."""
+        self.latest: ByExample | None = None
+        """What the training before used, for one that asks the same."""
 
     @property
     def bytes_used(self) -> int:

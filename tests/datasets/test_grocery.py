@@ -293,6 +293,13 @@ def test_the_questions_are_those_that_cases_ask(root: Path):
                             assert not probe.is_locality or example.target in true
 
 
+def test_a_part_of_the_questions_has_all_without_an_image(root: Path):
+    has_image = [e.image is not None for _, e in grocery.Grocery(root=root).questions("test")]
+    assert has_image == sorted(has_image)
+    assert not all(has_image)
+    assert any(has_image)
+
+
 def test_validation_cases_edit_photographs_of_a_list_of_their_own(root: Path):
     cases = grocery.Grocery(root=root).load("validation")
     assert cases

@@ -53,6 +53,11 @@ def cases() -> list[EditCase]:
     return list(easyvqa.EasyVQA().load("train", limit=6))
 
 
+@pytest.fixture(autouse=True)
+def _begins_without_states(vlm: NetworkVLM) -> None:
+    vlm.frozen.states.latest = None
+
+
 @contextmanager
 def counted_layers(vlm: NetworkVLM) -> Iterator[Counter[int]]:
     """Count how often each decoder layer really runs: a skipped one reads no weight."""
@@ -122,7 +127,26 @@ def test_serac_trains_without_a_forward_of_the_vlm(vlm: NetworkVLM, cases: list[
     assert not runs
 
 
-def test_nothing_is_kept_after_the_training(vlm: NetworkVLM, cases: list[EditCase]):
+def test_a_training_on_the_same_examples_takes_over_the_states(
+    vlm: NetworkVLM, cases: list[EditCase], monkeypatch: pytest.MonkeyPatch
+):
+    def first_layers_run(cases: list[EditCase]) -> int:
+        with counted_layers(vlm) as runs, vlm.frozen.prepared(mend().asked(vlm, cases)):
+            return runs[0]
+
+    alone = learnt(mend(), vlm, cases)
+    taken_over = learnt(mend(), vlm, cases)
+    assert all(torch.equal(taken_over[name], alone[name]) for name in alone)
+    assert not first_layers_run(cases)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert first_layers_run(cases)
+    assert first_layers_run(cases[:5])
+    monkeypatch.setattr(prepared, "STAYING", 1)
+    assert first_layers_run(cases)
+    assert first_layers_run(cases)
+
+
+def test_no_step_uses_them_after_the_training(vlm: NetworkVLM, cases: list[EditCase]):
     mend().fit(vlm, Fitting(cases))
     assert vlm.frozen.states.by_example is None
     with pytest.raises(RuntimeError), vlm.frozen.prepared(Asked()):
@@ -167,6 +191,7 @@ def test_long_examples_go_through_the_network_in_small_groups(
         return max(seen)
 
     many = tokens_at_once()
+    vlm.frozen.states.latest = None
     monkeypatch.setattr(prepared, "TOKENS", 64)
     assert tokens_at_once() <= 64 < many
 
@@ -205,6 +230,7 @@ def test_states_that_do_not_fit_the_memory_are_in_a_file_while_training_lasts(
     monkeypatch: pytest.MonkeyPatch,
 ):
     expected = learnt(mend(), vlm, cases)
+    vlm.frozen.states.latest = None
     monkeypatch.setattr(prepared, "IN_MEMORY", 1)
     asked = mend().asked(vlm, cases)
     with vlm.frozen.prepared(asked, folder=tmp_path):
