@@ -171,9 +171,10 @@ def require_probes(cases: Sequence[EditCase], probes: Sequence[Probe], method: s
         raise DataError(f"{method.upper()} needs training cases; none were given")
     kinds = {frozenset(case.probes) & set(probes) for case in cases}
     if len(kinds) != 1 or not next(iter(kinds)):
+        found = "; ".join(sorted(", ".join(sorted(kind)) or "none" for kind in kinds))
         raise DataError(
             f"{method.upper()} is trained on {', '.join(probes)}; every training case must have "
-            f"the same kinds of them. Found: {sorted(sorted(kind) for kind in kinds)}"
+            f"the same kinds of them. Found cases with: {found}"
         )
 
 

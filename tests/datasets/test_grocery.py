@@ -22,8 +22,10 @@ from mmedit.datasets.grocery import files
 from mmedit.datasets.grocery import pypi as grocery_pypi
 from mmedit.datasets.grocery.questions import QUESTIONS, product_facts
 from mmedit.datasets.known import Known
+from mmedit.editors.objective import require_probes
 from mmedit.errors import ConfigError, DataError, UnknownNameError
 from mmedit.images import open_image
+from mmedit.methods.mend import MENDConfig
 from mmedit.progress import silent
 
 FACTS = product_facts()
@@ -335,6 +337,15 @@ def test_what_the_base_model_does_not_know_is_neither_edited_nor_asked(root: Pat
             for path in seen
         )
         assert not any("capital" in the(case, Probe.TEXT_LOCALITY).prompt for case in cases)
+
+
+def test_training_cases_have_all_that_editors_learn_from(root: Path, tmp_path: Path):
+    known = write_known(tmp_path / "known.json", root, {"Banana_0.jpg"}, split="train")
+    for task in ("object", "caption"):
+        cases = grocery.Grocery(root=root, task=task, known=known).load("train")
+        assert cases.left_out.keys() == {grocery.UNPROBED}
+        assert cases
+        require_probes(cases, list(MENDConfig().probe_weights), "mend")
 
 
 def test_portability_asks_only_what_the_base_model_gives_for_the_other_product(

@@ -18,6 +18,7 @@ of descriptions, the name of the product in the picture. The splits are the data
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -25,7 +26,7 @@ from typing import Annotated, Any, Literal, get_args
 import numpy as np
 from pydantic import BeforeValidator
 
-from mmedit.cases import Cases, Example, Split
+from mmedit.cases import Cases, EditCase, Example, Probe, Split
 from mmedit.datasets.base import CaseSplit, DatasetSettings, one_of
 from mmedit.datasets.grocery.edits import CaseMaker, Task
 from mmedit.datasets.grocery.files import FETCH, folder_of
@@ -36,7 +37,10 @@ from mmedit.progress import Progress
 
 TASKS: tuple[Task, ...] = get_args(Task)
 UNKNOWN = "the base model does not answer the request's question right"
-"""The reason why a photograph was left out."""
+UNPROBED = "the base model knows nothing that a probe of the training case could ask"
+"""The reasons why a photograph was left out."""
+LEARNT = frozenset({Probe.IMAGE_GENERALITY, Probe.TEXT_LOCALITY, Probe.IMAGE_LOCALITY})
+"""Probes that editors learn from, which a file of known questions may leave without an example."""
 
 
 def _not_vqa(value: Any) -> Any:
@@ -63,8 +67,9 @@ class Grocery(DatasetSettings):
         """Make a case of every photograph of a split that is not for probes (2,081 for train, 1,958
         for test), or the first `limit` in a seeded order.
 
-        With `known`, of those whose question the base model answers right. Raises DataError, with
-        file and row, if files are missing.
+        With `known`, of those whose question the base model answers right; a training case also
+        has all probes that editors learn from. Raises DataError, with file and row, if files are
+        missing.
         """
         return self._read(split, limit, seed, progress)
 
@@ -79,22 +84,29 @@ class Grocery(DatasetSettings):
         mixed = np.random.default_rng([seed, 0]).permutation(len(shop.photographs))
         order = [place for place in mixed if shop.photographs[place][0] not in probes]
         wanted = len(order) if limit is None else min(limit, len(order))
-        cases, unknown = [], 0
+        cases: list[EditCase] = []
+        left_out: Counter[str] = Counter()
+        needed = LEARNT if self.known and split == "train" else frozenset()
         for place in order:
             if len(cases) == wanted:
                 break
             path, number = shop.photographs[place]
             case = maker.case(path, number, int(place))
-            cases += [case] if case else []
-            unknown += case is None
+            if case is None:
+                left_out[UNKNOWN] += 1
+            elif not case.probes.keys() >= needed:
+                left_out[UNPROBED] += 1
+            else:
+                cases.append(case)
             progress("reading cases", len(cases), wanted, "")
-        if unknown and not cases:
+        if left_out and not cases:
             asked = "train" if split == "train" else "test"
             raise DataError(
-                f"{self.known} says of no photograph of the {split} split that the base model "
-                f"knows it; ask it with: mmedit data known --split {asked}"
+                f"{self.known} leaves no case of the {split} split (photographs by reason: "
+                f"{', '.join(f'{reason}: {n:,}' for reason, n in left_out.items())}); ask more "
+                f"questions with: mmedit data known --split {asked}"
             )
-        return Cases(tuple(cases), {UNKNOWN: unknown} if unknown else {})
+        return Cases(tuple(cases), dict(left_out))
 
     def questions(self, split: Split) -> Iterator[tuple[str, Example]]:
         """Yield every question that cases of a split may ask. Raises DataError."""
