@@ -5,27 +5,28 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, cast
 
-import typer
 from rich.markup import escape
 
-from mmedit.catalog import MODES, names
-from mmedit.cli.console import (
-    SeedOption,
-    SetOption,
-    app,
-    either,
-    err,
-    examples,
-    folder,
-    known,
-    one_of,
-    out,
-    say,
+from mmedit.cli.bench_options import (
+    BatchSizeOption,
+    BlockOption,
+    ContradictionOption,
+    DatasetOption,
+    EditorOption,
+    GenerateOption,
+    LatencyOption,
+    LimitOption,
+    ModeOption,
+    OutOption,
+    TableArgument,
+    TrainLimitOption,
+    VlmOption,
 )
+from mmedit.cli.console import SeedOption, SetOption, app, err, examples, out, say
 from mmedit.cli.progress import show_progress
-from mmedit.errors import ConfigError
+from mmedit.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:  # suite imports torch
     from mmedit.bench.contradictions import OnContradiction
@@ -36,126 +37,6 @@ Blocks = dict[str, "Block"]
 """The runs of a command, by name."""
 
 
-def _table(value: str | None) -> str | None:
-    """Check the table's name: a word after a flag lands here."""
-    if value in ("true", "false", "True", "False", "yes", "no"):
-        raise ConfigError(
-            f"{value!r} was read as the name of a table; --generate and --no-generate take no value"
-        )
-    return known("table")(value)
-
-
-TableArgument = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="TABLE",
-        help=f"A whole table: {either(names('table'))}, or a file of this kind.",
-        callback=_table,
-    ),
-]
-OutOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        parser=folder,
-        metavar="DIR",
-        help="Folder of the run. A run that was stopped in it is continued.",
-        show_default="runs/TABLE for a table, else required",
-    ),
-]
-VlmOption = Annotated[
-    str | None,
-    typer.Option(
-        "--vlm",
-        metavar="NAME",
-        help="A name of `mmedit ls vlms`, a model folder, or a hub id.",
-        show_default="embedded",
-        callback=known("vlm"),
-    ),
-]
-EditorOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--editor",
-        metavar="NAME",
-        help=f"An editor (repeatable): {either(names('editor'))}; a YAML file of this kind; or the "
-        "folder or hub id of a fitted one.",
-        show_default="mend",
-        callback=known("editor"),
-    ),
-]
-DatasetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--dataset",
-        metavar="NAME",
-        help=f"A dataset (repeatable): {either(names('dataset'))}.",
-        show_default="easyvqa",
-        callback=known("dataset"),
-    ),
-]
-ModeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--mode",
-        metavar="MODE",
-        help=f"How edits are made: {either(MODES)}. For batch: --set batch.k=10.",
-        show_default="independent",
-        callback=one_of("mode", MODES),
-    ),
-]
-LimitOption = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        metavar="N",
-        help="Use at most this many test cases.",
-        show_default="all; for a table, its own",
-    ),
-]
-TrainLimitOption = Annotated[
-    int | None,
-    typer.Option(
-        "--train-limit",
-        min=1,
-        metavar="N",
-        help="Let editors learn from at most this many training cases.",
-        show_default="all; for a table, its own",
-    ),
-]
-BatchSizeOption = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        max=100_000,
-        metavar="N",
-        help="Separate edits per pass. No result depends on it.",
-        show_default="the VLM's own, in configs/vlm",
-    ),
-]
-LatencyOption = Annotated[
-    int,
-    typer.Option(
-        min=0,
-        metavar="N",
-        help="Also time N edits of each editor one at a time, without probes. The table shows the "
-        "median and the 95th percentile.",
-    ),
-]
-ContradictionOption = Annotated[
-    str | None,
-    typer.Option(
-        "--on-contradiction",
-        metavar="WHAT",
-        help="error: refuse a run in which one edit changes what another edit's probe asks; skip: "
-        "leave these probes out, and count them under the table. Separate edits are never refused.",
-        show_default="error",
-        callback=one_of("way with contradictions", ("error", "skip")),
-    ),
-]
-GenerateOption = Annotated[bool, typer.Option(help="Let the VLM answer freely too.")]
-
-
 @app.command(
     epilog=examples(
         "mmedit bench --editor ft --editor ike --limit 100 --out runs/x",
@@ -163,11 +44,13 @@ GenerateOption = Annotated[bool, typer.Option(help="Let the VLM answer freely to
         "    --set dataset.root=editing-data --limit 2 --out runs/try",
         "mmedit bench --editor ft --mode sequential --limit 100 --out runs/sequence",
         "mmedit bench embedded",
+        "mmedit bench photo --block object --set dataset.root=DIR",
         "accelerate launch -m mmedit bench --editor mend --out runs/mend",
     )
 )
 def bench(
     table: TableArgument = None,
+    block: BlockOption = None,
     out_folder: OutOption = None,
     vlm: VlmOption = None,
     editor: EditorOption = None,
@@ -188,7 +71,9 @@ def bench(
     run that was stopped. Under `accelerate launch`, the processes share the work.
     """
     if table is not None:
-        root, blocks = _table_blocks(table, out_folder, vlm, editor, dataset, mode)
+        root, blocks = _table_blocks(table, block, out_folder, vlm, editor, dataset, mode)
+    elif block:
+        raise ConfigError("--block is a part of a table; name the table, as in mmedit bench photo")
     else:
         root, blocks = _flag_blocks(out_folder, vlm, editor, dataset, mode)
     is_table = table is not None or len(blocks) > 1
@@ -220,7 +105,7 @@ def bench(
             out.print(f"\n[bold]{escape(result.title)}[/]")
         print_table(result)
         results.append(result)
-    if is_table:
+    if is_table and not block:
         write_suite_table(root, results)
     say(f"records, tables and report.html: {root}/")
 
@@ -261,8 +146,10 @@ def command_line() -> str:
     return " ".join(["mmedit", *sys.argv[1:]])
 
 
-def _table_blocks(table: str, out_folder: Path | None, *flags: object) -> tuple[Path, Blocks]:
-    """Return the folder of a table, and its blocks."""
+def _table_blocks(
+    table: str, chosen: Sequence[str] | None, out_folder: Path | None, *flags: object
+) -> tuple[Path, Blocks]:
+    """Return the folder of a table, and its blocks: the chosen ones, or all."""
     from mmedit.config import load_table
 
     if any(flags):
@@ -271,7 +158,12 @@ def _table_blocks(table: str, out_folder: Path | None, *flags: object) -> tuple[
             "--editor, --dataset and --mode, or the table"
         )
     name, file = load_table(table)
-    return out_folder or Path("runs") / name, file.named_blocks()
+    blocks = file.named_blocks()
+    for block in chosen or ():
+        if block not in blocks:
+            raise UnknownNameError(f"block of the table {table}", block, blocks)
+    blocks = {name: block for name, block in blocks.items() if not chosen or name in chosen}
+    return out_folder or Path("runs") / name, blocks
 
 
 def _flag_blocks(

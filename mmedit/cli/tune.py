@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmedit.cli.bench import BatchSizeOption, ModeOption, command_line
+from mmedit.cli.bench import command_line
+from mmedit.cli.bench_options import BatchSizeOption, ModeOption
 from mmedit.cli.console import (
     DatasetOption,
     EditorOption,

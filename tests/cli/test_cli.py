@@ -299,6 +299,22 @@ def test_runs_of_different_datasets_have_a_table_each(mmedit_):
     assert "##" not in mmedit_("table", VQA).out
 
 
+def test_one_block_of_a_table_is_run_alone(mmedit_, tmp_path):
+    block = {"vlm": "embedded", "dataset": "easyvqa"}
+    table = tmp_path / "two.yaml"
+    table.write_text(json.dumps({"editors": ["ft"], "blocks": {"one": block, "other": block}}))
+    chosen = ("--block", "other", "--limit", 1, "--no-generate", "--out", tmp_path / "out")
+    assert mmedit_("bench", table, *chosen).code == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["other"]
+    shown = mmedit_("bench", table, "--block", "more", "--out", tmp_path / "out")
+    assert shown.code == 2
+    assert "no block of the table" in shown.err
+    assert "There are: one, other" in shown.err
+    shown = mmedit_("bench", "--block", "one", "--out", tmp_path / "out")
+    assert shown.code == 2
+    assert "name the table" in shown.err
+
+
 @pytest.mark.parametrize("command", ["table", "plot", "report", "compare", "bench"])
 def test_a_run_whose_records_stand_there_twice_is_refused(mmedit_, run_folder, tmp_path, command):
     shutil.copytree(run_folder, tmp_path / "run")
