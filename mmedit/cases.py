@@ -233,14 +233,22 @@ class Cases(Sequence[EditCase]):
 def image_name(example: Example) -> str | None:
     """Return the name of an example's image in records, or None without an image.
 
-    It is the last three parts of the path, which are the same on every machine, or the content hash
-    of an image made in memory.
+    It is the end of the path, which is the same on every machine: the last three parts, or all from
+    the folder of a split (`SPLIT_FOLDERS`), in which photographs may have the names of others. An
+    image made in memory has its content hash.
     """
     if example.image is None:
         return None
     if isinstance(example.image, Path):
-        return "/".join(example.image.parts[-3:])
+        end = example.image.parts[-5:]
+        splits = [place for place, part in enumerate(end[:-1]) if part in SPLIT_FOLDERS]
+        begin = max(0, min([len(end) - 3, *splits[-1:]]))
+        return "/".join(end[begin:])
     return image_key(example.image)
+
+
+SPLIT_FOLDERS = frozenset({"train", "val", "test"})
+"""Folders from which on the name of an image counts."""
 
 
 Split = Literal["train", "test"]

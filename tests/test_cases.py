@@ -8,7 +8,7 @@ import pytest
 from tiny import random_image
 
 from mmedit.bench.protocol import evaluate
-from mmedit.cases import Cases, EditCase, Example, Probe, dataset_hash
+from mmedit.cases import Cases, EditCase, Example, Probe, dataset_hash, image_name
 from mmedit.errors import DataError, EmptyAnswerError, UnknownNameError
 from mmedit.methods.ft import FT, FTConfig
 
@@ -136,3 +136,15 @@ def test_a_case_of_anything_but_examples_is_refused(given: dict[str, Any], said:
     request = Example(prompt="which color?", target="red")
     with pytest.raises(DataError, match=said):
         EditCase(**{"id": "7", "request": request, **given})
+
+
+def test_photographs_of_two_splits_have_two_names():
+    def name_of(path: str) -> str | None:
+        return image_name(Example(prompt="a", target="b", image=Path(path)))
+
+    assert name_of("/home/me/grocery/val/Fruit/Kiwi/Kiwi_001.jpg") == "val/Fruit/Kiwi/Kiwi_001.jpg"
+    deep = "train/Fruit/Apple/Golden-Delicious/Golden-Delicious_001.jpg"
+    assert name_of(f"/home/me/grocery/{deep}") == deep
+    assert name_of(f"/test/me/grocery/{deep}") == deep
+    assert name_of("/test/home/me/images/val2014/COCO_1.jpg") == "images/val2014/COCO_1.jpg"
+    assert name_of("cat.png") == "cat.png"

@@ -137,12 +137,10 @@ class _Point:
 
     @cached_property
     def clusters(self) -> tuple[int, ...]:
-        return clusters_of(
-            tuple(
-                AskedEdit(r.content, tuple(one.content for a in r.probes.values() for one in a))
-                for r in self.records
-            )
-        )
+        """Edits of one request or image belong together. Those that share a locality probe alone do
+        not: where a few probes serve all edits, everything would be one cluster.
+        """
+        return clusters_of(tuple(AskedEdit(record.content, ()) for record in self.records))
 
     def rank(self) -> tuple[float, float, float]:
         """Return what points are sorted by: the mean without its last digits, which depend on the

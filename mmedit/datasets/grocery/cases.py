@@ -13,7 +13,8 @@ Text generality: another wording; the test split's wordings are in no training c
 another product of the same kind, if there is one. Image locality: a product of another category.
 Text locality: a country's capital, region or people. Portability: kind and origin of the product
 whose name was given. With `known`, requests and probes ask only what the base model answers right:
-of descriptions, the name of the product in the picture. The splits are the dataset's own.
+of descriptions, the name of the product in the picture. Other wordings and the copies of the task
+photo were not asked. The splits are the dataset's own.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pydantic import BeforeValidator
 
 from mmedit.cases import Cases, EditCase, Example, Probe, Split
 from mmedit.datasets.base import CaseSplit, DatasetSettings, one_of
-from mmedit.datasets.grocery.edits import CaseMaker, Task
+from mmedit.datasets.grocery.edits import CaseMaker, Task, in_turns
 from mmedit.datasets.grocery.files import FETCH, folder_of
 from mmedit.datasets.grocery.shop import LISTS, TYPES, Shop
 from mmedit.datasets.known import Known
@@ -37,7 +38,9 @@ from mmedit.progress import Progress
 
 TASKS: tuple[Task, ...] = get_args(Task)
 UNKNOWN = "the base model does not answer the request's question right"
+UNASKED = "the base model was not asked the request's question"
 UNPROBED = "the base model knows nothing that a probe of the training case could ask"
+REASONS = (UNKNOWN, UNASKED, UNPROBED)
 """The reasons why a photograph was left out."""
 LEARNT = frozenset({Probe.IMAGE_GENERALITY, Probe.TEXT_LOCALITY, Probe.IMAGE_LOCALITY})
 """Probes that editors learn from, which a file of known questions may leave without an example."""
@@ -65,7 +68,8 @@ class Grocery(DatasetSettings):
 
     def read(self, split: Split, *, limit: int | None, seed: int, progress: Progress) -> Cases:
         """Make a case of every photograph of a split that is not for probes (2,081 for train, 1,958
-        for test), or the first `limit` in a seeded order.
+        for test), or the first `limit` in a seeded order; in the test split a photograph of every
+        product, then a second one of every product, and so on.
 
         With `known`, of those whose question the base model answers right; a training case also
         has all probes that editors learn from. Raises DataError, with file and row, if files are
@@ -83,6 +87,8 @@ class Grocery(DatasetSettings):
         probes = {path for paths in shop.probed.values() for path in paths}
         mixed = np.random.default_rng([seed, 0]).permutation(len(shop.photographs))
         order = [place for place in mixed if shop.photographs[place][0] not in probes]
+        if split == "test":
+            order = in_turns(order, [number for _, number in shop.photographs])
         wanted = len(order) if limit is None else min(limit, len(order))
         cases: list[EditCase] = []
         left_out: Counter[str] = Counter()
@@ -93,7 +99,7 @@ class Grocery(DatasetSettings):
             path, number = shop.photographs[place]
             case = maker.case(path, number, int(place))
             if case is None:
-                left_out[UNKNOWN] += 1
+                left_out[UNKNOWN if maker.was_asked(path, number, int(place)) else UNASKED] += 1
             elif not case.probes.keys() >= needed:
                 left_out[UNPROBED] += 1
             else:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import get_args
 
 from mmedit.cases import Cases, Example, Probe, Split
-from mmedit.datasets.grocery.cases import TASKS, UNKNOWN, Grocery
+from mmedit.datasets.grocery.cases import REASONS, TASKS, Grocery
 from mmedit.datasets.grocery.edits import known_by
 from mmedit.datasets.grocery.files import folder_of
 from mmedit.datasets.grocery.questions import QUESTIONS
@@ -39,8 +39,8 @@ class TaskCounts:
     """Number of those that it answered right."""
     left: Counts
     """Number of examples of each probe with the known file."""
-    unknown: int
-    """Number of photographs that the known file leaves out."""
+    left_out: Mapping[str, int]
+    """Number of photographs that the known file leaves out, by reason."""
 
 
 def count(root: Path, known_file: Path | None, progress: Progress) -> list[TaskCounts]:
@@ -68,7 +68,7 @@ def count(root: Path, known_file: Path | None, progress: Progress) -> list[TaskC
                     asked=Counter(probe for probe, answer in answers if answer is not None),
                     right=Counter(probe for probe, answer in answers if answer),
                     left=_counted(left),
-                    unknown=left.left_out.get(UNKNOWN, 0),
+                    left_out=left.left_out,
                 )
             )
     return found
@@ -82,11 +82,14 @@ def markdown(counts: Sequence[TaskCounts], known_file: Path | None) -> list[str]
         return lines
     lines += ["", f"The same with dataset.known={known_file}:", ""]
     lines += _table(counts, lambda one, probe: _number(one.left[probe]))
-    lines.append("".join(["| photographs left out |", *(f" {one.unknown:,} |" for one in counts)]))
+    for reason in REASONS:
+        numbers = (f" {one.left_out.get(reason, 0):,} |" for one in counts)
+        lines.append(f"| left out: {reason} |{''.join(numbers)}")
     lines += [
         "",
         "Share of the questions of the first table that the base model answers right, in percent. "
-        "Of reliability, generality and portability it is the answer that the edit replaces:",
+        "Of reliability, generality and portability it is the answer that the edit replaces; of "
+        "captions it is the name of the product:",
         "",
     ]
     lines += _table(counts, _accuracy)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -58,11 +60,7 @@ class CaseMaker:
         """Return the case of a photograph of product `number`, `place` in its list; None if the
         base model does not answer the request's question right.
         """
-        rng = np.random.default_rng([self.seed, 1, place])
-        if self._is_by_object:
-            change = self.edits[number]
-        else:
-            change = self._drawn(number, choose(rng, self.asked), rng)
+        change, rng = self._change(number, place)
         if not self.shop.known_images([path], known_by(change.asked)):
             return None
         prompts = QUESTIONS[change.asked]
@@ -82,6 +80,18 @@ class CaseMaker:
             },
         )
 
+    def was_asked(self, path: Path, number: int, place: int) -> bool:
+        """Return whether the base model was asked what the request of this photograph asks."""
+        change, _ = self._change(number, place)
+        return self.shop.was_asked(path, known_by(change.asked))
+
+    def _change(self, number: int, place: int) -> tuple[Change, np.random.Generator]:
+        """Return the edit of a photograph, and the generator of what else is drawn for it."""
+        rng = np.random.default_rng([self.seed, 1, place])
+        if self._is_by_object:
+            return self.edits[number], rng
+        return self._drawn(number, choose(rng, self.asked), rng), rng
+
     @cached_property
     def edits(self) -> dict[int, Change]:
         """The edit that all photographs of a product share, by the number of the product. Each
@@ -96,6 +106,7 @@ class CaseMaker:
 
     @property
     def _is_by_object(self) -> bool:
+        """Whether all photographs of a product share an edit."""
         return self.task != "photo" and self.shop.split == "test"
 
     def _answer(self, number: int, change: Change) -> str:
@@ -112,7 +123,8 @@ class CaseMaker:
         self, request: Example, change: Change, place: int
     ) -> dict[Probe, tuple[Example, ...]]:
         """Return the probes about other pictures of the product. An edit of a photograph need not
-        hold for another photograph, but for a copy of itself. All tasks draw the same one.
+        hold for another photograph, but for a copy of itself. All tasks draw the same one: of
+        val.txt where they can, as VLM and editors may have been trained on train.txt.
         """
         rng = np.random.default_rng([self.seed, 3, place])
         assert isinstance(request.image, Path)
@@ -121,7 +133,8 @@ class CaseMaker:
             (path for path in shop.elsewhere.get(change.number, ()) if path != request.image),
             known_by(change.asked),
         )
-        other = [choose(rng, possible)] if possible else []
+        untrained = [path for path in possible if path.relative_to(shop.folder).parts[0] == "val"]
+        other = [choose(rng, untrained or possible)] if possible else []
         if self.task == "photo":
             old = self._answer(change.number, change)
             return {
@@ -181,17 +194,20 @@ class CaseMaker:
 
     def _following(self, path: Path, change: Change) -> tuple[Example, ...]:
         """Return what follows from a new name: the other product's kind and origin, where they are
-        not the product's own, and the base model gives them for half of its probe photographs.
+        not the product's own, no edit of the other product changes them, and the base model gives
+        them for half of its probe photographs.
         """
         if change.asked != "product":
             return ()
+        edited = self.edits[change.other].asked if self._is_by_object else None
         own, other = (self.shop.products[n] for n in (change.number, change.other))
         known, shown = self.shop.known_probed, self.shop.probed.get(change.other, ())
         return tuple(
             _about(path, QUESTIONS[asked].original[0], other.answer(asked))
             for asked in FOLLOWING
-            if other.answer(asked) != own.answer(asked)
-            and 2 * len(known[asked].get(change.other, ())) >= len(shown)
+            if asked != edited
+            and other.answer(asked) != own.answer(asked)
+            and 2 * len(known[asked].get(change.other, ())) >= max(1, len(shown))
         )
 
 
@@ -205,6 +221,18 @@ def cropped(path: Path, rng: np.random.Generator) -> Image.Image:
     image = image.crop((left, top, left + width, top + height))
     image.thumbnail((MAX_SIDE, MAX_SIDE))
     return image
+
+
+def in_turns(places: Iterable[int], numbers: Sequence[int]) -> list[int]:
+    """Return places in the list of photographs so that each product has its turn: the first of
+    every product, in their order, then the second of every product, and so on.
+    """
+    turns: Counter[int] = Counter()
+    turn: dict[int, int] = {}
+    for place in places:
+        turn[place] = turns[numbers[place]]
+        turns[numbers[place]] += 1
+    return sorted(turn, key=turn.__getitem__)
 
 
 def known_by(asked: str) -> str:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmedit.cases import Example
+from mmedit.cases import Example, Split
 from mmedit.datasets.base import CaseSplit
 from mmedit.datasets.facts import capital_sentences, fact_questions
 from mmedit.datasets.grocery.files import Product, read_photographs, read_products
@@ -109,15 +109,16 @@ class Shop:
         """Questions without an image, answered in one word or in a sentence, of those that the base
         model answers right.
         """
-        return tuple(e for e in self._texts() if self.knows(text_key(e)))
-
-    def _texts(self) -> tuple[Example, ...]:
-        split = "test" if self.split == "test" else "train"
-        return fact_questions(split) + capital_sentences(split)
+        texts = _texts("test" if self.split == "test" else "train")
+        return tuple(e for e in texts if self.knows(text_key(e)))
 
     def knows(self, key: str) -> bool:
         """Return whether a question may be asked: the base model answers it right."""
         return self.known is None or key in self.known
+
+    def was_asked(self, image: Path, asked: str) -> bool:
+        """Return whether the base model was asked a question about an image."""
+        return self.known is None or self.key(image, asked) in self.known.right
 
     def key(self, image: Path, asked: str) -> str:
         """Return the key of a question about an image of the folder."""
@@ -131,9 +132,11 @@ class Shop:
 
     def questions(self) -> Iterator[tuple[str, Example]]:
         """Yield all that cases of the split can ask, with true answers: first without an image,
-        then about images, mixed so that a part of them shows every product.
+        then about images, mixed so that a part of them shows every product. Those of "test" are
+        enough for validation cases too.
         """
-        yield from ((text_key(example), example) for example in self._texts())
+        texts = _texts("train") if self.split == "train" else _texts("test") + _texts("train")
+        yield from ((text_key(example), example) for example in texts)
         shown = dict(self.photographs)
         for photographs in (self.probed, self.elsewhere):
             shown |= {path: number for number, paths in photographs.items() for path in paths}
@@ -148,6 +151,10 @@ class Shop:
                     self.key(image, asked),
                     Example(prompt=prompt, target=target, image=image),
                 )
+
+
+def _texts(split: Split) -> tuple[Example, ...]:
+    return fact_questions(split) + capital_sentences(split)
 
 
 def photograph_key(folder: Path, image: Path, asked: str) -> str:
