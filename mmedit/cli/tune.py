@@ -138,10 +138,10 @@ def print_table(table: SearchTable) -> None:
     search = table.search
     say(f"runs, table.md and table.csv: {table.folder}/")
     if table.best is not None:
-        more = "".join(
-            f" --set {text}" for text in search.settings if text.startswith(("vlm.", "dataset."))
-        )
+        kept = ("vlm.", "dataset.", f"{search.mode}.")
+        more = "".join(f" --set {text}" for text in search.settings if text.startswith(kept))
+        mode = "" if search.mode == "independent" else f" --mode {search.mode}"
         say(
             f"next: mmedit bench --vlm {search.vlm} --editor {table.folder / BEST} --dataset "
-            f"{search.dataset}{more} --out runs/x"
+            f"{search.dataset}{mode}{more} --out runs/x"
         )

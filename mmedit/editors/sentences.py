@@ -98,8 +98,10 @@ def load_sentence_encoder(name: str, device: torch.device) -> SentenceEncoder:
     folder = encoder_folder(name)
     _require_mean_pooling(folder, name)
     try:
-        network = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        network = AutoModel.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         return SentenceEncoder(network.to(device), tokenizer, sha256(folder / WEIGHTS))
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(

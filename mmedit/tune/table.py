@@ -163,8 +163,9 @@ def notes_of(table: SearchTable) -> list[str]:
         "is a test case, and no editor of this search was trained on them.",
         f"{of_all}{f'; {unfinished:,} are not finished' if unfinished else ''}.",
         f"{MEAN}: mean over the probes of their exact match in percent (of locality: agreement "
-        "with the base model), and half of its 95 % interval (bootstrap over images and identical "
-        "probes). Equal points are ordered by reliability, then by s/edit.",
+        "with the base model), and half of its 95 % interval (bootstrap over edits; those "
+        "of one request or image together). Equal points are ordered by reliability, then by "
+        "s/edit.",
         *_on_best(table),
         *(
             f"Not ranked: {_text(point)}: {point.failure}."

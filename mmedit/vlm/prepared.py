@@ -27,6 +27,7 @@ from mmedit.adapters.layers import first_layers, noted
 from mmedit.adapters.seen import SeenImage
 from mmedit.cache import GIGABYTE
 from mmedit.cases import Example
+from mmedit.images import image_key
 from mmedit.progress import Progress, silent
 from mmedit.storage import reserve
 from mmedit.vlm.states import Packed, States, content_of, precision_on
@@ -139,6 +140,8 @@ class _Plan:
     """The number of tokens of each."""
     places: Mapping[int, frozenset[Hashable]]
     """The contents of the examples whose states are kept, by the number of layers before."""
+    contents: Sequence[Hashable]
+    """What identifies each example, with the content of its image when the plan was made."""
     token_bytes: int
     """Size of the states at one token, in bytes."""
 
@@ -165,17 +168,17 @@ class _Plan:
 
         order = sorted(range(len(distinct)), key=alike)
         hidden = adapter.network.config.get_text_config().hidden_size
+        examples = [distinct[row] for row in order]
         return cls(
-            examples=[distinct[row] for row in order],
+            examples=examples,
+            contents=[
+                (content_of(example), image_key(example.image) if example.image else None)
+                for example in examples
+            ],
             lengths=[lengths[row] for row in order],
             places=places,
             token_bytes=hidden * adapter.network.dtype.itemsize,
         )
-
-    @property
-    def contents(self) -> list[Hashable]:
-        """What identifies each example, in their order."""
-        return [content_of(example) for example in self.examples]
 
     @property
     def bytes(self) -> int:

@@ -171,9 +171,12 @@ def main() -> None:
     parser.add_argument("--photographs", type=Path, required=True, help="the dataset's folder")
     parser.add_argument("--parts", type=Path, required=True, help="the pretrained files")
     parser.add_argument("--run", type=Path, default=Path("runs/photo-vlm"), help="the training's")
-    parser.add_argument("--limit", type=int, help="use so many test photographs, evenly spread")
+    parser.add_argument("--limit", type=int, help="use so many test photographs or a few more")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    facts = arguments.run / "known.json"
+    if not facts.is_file():
+        parser.error(f"{facts} is missing: --run is the folder of the training, which wrote it")
     console = Console(stderr=True)
 
     def show(task: str, done: int, total: int, figures: str) -> None:
@@ -197,7 +200,7 @@ def main() -> None:
     answers = ask_photographs(network, tokenizer, test[::step], new[::step])
     answers |= ask_products(network, tokenizer)
     result["exact match"] = {name: share(right) for name, right in answers.items()}
-    known = known_facts(network, tokenizer, arguments.run / "known.json", show)
+    known = known_facts(network, tokenizer, facts, show)
     result["kept facts"] = {
         name: share(right) for name, right in kept_facts(network, tokenizer, known, show).items()
     }

@@ -125,6 +125,7 @@ def train(stage: Stage, run: Path, save_every: int, progress: Progress) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = stage.lr * warm * decay
             optimizer.zero_grad(set_to_none=True)
+            torch.manual_seed(step)  # of dropout: a resumed run draws what the first one would
             figures = stage.loss(step)
             norm = nn.utils.clip_grad_norm_(stage.parameters.values(), 1.0)
             if not torch.isfinite(norm):
@@ -303,6 +304,7 @@ def main() -> None:
         school.projector.requires_grad_(True)
         stage = projector_stage(school, arguments.projector_steps)
         train(stage, arguments.run, 500, progress)
+        torch.manual_seed(arguments.seed)  # the stage before draws nothing when it is resumed
         lora = get_peft_model(
             school.language, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS)
         )
