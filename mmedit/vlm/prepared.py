@@ -141,7 +141,7 @@ class _Plan:
     places: Mapping[int, frozenset[Hashable]]
     """The contents of the examples whose states are kept, by the number of layers before."""
     contents: Sequence[Hashable]
-    """What identifies each example, with the content of its image when the plan was made."""
+    """Identity of each example, with the content of its image when the plan was made."""
     token_bytes: int
     """Size of the states at one token, in bytes."""
 

@@ -65,7 +65,7 @@ class States:
         self.by_example: ByExample | None = None
         """Set while a training runs."""
         self.latest: ByExample | None = None
-        """What the training before used, for one that asks the same."""
+        """The states of the training before, for one that asks the same."""
 
     @property
     def bytes_used(self) -> int:

@@ -51,6 +51,26 @@ def test_the_interval_is_that_of_the_edits_own_means():
     assert (found.mean.low, found.mean.high) == pytest.approx((expected.low, expected.high))
 
 
+def test_edits_that_share_a_locality_probe_alone_are_counted_one_by_one():
+    """In a small dataset all do, and one cluster of all edits could never tell two points apart."""
+
+    def sharing(name, right):
+        records = [
+            record(
+                str(i),
+                {REL: (asked(a, a, image=f"{i}.png"),), LOC: (kept(1, 1, image="the same.png"),)},
+            )
+            for i, a in enumerate(right)
+        ]
+        return PointRecords({"lr": name}, records)
+
+    best, other = ranked([sharing("a", [1] * 20), sharing("b", [0] * 20)])
+    assert other.p_to_best is not None
+    assert other.p_to_best < 0.001
+    assert not other.is_tied
+    assert best.mean.low > other.mean.high
+
+
 def test_equal_means_are_ordered_by_reliability_and_then_by_cost():
     slow, fast = point("slow", [1, 1], [0, 0], seconds=2), point("fast", [1, 1], [0, 0])
     assert names([point("timid", [0, 0], [1, 1]), slow, fast]) == ["fast", "slow", "timid"]
