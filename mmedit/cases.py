@@ -230,6 +230,10 @@ class Cases(Sequence[EditCase]):
         return self.cases[index]
 
 
+SPLIT_FOLDERS = frozenset({"train", "val", "test"})
+"""Folders from which on the name of an image counts."""
+
+
 def image_name(example: Example) -> str | None:
     """Return the name of an example's image in records, or None without an image.
 
@@ -245,10 +249,6 @@ def image_name(example: Example) -> str | None:
         begin = max(0, min([len(end) - 3, *splits[-1:]]))
         return "/".join(end[begin:])
     return image_key(example.image)
-
-
-SPLIT_FOLDERS = frozenset({"train", "val", "test"})
-"""Folders from which on the name of an image counts."""
 
 
 Split = Literal["train", "test"]

@@ -24,9 +24,9 @@ from mmedit.cli.bench_options import (
     TrainLimitOption,
     VlmOption,
 )
-from mmedit.cli.console import SeedOption, SetOption, app, err, examples, out, say
+from mmedit.cli.console import SeedOption, SetOption, app, err, examples, one_of, out, say
 from mmedit.cli.progress import show_progress
-from mmedit.errors import ConfigError, UnknownNameError
+from mmedit.errors import ConfigError
 
 if TYPE_CHECKING:  # suite imports torch
     from mmedit.bench.contradictions import OnContradiction
@@ -159,9 +159,7 @@ def _table_blocks(
         )
     name, file = load_table(table)
     blocks = file.named_blocks()
-    for block in chosen or ():
-        if block not in blocks:
-            raise UnknownNameError(f"block of the table {table}", block, blocks)
+    one_of(f"block of the table {table}", list(blocks))(chosen)
     blocks = {name: block for name, block in blocks.items() if not chosen or name in chosen}
     return out_folder or Path("runs") / name, blocks
 

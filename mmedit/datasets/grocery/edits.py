@@ -15,7 +15,7 @@ from PIL import Image
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.datasets.facts import choose
 from mmedit.datasets.grocery.questions import QUESTIONS
-from mmedit.datasets.grocery.shop import Shop
+from mmedit.datasets.grocery.shop import LISTS, Shop
 from mmedit.images import open_image
 
 Task = Literal["object", "photo", "caption"]
@@ -133,7 +133,8 @@ class CaseMaker:
             (path for path in shop.elsewhere.get(change.number, ()) if path != request.image),
             known_by(change.asked),
         )
-        untrained = [path for path in possible if path.relative_to(shop.folder).parts[0] == "val"]
+        own = LISTS["validation"]
+        untrained = [path for path in possible if path.relative_to(shop.folder).parts[0] == own]
         other = [choose(rng, untrained or possible)] if possible else []
         if self.task == "photo":
             old = self._answer(change.number, change)
