@@ -30,7 +30,8 @@ class Example:
     conversation markers. `context` is put between image and prompt: it conditions the answer, and
     no metric scores it (in-context editing puts its demonstrations there). `target` is the answer
     without leading space. `answers` are further answers that are right in free generation.
-    `image` may be a path, a PIL image, an array or a tensor, bytes, or a file object
+    `subject` is what the prompt is about, as it stands in it ("France"): methods that edit at its
+    last token read it, the VLM does not. `image` may be a path, a PIL image, an array or a tensor, bytes, or a file object
     (`mmedit.image_inputs.as_image`). Raises DataError, EmptyAnswerError, ImageError.
 
     >>> Example(prompt="what color is the shape?", target="blue", image=Path("shapes/7.png"))
@@ -42,6 +43,7 @@ class Example:
     image: Path | Image.Image | None = None
     context: str = ""
     answers: tuple[str, ...] = ()
+    subject: str = ""
 
     if TYPE_CHECKING:
 
@@ -53,6 +55,7 @@ class Example:
             image: ImageInput | None = None,
             context: str = "",
             answers: Sequence[str] = (),
+            subject: str = "",
         ) -> None: ...
 
     def __post_init__(self) -> None:
@@ -60,6 +63,7 @@ class Example:
         about = f"of {shortened(self.prompt)}"
         require_text(self.target, f"the target {about}")
         require_text(self.context, f"the context {about}")
+        require_text(self.subject, f"the subject {about}")
         if not self.target.strip():
             raise EmptyAnswerError(
                 f"the target {about} is empty; give the answer that the model must "
@@ -299,4 +303,5 @@ def _content(example: Example) -> list[object]:
         list(example.answers),
         name,
         key,
+        *([example.subject] if example.subject else []),
     ]

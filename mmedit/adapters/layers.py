@@ -20,6 +20,8 @@ from torch import Tensor, nn
 States = Float[Tensor, "batch sequence hidden"]
 OF_ALL_LAYERS = ("attention_mask", "position_ids", "position_embeddings")
 """Inputs that are the same for all layers of a call."""
+VALUE_WEIGHTS = ("fc2", "mlp.down_proj", "mlp.fc2", "mlp.c_proj", "feed_forward.w2")
+"""Names of the weight that ends the feed-forward block of a layer: OPT, Llama, Phi, GPT-2, InternLM."""
 GIVE_STATES = ("Gemma3DecoderLayer",)
 """Layers that give states alone, though their annotation says otherwise."""
 
@@ -55,6 +57,21 @@ class Layered:
                 return number
         module = self.network.get_submodule(site)
         return len(names) if module is self.network.get_output_embeddings() else 0
+
+    @cached_property
+    def value_sites(self) -> tuple[str, ...]:
+        """The weight that ends the feed-forward block of each decoder layer, in order; empty if a
+        layer has none that is known, or several.
+        """
+        found = [
+            [
+                f"{name}.{ending}"
+                for ending in VALUE_WEIGHTS
+                if ending in dict(layer.named_modules())
+            ]
+            for name, layer in zip(self._layer_names, self.layers, strict=True)
+        ]
+        return tuple(site for (site,) in found) if all(len(one) == 1 for one in found) else ()
 
     @cached_property
     def _layer_names(self) -> tuple[str, ...]:

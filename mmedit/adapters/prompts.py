@@ -82,6 +82,25 @@ class Segmenter:
         known |= made
         return [list(known[text]) for text in texts]
 
+    def span(self, text: str, begin: int, end: int) -> range:
+        """Return which tokens of a text stand for its characters from `begin` to before `end`.
+
+        They are none if the tokenizer keeps no offsets, as those written in Python do.
+        """
+        if not self._tokenizer.is_fast:
+            return range(0)
+        (ids,) = self([text])
+        for lead in (ANCHOR, "") if self._anchor else ("",):
+            found = self._tokenizer(
+                lead + text, add_special_tokens=False, return_offsets_mapping=True
+            )
+            skip = len(self._anchor) if lead else 0
+            if found["input_ids"][skip:] == ids:
+                break
+        offsets = [(a - len(lead), b - len(lead)) for a, b in found["offset_mapping"][skip:]]
+        inside = [place for place, (a, b) in enumerate(offsets) if a < end and b > begin]
+        return range(inside[0], inside[-1] + 1) if inside else range(0)
+
     def _remember(self, made: Mapping[str, tuple[int, ...]]) -> None:
         """Keep the ids of texts, and drop all others when they would be too many."""
         size = sum(map(len, made))

@@ -52,6 +52,8 @@ DOORS: Doors = {
     "generate": ROWS | {"max_new_tokens": as_count("max_new_tokens")},
     "prompt_tokens": ROWS,
     "capture": ROWS | {"sites": as_sites},
+    "observe": ROWS,
+    "places": ROWS,
     "represent": ROWS,
     "sites": {"where": one_of("part of a VLM", STAGES)},
     "shape": {"site": as_site},

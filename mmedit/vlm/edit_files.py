@@ -207,6 +207,7 @@ def _saved_request(folder: Path, request: Example) -> SavedRequest:
         image=None if request.image is None else _save_image(folder, request.image),
         context=request.context,
         answers=request.answers,
+        subject=request.subject,
     )
 
 
@@ -235,6 +236,7 @@ def _example(path: Path, request: SavedRequest) -> Example:
             image=image,
             context=request.context,
             answers=request.answers,
+            subject=request.subject,
         )
     except (DataError, EmptyAnswerError) as error:
         raise EditError(f"{path / DESCRIPTION}: {error}") from error

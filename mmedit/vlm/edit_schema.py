@@ -28,6 +28,7 @@ class SavedRequest(Settings):
     """
     context: str = ""
     answers: tuple[str, ...] = ()
+    subject: str = ""
 
 
 class SavedSeen(Settings):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mmedit.adapters.base import Stage
 from mmedit.adapters.generation import Answer, Decoding
+from mmedit.adapters.places import Places
 from mmedit.arguments import check_arguments
 from mmedit.cases import Example
 from mmedit.deltas import Delta
@@ -23,7 +24,7 @@ from mmedit.vlm.edit import MADE_APART, Edit, stack
 from mmedit.vlm.edit_files import write_edits
 from mmedit.vlm.frozen import Frozen
 from mmedit.vlm.identity import Identity
-from mmedit.vlm.outputs import Captured, Predictions
+from mmedit.vlm.outputs import Captured, Observed, Predictions
 
 MAX_NEW_TOKENS = 64
 """Length of an answer to a person, in tokens, at most."""
@@ -103,6 +104,22 @@ class VLM(ABC):
         """
 
     @abstractmethod
+    def observe(
+        self, examples: Sequence[Example], sites: Sequence[str], *, after: Sequence[int] = ()
+    ) -> Observed:
+        """Return what Linear sites of the language model take and give, and the hidden states after
+        the first k decoder layers for each k of `after`. No gradient goes through them.
+
+        Costs a forward up to the last layer that is asked for. Raises SiteError.
+        """
+
+    @abstractmethod
+    def places(self, examples: Sequence[Example]) -> Places:
+        """Return the positions of image, prompt, subject and answer in `observe` and `capture` of
+        the same examples. No forward.
+        """
+
+    @abstractmethod
     def represent(self, examples: Sequence[Example]) -> Float[Tensor, "batch hidden"]:
         """Return one vector for each image and prompt, in float32, for nearest-neighbour search.
 
@@ -113,6 +130,13 @@ class VLM(ABC):
     @abstractmethod
     def sites(self, where: Stage) -> tuple[str, ...]:
         """Return the default edit sites in the language model, the bridge or the vision tower."""
+
+    @property
+    @abstractmethod
+    def value_sites(self) -> tuple[str, ...]:
+        """The weight that ends the feed-forward block of each decoder layer, in order: "fc2" of
+        OPT, "mlp.down_proj" of Llama and Qwen. Methods that locate facts write there.
+        """
 
     @abstractmethod
     def shape(self, site: str) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from mmedit.adapters.base import STAGES, Adapter, Stage
 from mmedit.adapters.generation import Answer, Decoding, require_decoding_of
 from mmedit.adapters.inputs import Inputs, PaddingSide
 from mmedit.adapters.layers import input_at
+from mmedit.adapters.places import Places, places_of
 from mmedit.adapters.protocol import protocol_of
 from mmedit.adapters.weights import weight_of
 from mmedit.cache import TensorCache
@@ -28,7 +29,8 @@ from mmedit.vlm.edit import Edit, merged, nameless, with_own_name
 from mmedit.vlm.frozen import Frozen
 from mmedit.vlm.identity import Identity
 from mmedit.vlm.interface import VLM
-from mmedit.vlm.outputs import Captured, Predictions
+from mmedit.vlm.observing import observed, require_layers
+from mmedit.vlm.outputs import Captured, Observed, Predictions
 from mmedit.vlm.passes import Pass, Recorder, aligned, by_row
 
 
@@ -140,6 +142,31 @@ class NetworkVLM(VLM):
             },
             nll=nll.detach(),
         )
+
+    def observe(
+        self, examples: Sequence[Example], sites: Sequence[str], *, after: Sequence[int] = ()
+    ) -> Observed:
+        require_layers(self.adapter, sites, after)
+        recorder = Recorder(sites=tuple(sites), with_gradients=False)
+        one = self._pass(examples, recorder)
+        inputs = self.adapter.inputs(examples, one.images, padding_side=self.padding_side)
+        reached = [k - 1 for k in after] + [k for k in (one.layers_before,) if k is not None]
+
+        def run() -> Tensor:
+            states = self._frozen.states
+            return states.logits(inputs, examples, before=min(reached), features=one.image_features)
+
+        with torch.no_grad(), one.language():
+            return observed(self.adapter, run, recorder, after=after, rows=len(examples))
+
+    def places(self, examples: Sequence[Example]) -> Places:
+        images = self._frozen.see(examples)
+        inputs = self.adapter.inputs(examples, images, padding_side=self.padding_side)
+        return places_of(self.adapter, examples, inputs)
+
+    @property
+    def value_sites(self) -> tuple[str, ...]:
+        return self.adapter.value_sites
 
     def represent(self, examples: Sequence[Example]) -> Float[Tensor, "batch hidden"]:
         site = linear_at(self.adapter.network, self.sites("language")[0])

@@ -106,6 +106,20 @@ class Captured:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Observed:
+    """Values inside a language model for every token, without gradients. At padding they mean
+    nothing.
+    """
+
+    x: dict[str, Float[Tensor, "batch tokens in"]]
+    """The inputs of Linear sites."""
+    y: dict[str, Float[Tensor, "batch tokens out"]]
+    """The outputs of Linear sites, with the edits that act there."""
+    states: dict[int, Float[Tensor, "batch tokens hidden"]]
+    """The hidden states after the first k decoder layers, by k."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class SiteTokens:
     """The tokens of one site that can change an edit, row after row, without padding."""
 

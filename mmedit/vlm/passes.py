@@ -23,13 +23,15 @@ from mmedit.vlm.outputs import Predictions
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Recorder:
-    """Keeps the inputs of Linear sites and makes their outputs leaves of the graph.
+    """Keeps the inputs of Linear sites, and makes their outputs leaves of the graph or keeps them.
 
     A site that several forwards of one call go through (images one at a time) has one entry for
     each of them.
     """
 
     sites: tuple[str, ...]
+    with_gradients: bool = True
+    """Whether outputs become leaves of the graph; otherwise they are only noted."""
     inputs: dict[str, list[Tensor]] = field(default_factory=dict)
     outputs: dict[str, list[Tensor]] = field(default_factory=dict)
 
@@ -48,6 +50,9 @@ class Recorder:
     def _note(self, site: str):
         def note(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             self.inputs.setdefault(site, []).append(inputs[0].detach())
+            if not self.with_gradients:
+                self.outputs.setdefault(site, []).append(output.detach())
+                return output
             probe = torch.zeros_like(output, requires_grad=True)
             self.outputs.setdefault(site, []).append(probe)
             return output + probe

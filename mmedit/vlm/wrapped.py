@@ -10,12 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmedit.adapters.base import Stage
+from mmedit.adapters.places import Places
 from mmedit.cases import Example
 from mmedit.deltas import Delta
 from mmedit.vlm.edit import Edit
 from mmedit.vlm.frozen import Frozen
 from mmedit.vlm.identity import Identity
 from mmedit.vlm.interface import VLM
+from mmedit.vlm.outputs import Observed
 
 
 class WrappedVLM(VLM):
@@ -44,6 +46,18 @@ class WrappedVLM(VLM):
 
     def shape(self, site: str) -> tuple[int, int]:
         return self.inner.shape(site)
+
+    @property
+    def value_sites(self) -> tuple[str, ...]:
+        return self.inner.value_sites
+
+    def observe(
+        self, examples: Sequence[Example], sites: Sequence[str], *, after: Sequence[int] = ()
+    ) -> Observed:
+        return self.inner.observe(examples, sites, after=after)
+
+    def places(self, examples: Sequence[Example]) -> Places:
+        return self.inner.places(examples)
 
     def weight(self, site: str) -> Float[Tensor, "*edits out in"]:
         return self.inner.weight(site)

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmedit.adapters.generation import Answer, Decoding, require_decoding_of
+from mmedit.adapters.places import Places
 from mmedit.cases import Example
 from mmedit.deltas import require_rows
 from mmedit.errors import DataError, ModelError
@@ -24,7 +25,7 @@ from mmedit.storage import require_text
 from mmedit.vlm.edit import Change, Edit
 from mmedit.vlm.frozen import Frozen
 from mmedit.vlm.interface import VLM
-from mmedit.vlm.outputs import Captured, Predictions
+from mmedit.vlm.outputs import Captured, Observed, Predictions
 from mmedit.vlm.wrapped import WrappedVLM
 
 
@@ -176,6 +177,14 @@ class InContextVLM(WrappedVLM):
 
     def capture(self, examples: Sequence[Example], sites: Sequence[str]) -> Captured:
         return self.inner.capture(self._in_context(examples), sites)
+
+    def observe(
+        self, examples: Sequence[Example], sites: Sequence[str], *, after: Sequence[int] = ()
+    ) -> Observed:
+        return self.inner.observe(self._in_context(examples), sites, after=after)
+
+    def places(self, examples: Sequence[Example]) -> Places:
+        return self.inner.places(self._in_context(examples))
 
     def represent(self, examples: Sequence[Example]) -> Float[Tensor, "batch hidden"]:
         return self.inner.represent(self._in_context(examples))
