@@ -31,8 +31,9 @@ class Example:
     no metric scores it (in-context editing puts its demonstrations there). `target` is the answer
     without leading space. `answers` are further answers that are right in free generation.
     `subject` is what the prompt is about, as it stands in it ("France"): methods that edit at its
-    last token read it, the VLM does not. `image` may be a path, a PIL image, an array or a tensor, bytes, or a file object
-    (`mmedit.image_inputs.as_image`). Raises DataError, EmptyAnswerError, ImageError.
+    last token read it, the VLM does not. `image` may be a path, a PIL image, an array or a tensor,
+    bytes, or a file object (`mmedit.image_inputs.as_image`). Raises DataError, EmptyAnswerError,
+    ImageError.
 
     >>> Example(prompt="what color is the shape?", target="blue", image=Path("shapes/7.png"))
     Example('what color is the shape?' -> 'blue', image 7.png)

@@ -21,7 +21,7 @@ States = Float[Tensor, "batch sequence hidden"]
 OF_ALL_LAYERS = ("attention_mask", "position_ids", "position_embeddings")
 """Inputs that are the same for all layers of a call."""
 VALUE_WEIGHTS = ("fc2", "mlp.down_proj", "mlp.fc2", "mlp.c_proj", "feed_forward.w2")
-"""Names of the weight that ends the feed-forward block of a layer: OPT, Llama, Phi, GPT-2, InternLM."""
+"""Names of the weight that ends the feed-forward block, in OPT, Llama, Phi, GPT-2, LFM2."""
 GIVE_STATES = ("Gemma3DecoderLayer",)
 """Layers that give states alone, though their annotation says otherwise."""
 

@@ -50,4 +50,4 @@ def require_layers(adapter: Adapter, sites: Sequence[str], after: Sequence[int])
         raise SiteError("the decoder layers of this model cannot be told apart")
     for k in after:
         if not 1 <= k <= most:
-            raise SiteError(f"there is no state after {k} layers; this model has {most}")
+            raise SiteError(f"the state after {k} layers was asked for; this model has {most}")
