@@ -1,0 +1,1 @@
+"""Edits of a weight by a formula: the algebra of ROME, MEMIT, AlphaEdit and UltraEdit."""
