@@ -135,8 +135,8 @@ def _cholesky(gram: Float[Tensor, "*edits n n"], ridge: float) -> Float[Tensor, 
     lower, failed = torch.linalg.cholesky_ex(gram + ridge * identity)
     if named := _edits_where(failed[..., None] != 0):
         raise EditError(
-            f"{named}: the system of its keys cannot be solved; expected keys that are finite and "
-            "of ordinary size; look at the inputs of the edited site"
+            f"{named}: the system of keys cannot be solved; expected keys, also those of earlier "
+            "edits, that are finite and of ordinary size; look at the inputs of the edited site"
         )
     return lower
 
