@@ -23,7 +23,7 @@ from mmedit.errors import (
 from mmedit.hub import pull_files, push_files
 from mmedit.methods import EDITORS
 from mmedit.storage import require_path
-from mmedit.vlm.edit import Change, DeltaChange, Edit, stack
+from mmedit.vlm.edit import Change, DeltaChange, Edit, stack, without_kept
 from mmedit.vlm.edit_files import (
     CARD,
     DESCRIPTION,
@@ -134,7 +134,8 @@ def _change(
     editors: dict[str, Editor],
 ) -> Change:
     if saved.kind == DeltaChange.kind:
-        return DeltaChange(from_tensors(opened.path / TENSORS, tensors))
+        deltas, kept = without_kept(tensors)
+        return DeltaChange(from_tensors(opened.path / TENSORS, deltas), kept=kept)
     if saved.method not in EDITORS:
         raise UnknownNameError("editing method", saved.method, EDITORS)
     method = EDITORS[saved.method]

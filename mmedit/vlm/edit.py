@@ -23,6 +23,8 @@ from mmedit.deltas import Delta, Sum, compose_all
 from mmedit.errors import EditError, shortened
 from mmedit.vlm.identity import Identity
 
+KEPT = "kept/"
+"""Beginning of the names of tensors that are no deltas, in files."""
 MERGED, NAMELESS, STACK = "merged", "deltas", "stack"
 """Names of edits that no editor made."""
 
@@ -67,8 +69,12 @@ class DeltaChange(Change):
 
     kind = "deltas"
 
-    def __init__(self, deltas: Mapping[str, Delta]) -> None:
+    def __init__(
+        self, deltas: Mapping[str, Delta], *, kept: Mapping[str, Tensor] | None = None
+    ) -> None:
         self._deltas = dict(deltas)
+        self.kept = dict(kept or {})
+        """Rows that later edits of the method must know (AlphaEdit: the keys of this edit)."""
 
     def added_to(self, vlm: Any, edit: Edit) -> Any:
         there = {site: moved(delta, vlm.device) for site, delta in self._deltas.items()}
@@ -83,7 +89,21 @@ class DeltaChange(Change):
         return any(delta.edits is not None for delta in self._deltas.values())
 
     def tensors(self) -> dict[str, Tensor]:
-        return as_tensors(self._deltas)
+        kept = {f"{KEPT}{name}": rows for name, rows in self.kept.items()}
+        return as_tensors(self._deltas) | kept
+
+
+def without_kept(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the tensors of deltas, and the rows kept for later edits, of `DeltaChange.tensors`."""
+    kept = {name: tensor for name, tensor in tensors.items() if name.startswith(KEPT)}
+    deltas = {name: tensor for name, tensor in tensors.items() if name not in kept}
+    return deltas, {name.removeprefix(KEPT): tensor for name, tensor in kept.items()}
+
+
+def kept_of(edits: Sequence[Edit], name: str) -> list[Tensor]:
+    """Return the rows of this name that edits of weights keep for later ones, the oldest first."""
+    changes = [part.change for edit in edits for part in edit.parts]
+    return [c.kept[name] for c in changes if isinstance(c, DeltaChange) and name in c.kept]
 
 
 @final
@@ -257,12 +277,19 @@ def merged(edits: Sequence[Edit], deltas: Mapping[str, Delta]) -> tuple[Edit, ..
         name=MERGED,
         # joined as tuples: a loop over all requests so far would be felt in a long sequence
         requests=sum((edit.requests for edit in weights), ()),
-        change=DeltaChange(deltas),
+        change=DeltaChange(deltas, kept=_all_kept(weights)),
         seconds=None,
         on=(),
         seen=(),
     )
     return (one, *(edit for edit in edits if edit.change.deltas is None))
+
+
+def _all_kept(edits: Sequence[Edit]) -> dict[str, Tensor]:
+    """Return the rows that edits keep for later ones, joined by name."""
+    changes = [edit.change for edit in edits if isinstance(edit.change, DeltaChange)]
+    names = dict.fromkeys(name for change in changes for name in change.kept)
+    return {name: torch.cat(kept_of(edits, name)) for name in names}
 
 
 def with_own_name(edits: Sequence[Edit], edit: Edit) -> tuple[Edit, ...]:

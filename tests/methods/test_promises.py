@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import pytest
 import torch
@@ -12,20 +12,27 @@ from mmedit.adapters.weights import weights_hash
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.datasets.easyvqa import cases as easyvqa
 from mmedit.editors.base import Editor
+from mmedit.editors.closed_form.config import LocatedConfig
+from mmedit.editors.closed_form.values import ValueConfig
 from mmedit.editors.fitting import Fitting
 from mmedit.edits.loading import load_edit
 from mmedit.errors import EditError, SiteError
 from mmedit.methods import EDITORS
+from mmedit.methods.alphaedit import AlphaEdit, AlphaEditConfig
 from mmedit.methods.ft import FT, FTConfig
 from mmedit.methods.ike import IKE, IKEConfig
 from mmedit.methods.ke import KE, KEConfig
+from mmedit.methods.memit import MEMIT, MEMITConfig
 from mmedit.methods.mend import MEND, MENDConfig
+from mmedit.methods.rome import ROME, ROMEConfig
 from mmedit.methods.serac import SERAC, SERACConfig
+from mmedit.methods.ultraedit import UltraEdit, UltraEditConfig
 from mmedit.metrics.multiclass_log_probs import answer_nll
 from mmedit.training.settings import TrainingConfig
 from mmedit.vlm.interface import VLM
 from mmedit.vlm.network import NetworkVLM
 
+Located = TypeVar("Located", bound=LocatedConfig)
 LAST = tuple(f"language_model.model.decoder.layers.3.{name}" for name in ("fc1", "fc2"))
 
 EDITORS_UNDER_TEST: dict[str, Callable[[], Editor]] = {
@@ -40,6 +47,15 @@ EDITORS_UNDER_TEST: dict[str, Callable[[], Editor]] = {
     "ke": lambda: KE(small_ke()),
     "serac": lambda: SERAC(small_serac(scope="multimodal")),
     "serac-text": lambda: SERAC(small_serac(scope="text")),
+    "rome": lambda: ROME(small_located(ROMEConfig, layers=(3,))),
+    "rome-last-prompt": lambda: ROME(
+        small_located(ROMEConfig, layers=(2,), position="last_prompt", covariance=False)
+    ),
+    "memit": lambda: MEMIT(small_located(MEMITConfig, layers=(2, 3), weight=0.1)),
+    "alphaedit": lambda: AlphaEdit(
+        small_located(AlphaEditConfig, layers=(2, 3), l2=0.1, tokens="all", eta=0.05)
+    ),
+    "ultraedit": lambda: UltraEdit(UltraEditConfig(sites=LAST, lr=3e-4)),
     "serac-minilm": lambda: SERAC(small_serac(scope="text", sentence_encoder=saved_encoder())),
 }  # fmt: skip
 
@@ -54,6 +70,11 @@ def small_mend() -> MENDConfig:
 def small_ke() -> KEConfig:
     training = TrainingConfig(steps=15, batch_size=4)
     return KEConfig(sites=LAST, lstm_hidden=16, condition=32, hidden=32, training=training)
+
+
+def small_located(config: type[Located], **settings: Any) -> Located:
+    value = ValueConfig(steps=6, clamp=2.0)
+    return config(**{"position": "answer", "contexts": 1, "value": value, **settings})
 
 
 def small_serac(

@@ -51,6 +51,10 @@ class Normaliser:
             + away.square() * (self.count * len(z) / count),
         )
 
+    def to(self, device: torch.device) -> Normaliser:
+        """Return the statistics on a device."""
+        return Normaliser(self.count, self.mean.to(device), self.squares.to(device))
+
     @property
     def std(self) -> Float[Tensor, " width"]:
         """Unbiased standard deviation of each unit. Raises EditorError for less than two tokens."""

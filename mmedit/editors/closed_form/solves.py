@@ -57,6 +57,35 @@ def rome_delta(
     return _low_rank(value.unsqueeze(-2), direction.unsqueeze(-2), mean_key, key, change)
 
 
+def rome_keys_delta(
+    mean_keys: Float[Tensor, "*edits n in"],
+    keys: Float[Tensor, "*edits n in"],
+    changes: Float[Tensor, "*edits n out"],
+    factor: Factor | None,
+) -> LowRank:
+    """Return the delta of rank n that adds `changes` at `keys`: ROME's for several keys of a fact
+    (the equality constraint of Gupta et al. 2024, A Unified Framework for Model Editing).
+
+    ΔW = changesᵀ (D keysᵀ)⁻¹ D, the rows of D being C⁻¹ mean_key. One solve for all keys, and an
+    n × n solve per edit. With one key it is `rome_delta`. Raises EditError if keys are too alike
+    to have values of their own.
+    """
+    directions = mean_keys.double() if factor is None else factor.solve(mean_keys)
+    norms = directions.norm(dim=-1, keepdim=True)
+    directions = directions / norms.where(norms > 0, 1)
+    reached = keys.double() @ directions.mT
+    scale = keys.double().norm(dim=-1, keepdim=True)
+    padding = scale.squeeze(-1) == 0  # a key that an edit does not have
+    gram = reached / scale.where(scale > 0, 1) + torch.diag_embed(padding.double())
+    if failed := _edits_where(~(torch.linalg.svdvals(gram)[..., -1:] > ORTHOGONAL)):
+        raise EditError(
+            f"{failed}: the keys of the fact are nearly the same, nearly orthogonal to the "
+            "directions of the edit, or not finite; edit another layer, or use memit"
+        )
+    values = torch.linalg.solve(gram, changes.double() / scale.where(scale > 0, 1))
+    return _low_rank(values, directions, mean_keys, keys, changes)
+
+
 def memit_delta(
     keys: Float[Tensor, "*edits n in"],
     residuals: Float[Tensor, "*edits n out"],
@@ -144,7 +173,9 @@ def _cholesky(gram: Float[Tensor, "*edits n n"], ridge: float) -> Float[Tensor, 
 def _low_rank(u: Tensor, v: Tensor, *arguments: Tensor) -> LowRank:
     """Return a delta in the dtype of the arguments, at least float32. Raises EditError for NaN."""
     dtype = reduce(torch.promote_types, [each.dtype for each in arguments], torch.float32)
-    delta = LowRank(u=u.to(dtype), v=v.to(dtype))
+    # A solver's output lies in memory by columns; a file gives it back by rows, and products of both
+    # differ in their last digits.
+    delta = LowRank(u=u.to(dtype).contiguous(), v=v.to(dtype).contiguous())
     sound = delta.u.isfinite().flatten(-2).all(-1) & delta.v.isfinite().flatten(-2).all(-1)
     if failed := _edits_where(~sound[..., None]):
         raise EditError(

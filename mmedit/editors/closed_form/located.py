@@ -1,0 +1,205 @@
+"""The base of methods that write a fact where it is located: ROME, MEMIT, AlphaEdit."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from mmedit.cases import EditCase, Example
+from mmedit.editors.base import Editor
+from mmedit.editors.closed_form.config import LocatedConfig
+from mmedit.editors.closed_form.keys import Keys, chunks, joined, read_all_keys
+from mmedit.editors.closed_form.moments import SecondMoments
+from mmedit.editors.closed_form.positions import require_positions
+from mmedit.editors.closed_form.second_moment import Factor
+from mmedit.editors.closed_form.statistics import questions_of, second_moments
+from mmedit.editors.closed_form.values import OtherImage, asked_of, find_values
+from mmedit.editors.fitting import Fitting, progress_of
+from mmedit.editors.saved import Origin, origin_of
+from mmedit.errors import DataError, EditorError
+from mmedit.images import image_key, open_image
+from mmedit.vlm.interface import VLM
+
+Config = TypeVar("Config", bound=LocatedConfig)
+OTHER_IMAGES, LARGEST = 2, 512
+"""Images that an editor keeps for its KL term, and the longest side of each, in pixels."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Located:
+    """The result of fitting: what the inputs of each edited weight are like."""
+
+    matrices: Mapping[str, Float[Tensor, "in _"]]
+    """A matrix for each site, in float32, made by `LocatedEditor.prepared`."""
+    images: tuple[OtherImage, ...]
+    """Images of training cases, for the KL term."""
+    _factors: dict[tuple[str, torch.device], Factor] = field(default_factory=dict, init=False)
+
+    def factor(self, site: str, device: torch.device) -> Factor:
+        """Return the Cholesky factor of a site's matrix, which is made once."""
+        if (site, device) not in self._factors:
+            self._factors[site, device] = Factor.of(self.matrices[site].to(device))
+        return self._factors[site, device]
+
+
+class LocatedEditor(Editor[Config]):
+    """An editor that writes at `layers` what value vectors ask for at a fact's position.
+
+    `fit` costs a generation and a forward for every question of the training cases
+    (`mmedit.editors.closed_form.statistics`), or nothing if `mmedit stats` was run for them.
+    """
+
+    usual_layers: ClassVar[tuple[float, ...]]
+    """Default layers, as shares of the depth."""
+    of_block: ClassVar[bool]
+    """Whether values are searched for at the output of the block, or at that of the MLP."""
+
+    @abstractmethod
+    def prepared(self, moments: SecondMoments, site: str) -> Float[Tensor, "in _"]:
+        """Return what the method keeps of a site's second moments. Raises EditorError."""
+
+    def require_fits(self, vlm: VLM) -> None:
+        super().require_fits(vlm)
+        if self.origin is None:
+            self.config.sites_in(vlm, self.usual_layers)
+
+    def edited_sites(self, vlm: VLM) -> tuple[str, ...]:
+        if self.origin is not None:
+            return self.origin.sites
+        return self.config.sites_in(vlm, self.usual_layers)
+
+    def fit(self, vlm: VLM, fitting: Fitting) -> Self:
+        if not self.needs_fit:
+            return self
+        if not fitting.cases:
+            raise DataError(
+                f"{self.label} needs training cases, whose questions say what the model is "
+                "usually asked; none were given"
+            )
+        sites = self.config.sites_in(vlm, self.usual_layers)
+        progress = progress_of(self.label, fitting.progress)
+        examples = questions_of(vlm, fitting.cases, progress=progress)
+        moments = second_moments(vlm, examples, sites, progress=progress)
+        learnt = Located(
+            matrices={site: self.prepared(moments[site], site).float() for site in sites},
+            images=other_images(fitting.cases),
+        )
+        return self.with_learnt(learnt, origin_of(vlm, sites, fitting.cases, fitting.seed))
+
+    @property
+    def needs_fit(self) -> bool:
+        return True
+
+    def keys_at(
+        self,
+        vlm: VLM,
+        requests: Sequence[Example],
+        site: str,
+        *,
+        after: int,
+        contexts: int | None = None,
+    ) -> Keys:
+        """Return the keys of requests at a site, and their states after so many layers."""
+        return read_all_keys(
+            vlm,
+            requests,
+            site,
+            rule=self.config.position,
+            contexts=self.config.contexts if contexts is None else contexts,
+            after=after,
+            together=self.config.together,
+        )
+
+    def found_values(
+        self, vlm: VLM, requests: Sequence[Example], layer: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return δ of every request at a layer, and what it is added to: the hidden state after the
+        layer, or the output of its MLP; [edits, keys, hidden] each.
+
+        Costs the search (`find_values`) and one more forward, for `together` requests at a time.
+        """
+        config, site = self.config, vlm.value_sites[layer]
+        shifts = []
+        require_positions(config.position, requests, vlm.places(requests))
+        keys = self.keys_at(vlm, requests, site, after=layer + 1, contexts=0)
+        start = keys.state if self.of_block else keys.output
+        for rows in chunks(len(requests), config.together):
+            asked = asked_of(
+                [requests[row] for row in rows],
+                contexts=config.contexts,
+                images=self.learnt.images if self.learnt else (),
+                with_kl=config.value.kl_factor > 0,
+            )
+            norms = torch.linalg.vector_norm(start[list(rows)], dim=-1)
+            shifts.append(
+                find_values(
+                    vlm.select(rows), asked, site, norms, rule=config.position, config=config.value
+                )
+            )
+        return joined(shifts), start
+
+    def state(self) -> dict[str, Tensor]:
+        if self.learnt is None:
+            return {}
+        pixels = {
+            f"image.{number}": torch.from_numpy(np.array(other.image))
+            for number, other in enumerate(self.learnt.images)
+        }
+        return {**self.learnt.matrices, **pixels}
+
+    def notes(self) -> dict[str, Any]:
+        return {"images": [other.key for other in self.learnt.images]} if self.learnt else {}
+
+    def load_state(
+        self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], origin: Origin | None
+    ) -> Self:
+        if origin is None:
+            return self.with_learnt(None, None)
+        names = [f"image.{number}" for number in range(len(notes["images"]))]
+        if set(tensors) != {*origin.sites, *names}:
+            raise EditorError(
+                f"the tensors are not those of a fitted {self.method}; expected one for each of "
+                f"its {len(origin.sites)} sites and {len(names)} images; fit the editor anew"
+            )
+        matrices = {site: tensors[site] for site in origin.sites}
+        for site, matrix in matrices.items():
+            if matrix.ndim != 2 or matrix.dtype != torch.float32:
+                raise EditorError(
+                    f"the tensor of {site} is {matrix.dtype} of shape {list(matrix.shape)}; "
+                    "expected a float32 matrix; fit the editor anew"
+                )
+        images = tuple(
+            OtherImage(str(key), _image(tensors[name]))
+            for name, key in zip(names, notes["images"], strict=True)
+        )
+        return self.with_learnt(Located(matrices=matrices, images=images), origin)
+
+
+def other_images(cases: Sequence[EditCase]) -> tuple[OtherImage, ...]:
+    """Return the first images of the cases' requests that differ, for the KL term."""
+    found: dict[str, OtherImage] = {}
+    for case in cases:
+        if case.request.image is not None and len(found) < OTHER_IMAGES:
+            key = image_key(case.request.image)
+            image = open_image(case.request.image).convert("RGB")
+            image.thumbnail((LARGEST, LARGEST))
+            found.setdefault(key, OtherImage(key, image))
+    return tuple(found.values())
+
+
+def _image(pixels: Tensor) -> Image.Image:
+    """Return an image from its pixels. Raises EditorError."""
+    if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
+        raise EditorError(
+            f"an image is {pixels.dtype} of shape {list(pixels.shape)}; expected uint8 [height, "
+            "width, 3]; fit the editor anew"
+        )
+    return Image.fromarray(pixels.numpy())

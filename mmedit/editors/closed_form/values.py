@@ -1,0 +1,178 @@
+"""Value vectors: what an MLP should give at a fact's position, found by gradient (ROME, MEMIT).
+
+    δ* = argmin  mean_c -log p(target | context_c, question, δ)  +  kl_factor · KL(p_before ‖ p_δ)
+                 + weight_decay · ‖δ‖ / ‖v0‖²,              ‖δ‖ <= clamp · ‖v0‖
+
+δ is added to the output of a layer at the fact's position, in every wording at once (Meng et al.
+2022, section 3.1; Meng et al. 2023, section 4.2). The KL term keeps the first token of the answer
+to other questions: the same question without its image, the same question about another image (what
+a VLM may not confuse with the fact), and the subject alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmedit.cases import Example
+from mmedit.editors.closed_form.contexts import in_contexts, of_contexts
+from mmedit.editors.closed_form.positions import Position, spots
+from mmedit.editors.closed_form.shifts import Shift
+from mmedit.images import image_key
+from mmedit.metrics.multiclass_log_probs import answer_nll
+from mmedit.settings import Settings
+from mmedit.vlm.interface import VLM
+from mmedit.vlm.outputs import Predictions
+
+ESSENCE = "is a"
+"""What follows the subject in its own KL question: "France is a" (ROME)."""
+
+
+class ValueConfig(Settings):
+    """Settings of the search for value vectors."""
+
+    steps: int = Field(default=20, ge=1)
+    """Forwards of the search, each but the last with a step of Adam behind it. ROME: 20."""
+    lr: float = Field(default=0.5, gt=0)
+    """Learning rate. ROME and MEMIT: 0.5."""
+    weight_decay: float = Field(default=0.5, ge=0)
+    """Weight of ‖δ‖/‖v0‖². ROME and MEMIT: 0.5."""
+    kl_factor: float = Field(default=0.0625, ge=0)
+    """Weight of the KL term. ROME and MEMIT: 0.0625."""
+    clamp: float = Field(default=4.0, gt=0)
+    """Largest ‖δ‖, in units of ‖v0‖. ROME: 4 (v0 is an MLP's output); MEMIT: 0.75 (a block's)."""
+    stop_loss: float = Field(default=0.05, ge=0)
+    """The search for an edit ends when its loss is below this. ROME and MEMIT: 0.05."""
+
+
+class OtherImage(NamedTuple):
+    """An image of the training cases, for the KL term."""
+
+    key: str
+    """Its `image_key` in the training cases."""
+    image: Image.Image
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Asked:
+    """The rows of a search: each request in all contexts, then the questions of the KL term."""
+
+    examples: tuple[Example, ...]
+    of_edit: tuple[int, ...]
+    """The edit that each row belongs to."""
+    rewriting: int
+    """Number of the rows of requests, which come first."""
+
+
+def asked_of(
+    requests: Sequence[Example], *, contexts: int, images: Sequence[OtherImage], with_kl: bool
+) -> Asked:
+    """Return the rows of a search. Of `images`, each request gets the first that is not its own."""
+    rows = in_contexts(requests, contexts)
+    of_edit = of_contexts(len(requests), contexts)
+    for number, request in enumerate(requests if with_kl else ()):
+        others = kl_questions(request, images)
+        rows += others
+        of_edit += [number] * len(others)
+    rewriting = len(requests) * (1 + contexts)
+    return Asked(examples=tuple(rows), of_edit=tuple(of_edit), rewriting=rewriting)
+
+
+def kl_questions(request: Example, images: Sequence[OtherImage]) -> list[Example]:
+    """Return the questions whose answers an edit should leave. Only their first token counts."""
+    found = []
+    if request.image is not None:
+        own = image_key(request.image)
+        others = [other.image for other in images if other.key != own][:1]
+        found = [replace(request, image=image, target="?") for image in (None, *others)]
+    if request.subject:
+        found.append(replace(request, prompt=request.subject, target=ESSENCE, image=None))
+    return found
+
+
+def find_values(
+    vlm: VLM,
+    asked: Asked,
+    site: str,
+    start: Float[Tensor, "edits keys"],
+    *,
+    rule: Position,
+    config: ValueConfig,
+) -> Float[Tensor, "edits keys out"]:
+    """Return δ of every edit, in float32; `start` is ‖v0‖.
+
+    Costs at most `steps` forwards and `steps` - 1 backwards of all rows, from the layer of the site
+    on (the first forward runs all layers), and one host sync each. The edits are searched for side
+    by side, and none sees another.
+    """
+    of_edit = torch.tensor(asked.of_edit, device=vlm.device)
+    rows = vlm.select(asked.of_edit)
+    found = spots(rule, rows.places(asked.examples))
+    shape = (*start.shape, vlm.shape(site)[0])
+    shift = torch.zeros(shape, device=vlm.device, requires_grad=True)
+    optimizer = torch.optim.Adam([shift], lr=config.lr)
+    before: Tensor | None = None
+    done = torch.zeros(len(start), dtype=torch.bool, device=vlm.device)
+    for step in range(config.steps):
+        with torch.enable_grad():
+            delta = Shift(
+                shift[of_edit][:, : found.real.shape[1]], found.writes, vlm.shape(site)[1]
+            )
+            predictions = rows.with_deltas({site: delta}).predict(
+                asked.examples, answers_only=[True] * len(asked.examples)
+            )
+            first = F.log_softmax(predictions.logits[asked.rewriting :, 0].float(), dim=-1)
+            before = first.detach() if before is None else before
+            loss = _losses(predictions, first, before, shift, start, asked, config)
+        done = done | (loss.detach() < config.stop_loss)
+        if step == config.steps - 1 or bool(done.all()):
+            break
+        (shift.grad,) = torch.autograd.grad(loss.sum(), [shift])
+        _step(optimizer, shift, done, config.clamp * start)
+    return shift.detach()
+
+
+def _losses(
+    predictions: Predictions,
+    first: Float[Tensor, "others vocab"],
+    before: Float[Tensor, "others vocab"],
+    shift: Float[Tensor, "edits keys out"],
+    start: Float[Tensor, "edits keys"],
+    asked: Asked,
+    config: ValueConfig,
+) -> Float[Tensor, " edits"]:
+    """Return the loss of every edit. No edit's loss depends on another edit."""
+    mine = predictions[: asked.rewriting]
+    nll = answer_nll(mine.logits, mine.target, mine.is_answer)
+    loss = nll.unflatten(0, (len(shift), -1)).mean(1)
+    decay = torch.linalg.vector_norm(shift, dim=-1) / start.square().clamp(min=1e-12)
+    loss = loss + config.weight_decay * decay.sum(1)
+    others = torch.tensor(asked.of_edit[asked.rewriting :], device=loss.device, dtype=torch.long)
+    if len(others):
+        kl = F.kl_div(first, before, log_target=True, reduction="none").sum(-1)
+        count = torch.zeros_like(loss).index_add(0, others, torch.ones_like(kl)).clamp(min=1)
+        loss = loss + config.kl_factor * torch.zeros_like(loss).index_add(0, others, kl) / count
+    return loss
+
+
+@torch.no_grad()
+def _step(
+    optimizer: torch.optim.Optimizer,
+    shift: Float[Tensor, "edits keys out"],
+    done: Bool[Tensor, " edits"],
+    most: Float[Tensor, "edits keys"],
+) -> None:
+    """Do one step for the edits that are not done, and keep δ within its largest norm."""
+    kept = shift.clone()
+    optimizer.step()
+    norm = torch.linalg.vector_norm(shift, dim=-1).clamp(min=1e-12)
+    shift *= (most / norm).clamp(max=1).unsqueeze(-1)
+    shift[done] = kept[done]

@@ -1,0 +1,159 @@
+"""UltraEdit (Gu et al. 2026, UltraEdit: Training-, Subject-, and Memory-Free Lifelong Editing in
+Language Models): an edit from one backward pass, in closed form.
+
+    ΔWᵀ = Hᵀ (H Hᵀ + I)⁻¹ V,   v_t = -lr ‖ĥ_t‖² ĝ_t
+
+h_t is the input of a Linear at a token that predicts the answer, g_t the gradient of the answer's
+NLL with respect to its output, and ĥ, ĝ are both after normalisation. The solve is as large as the
+number of answer tokens.
+
+Differences from the published code: the statistics of the normalisation come from `fit` and stay,
+because a single edit that is normalised by itself is divided by its own spread; they are exact; a
+gradient is that of the sum of each request's mean NLL, so it does not depend on the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor
+
+from mmedit.cases import Example
+from mmedit.deltas import LowRank
+from mmedit.editors.base import Editor
+from mmedit.editors.closed_form.keys import chunks
+from mmedit.editors.closed_form.normaliser import Normaliser
+from mmedit.editors.closed_form.positions import spots
+from mmedit.editors.closed_form.solves import ultraedit_delta
+from mmedit.editors.config import EditorConfig, SitesConfig
+from mmedit.editors.fitting import Fitting, progress_of
+from mmedit.editors.saved import Origin, origin_of
+from mmedit.errors import DataError, EditorError
+from mmedit.vlm.edit import Change, DeltaChange
+from mmedit.vlm.interface import VLM
+
+BATCH = 16
+"""Training cases in one capture of `fit`."""
+PARTS = ("count", "mean", "squares")
+
+
+class UltraEditConfig(SitesConfig):
+    """Settings of UltraEdit. It edits the language model."""
+
+    after_fit: ClassVar[frozenset[str]] = frozenset({"lr"})
+    where: Literal["language"] = "language"
+    lr: float = Field(default=1e-6, gt=0)
+    """Length of the step. UltraEdit: 1e-6."""
+    share: bool = True
+    """Whether weights of one shape share their statistics, as published; false: each its own."""
+
+
+class UltraEdit(Editor[UltraEditConfig]):
+    """Editing from one backward. `fit` and an edit cost one capture, and nothing is trained."""
+
+    method: ClassVar[str] = "ultraedit"
+    paper: ClassVar[str] = (
+        "Gu et al. 2026, UltraEdit: Training-, Subject-, and Memory-Free Lifelong Editing in "
+        "Language Models"
+    )
+    config_class: ClassVar[type[EditorConfig]] = UltraEditConfig
+
+    @property
+    def needs_fit(self) -> bool:
+        return True
+
+    def fit(self, vlm: VLM, fitting: Fitting) -> Self:
+        if not fitting.cases:
+            raise DataError(
+                "UltraEdit needs training cases for the statistics of its normalisation; none were "
+                "given"
+            )
+        sites = self.config.sites_of(vlm)
+        requests = [case.request for case in fitting.cases]
+        vlm.require_reach(requests, sites)
+        progress = progress_of(self.label, fitting.progress)
+        found: dict[str, Normaliser] = {}
+        for rows in chunks(len(requests), BATCH):
+            answered = answer_tokens(vlm, [requests[row] for row in rows], sites)
+            for site in sites:
+                h, g, real = answered[site]
+                z = torch.cat([h, g], dim=-1)[real]
+                name = self._name(vlm.shape(site), site)
+                before = found.get(name) or Normaliser.empty(z.shape[-1], z.device)
+                found[name] = before.with_rows(z)
+            progress("statistics", rows.stop, len(requests), "")
+        return self.with_learnt(found, origin_of(vlm, sites, fitting.cases, fitting.seed))
+
+    def change(self, vlm: VLM, requests: Sequence[Example]) -> Change:
+        return DeltaChange(self._deltas(vlm, requests, separate=False))
+
+    def apply_each(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
+        if not requests:
+            return vlm
+        return vlm.with_deltas(self._deltas(vlm, requests, separate=True))
+
+    def _deltas(
+        self, vlm: VLM, requests: Sequence[Example], *, separate: bool
+    ) -> dict[str, LowRank]:
+        self.require_fitted_on(vlm)
+        assert self.origin is not None
+        deltas = {}
+        for site, (h, g, real) in answer_tokens(vlm, requests, self.origin.sites).items():
+            tokens = (h, g, real) if separate else (h[real], g[real], None)
+            statistics = self.learnt[self._name(vlm.shape(site), site)].to(h.device)
+            h, g, real = tokens
+            deltas[site] = ultraedit_delta(h, g, statistics, self.config.lr, real)
+        return deltas
+
+    def _name(self, shape: tuple[int, int], site: str) -> str:
+        """Return the name of the statistics of a site."""
+        return f"{shape[1]}-{shape[0]}" if self.config.share else site
+
+    def state(self) -> dict[str, Tensor]:
+        return {
+            f"{name}/{part}": torch.as_tensor(getattr(statistics, part)).cpu()
+            for name, statistics in (self.learnt or {}).items()
+            for part in PARTS
+        }
+
+    def load_state(
+        self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], origin: Origin | None
+    ) -> Self:
+        names = sorted({name.rpartition("/")[0] for name in tensors})
+        found = {}
+        for name in names:
+            count, mean, squares = (tensors[f"{name}/{part}"] for part in PARTS)
+            sound = mean.dtype == squares.dtype == torch.float64 and mean.shape == squares.shape
+            if count.ndim or mean.ndim != 1 or not sound or len(tensors) != 3 * len(names):
+                raise EditorError(
+                    f"the tensors of {name} are not statistics of UltraEdit; expected a count, and "
+                    "mean and squares of one length in float64; fit the editor anew"
+                )
+            found[name] = Normaliser(int(count), mean, squares)
+        return self.with_learnt(found or None, origin)
+
+
+Answered = tuple[
+    Float[Tensor, "edits tokens in"],
+    Float[Tensor, "edits tokens out"],
+    Bool[Tensor, "edits tokens"],
+]
+"""Inputs and gradients at the tokens that predict the answer, and which of them are no padding."""
+
+
+def answer_tokens(
+    vlm: VLM, requests: Sequence[Example], sites: Sequence[str]
+) -> dict[str, Answered]:
+    """Return inputs and gradients of the sites at the tokens that predict the answers. Costs one
+    capture.
+    """
+    captured = vlm.capture(requests, sites)
+    at = spots("answer", vlm.places(requests))
+    return {
+        site: (at.read(captured.x[site].float()), at.read(captured.delta[site].float()), at.real)
+        for site in sites
+    }
