@@ -74,8 +74,8 @@ class Annotation(_Record):
 
     def subject_in(self, text: str) -> str:
         """Return the subject if it stands in a text, in capitals or not; "" otherwise."""
-        found = self.subject is not None and self.subject.lower() in text.lower()
-        return self.subject if found else ""
+        subject = self.subject or ""
+        return subject if subject.lower() in text.lower() else ""
 
     @property
     def images(self) -> dict[str, str | None]:
