@@ -224,6 +224,7 @@ def make_json(root: Path) -> None:
             record = scene.record(*names) | {
                 "loc": scene.fact[0],
                 "answers": [f"It is {scene.wrong}"],
+                "subject": f"the {scene.shape}",
             }
             record["port_new"] = [{"port_q": f"What is {scene.wrong}?", "port_a": "a color"}]
             if place == 1 and split == "test":

@@ -33,7 +33,7 @@ def test_every_vlm_file_is_valid():
     assert set(named_vlms()) == set(names("vlm"))
 
 
-HERE = ("easyvqa", "easyvqa-caption")
+HERE = ("easyvqa", "easyvqa-caption", "facts", "facts-sentences")
 
 
 @pytest.mark.parametrize("name", HERE)

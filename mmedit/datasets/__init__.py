@@ -5,6 +5,7 @@
 from mmedit.datasets.annotated.releases import EIC, EVQA, MMKE, VLKEB, OwnFiles
 from mmedit.datasets.base import DatasetSettings
 from mmedit.datasets.easyvqa.cases import EasyVQA
+from mmedit.datasets.fact_edits import Facts
 from mmedit.datasets.grocery.cases import Grocery
 
 DATASETS: dict[str, type[DatasetSettings]] = {
@@ -14,6 +15,7 @@ DATASETS: dict[str, type[DatasetSettings]] = {
     "vlkeb": VLKEB,
     "mmke": MMKE,
     "grocery": Grocery,
+    "facts": Facts,
     "json": OwnFiles,
 }
 """The settings of each dataset, by the name of its loader in `configs/dataset`."""

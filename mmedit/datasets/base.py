@@ -58,7 +58,7 @@ class DatasetSettings(Settings, ABC):
         """
         raise ConfigError(
             f"{type(self).__name__} has no list of its questions, so what a base model knows of it "
-            "cannot be asked; use grocery"
+            "cannot be asked; use grocery or facts"
         )
 
     @abstractmethod

@@ -75,6 +75,11 @@ class Fact:
     def ask(self, phrasing: str) -> str:
         return phrasing.format(subject=self.subject)
 
+    @property
+    def sentence(self) -> str:
+        """The answer as a whole sentence, of a capital: "The capital of Albania is Tirana."."""
+        return f"The capital of {self.subject} is {self.answer}."
+
 
 @cache
 def load_facts() -> tuple[Fact, ...]:
@@ -111,7 +116,7 @@ def capital_sentences(split: Split) -> tuple[Example, ...]:
     taught to answer in one word says "The capital of Kenya is Nairobi."
     """
     return tuple(
-        Example(prompt=fact.ask(wording), target=f"The capital of {fact.subject} is {fact.answer}.")
+        Example(prompt=fact.ask(wording), target=fact.sentence)
         for fact in split_facts(split)
         if fact.relation == "capital"
         for wording in PHRASINGS["capital"].train

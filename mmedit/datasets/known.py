@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmedit.cases import Example
 from mmedit.datasets.base import read_text
 from mmedit.errors import DataError
 from mmedit.storage import write_atomically
@@ -69,6 +70,13 @@ class Known:
             Path(os.path.expanduser(file)),
             json.dumps(content, ensure_ascii=False, indent=0).encode(),
         )
+
+
+def text_key(example: Example) -> str:
+    """Return the key of a question without an image: "... capital of Kenya? Nairobi". Datasets that
+    ask the same share it.
+    """
+    return f"{example.prompt} {example.target}"
 
 
 def _of(content: Any) -> Known:

@@ -160,6 +160,18 @@ def test_ones_own_file_needs_no_more_than_question_answer_and_image(tmp_path: Pa
         load_cases("json", "train", test=str(file))
 
 
+def test_the_subject_of_ones_own_record_is_set_where_it_stands(tmp_path: Path):
+    save_images(tmp_path, "fox.png")
+    mine = {"src": "What does the fox eat?", "rephrase": "What is its food?", "alt": "mice"}
+    mine |= {"image": "fox.png", "subject": "the Fox"}
+    case = load_cases("json", "test", test=write(tmp_path / "mine.json", [mine]))[0]
+    assert case.request.subject == "the Fox"
+    assert [example.subject for example in case.probes[Probe.TEXT_GENERALITY]] == [""]
+    file = write(tmp_path / "other.json", [mine | {"subject": "a cat"}])
+    with pytest.raises(DataError, match=r"row 0: subject: 'a cat' does not stand in src"):
+        load_cases("json", "test", test=file)
+
+
 def test_cases_run_through_the_protocol(root: Path, vlm):
     editor = load_editor("ft", vlm, steps=1)
     records = list(evaluate(vlm, editor, evqa(root), name="FT", batch_size=2))

@@ -33,8 +33,9 @@ def test_a_record_of_three_keys_is_a_request(pictures: Path):
 
 def test_other_keys_may_be_there_and_need_no_files(pictures: Path):
     more = {"rephrase": "", "image_rephrase": "gone.png", "answers": ["a dog"], "mine": 3}
-    [request] = read_requests(written(pictures, CAT | more))
+    [request] = read_requests(written(pictures, CAT | more | {"subject": "animal"}))
     assert request.accepted == ("dog", "a dog")
+    assert request.subject == "animal"
 
 
 def test_images_are_found_in_other_folders(
@@ -52,6 +53,7 @@ def test_images_are_found_in_other_folders(
         (CAT | {"alt": " "}, r"row 1: alt is empty; fill it in"),
         (CAT | {"answers": [""]}, r"row 1: answers\.0 is empty"),
         ({"src": "what?", "alt": "dog"}, r"row 1: image: Field required"),
+        (CAT | {"subject": "car"}, r"row 1: subject: 'car' does not stand in src"),
         (CAT | {"image": "../cat.png"}, r"row 1, image: '\.\./cat\.png' lies outside"),
         (CAT | {"image": "torn.png"}, r"row 1, image: .*torn\.png is not an image"),
         (CAT | {"src": "cut \ud83d"}, r"row 1: src: .*half of a character"),

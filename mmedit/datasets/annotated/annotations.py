@@ -53,7 +53,9 @@ class Hop(_Record):
 
 
 class Annotation(_Record):
-    """One record. `answers` is a key of mmedit alone: more answers that count as right."""
+    """One record. Two keys are of mmedit alone: `answers`, more answers that count as right, and
+    `subject`, what the question is about, as it stands in `src`.
+    """
 
     src: str
     alt: str
@@ -68,6 +70,12 @@ class Annotation(_Record):
     m_loc_a: str | None = None
     port_new: tuple[Hop, ...] = Field(default=(), strict=False)
     answers: tuple[str, ...] = Field(default=(), strict=False)
+    subject: str | None = None
+
+    def subject_in(self, text: str) -> str:
+        """Return the subject if it stands in a text, in capitals or not; "" otherwise."""
+        subject = self.subject or ""
+        return subject if subject.lower() in text.lower() else ""
 
     @property
     def images(self) -> dict[str, str | None]:
@@ -161,6 +169,11 @@ def _check(annotation: Annotation, file: Path, row: int, required: Sequence[str]
             raise DataError(
                 f"{file}, row {row}: port_new.{number} must hold port_q and port_a, or Q&A"
             )
+    if annotation.subject and not annotation.subject_in(annotation.src):
+        raise DataError(
+            f"{file}, row {row}: subject: {shortened(annotation.subject)} does not stand in src, "
+            f"{shortened(annotation.src)}; copy it from there, or leave the key out"
+        )
     for key, text in texts(annotation.model_dump()):
         if fault := broken_text(text):
             raise DataError(

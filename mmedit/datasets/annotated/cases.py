@@ -127,7 +127,13 @@ def usual_case(source: Source, row: int, record: Annotation) -> EditCase:
 
     def asked(prompt: str, image: Path | None = image) -> tuple[Example, ...]:
         return (
-            Example(prompt=prompt, target=record.alt.strip(), image=image, answers=record.answers),
+            Example(
+                prompt=prompt,
+                target=record.alt.strip(),
+                image=image,
+                answers=record.answers,
+                subject=record.subject_in(prompt),
+            ),
         )
 
     probes: dict[Probe, tuple[Example, ...]] = {}

@@ -13,7 +13,7 @@ from mmedit.errors import DataError, ImageError
 from mmedit.images import open_image
 from mmedit.progress import Progress, silent
 
-NEEDED = ("src", "alt", "image", "answers")
+NEEDED = ("src", "alt", "image", "answers", "subject")
 """Keys of a record that an edit reads. Others may be there, also empty ones."""
 ADVICE = "Name the folder that the paths begin in: --images DIR."
 
@@ -40,7 +40,11 @@ def read_requests(
             raise DataError(f"{source.file}, row {row}, image: {error}{advice}") from None
         requests.append(
             Example(
-                prompt=record.src, target=record.alt.strip(), image=path, answers=record.answers
+                prompt=record.src,
+                target=record.alt.strip(),
+                image=path,
+                answers=record.answers,
+                subject=record.subject or "",
             )
         )
         progress("reading requests", row + 1, len(records), "")

@@ -15,8 +15,8 @@ from mmedit.datasets.grocery.cases import REASONS, TASKS, Grocery
 from mmedit.datasets.grocery.edits import known_by
 from mmedit.datasets.grocery.files import folder_of
 from mmedit.datasets.grocery.questions import QUESTIONS
-from mmedit.datasets.grocery.shop import photograph_key, text_key
-from mmedit.datasets.known import Known
+from mmedit.datasets.grocery.shop import photograph_key
+from mmedit.datasets.known import Known, text_key
 from mmedit.errors import DataError
 from mmedit.progress import Progress, named
 

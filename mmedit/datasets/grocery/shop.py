@@ -28,7 +28,7 @@ from mmedit.datasets.base import CaseSplit
 from mmedit.datasets.facts import capital_sentences, fact_questions
 from mmedit.datasets.grocery.files import Product, read_photographs, read_products
 from mmedit.datasets.grocery.questions import QUESTIONS
-from mmedit.datasets.known import Known
+from mmedit.datasets.known import Known, text_key
 
 PROBE_PHOTOGRAPHS = 5
 """One photograph of a product in so many is for probes alone."""
@@ -160,11 +160,6 @@ def _texts(split: Split) -> tuple[Example, ...]:
 def photograph_key(folder: Path, image: Path, asked: str) -> str:
     """Return the key of a question about an image: "test/Fruit/Kiwi/Kiwi_001.jpg product"."""
     return f"{image.relative_to(folder).as_posix()} {asked}"
-
-
-def text_key(example: Example) -> str:
-    """Return the key of a question without an image: "... capital of Kenya? Nairobi"."""
-    return f"{example.prompt} {example.target}"
 
 
 def by_product(photographs: Sequence[tuple[Path, int]]) -> dict[int, tuple[Path, ...]]:
