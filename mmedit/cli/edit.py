@@ -48,6 +48,8 @@ def _not_empty(value: str | None) -> str | None:
         "mmedit edit --requests facts.json --editor editors/mend --out edits/facts",
         "mmedit edit --requests facts.json --together --on edits/dog --out edits/facts",
         'mmedit edit --prompt "The capital of France is" --target Rome --set editor.steps=30',
+        'mmedit edit --editor editors/rome --prompt "The capital of France is" --target Rome '
+        "--subject France",
     )
 )
 def edit(
@@ -69,6 +71,15 @@ def edit(
         Path | None,
         typer.Option(
             metavar="FILE", help="The image that the question is about.", show_default="none"
+        ),
+    ] = None,
+    subject: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="What the question is about, as it stands in it: ROME, MEMIT and AlphaEdit edit "
+            "there.",
+            callback=_not_empty, show_default="none",
         ),
     ] = None,
     requests: Annotated[
@@ -137,7 +148,7 @@ def edit(
     from mmedit.processes import is_main_process
     from mmedit.vlm.edit_files import write_edits
 
-    given = making.given_request(prompt, target, image)
+    given = making.given_request(prompt, target, image, subject)
     asked_for = making.requests_of(given, requests, images or (), together=together)
     wanted = making.Wanted(
         requests=asked_for, together=together, place=out_folder, overwrite=overwrite

@@ -17,7 +17,7 @@ from mmedit.cli.console import err, say
 from mmedit.cli.progress import show_progress
 from mmedit.datasets.annotated.requests import read_requests
 from mmedit.edits.sequence import Unfinished, begin, edit_in_turn, is_begun, numbered
-from mmedit.errors import ConfigError, DataError, MmeditError
+from mmedit.errors import ConfigError, DataError, MmeditError, shortened
 from mmedit.images import open_image
 from mmedit.processes import is_main_process
 from mmedit.progress import silent
@@ -78,19 +78,27 @@ class Wanted:
         make_folder(place.parent)
 
 
-def given_request(prompt: str | None, target: str | None, image: Path | None) -> Example | None:
-    """Return the request of --prompt, --target and --image; None if none of them was given.
+def given_request(
+    prompt: str | None, target: str | None, image: Path | None, subject: str | None
+) -> Example | None:
+    """Return the request of --prompt, --target, --image and --subject; None if none was given.
 
-    Raises ConfigError if one is missing, and ImageError for an image that cannot be opened.
+    Raises ConfigError if one is missing or the subject is not in the prompt, and ImageError for an
+    image that cannot be opened.
     """
-    if (prompt, target, image) == (None, None, None):
+    if (prompt, target, image, subject) == (None, None, None, None):
         return None
     if prompt is None or target is None:
         lacking = "--prompt" if prompt is None else "--target"
         raise ConfigError(f"{lacking} is missing; an edit needs --prompt and --target")
     if image is not None:
         open_image(image)
-    return Example(prompt=prompt, target=target, image=image)
+    if subject is not None and subject.lower() not in prompt.lower():
+        raise ConfigError(
+            f"--subject is {shortened(subject)}, which is not in the prompt {shortened(prompt)}; "
+            "write it as it stands there, or leave it out"
+        )
+    return Example(prompt=prompt, target=target, image=image, subject=subject or "")
 
 
 def requests_of(
