@@ -173,8 +173,8 @@ def _cholesky(gram: Float[Tensor, "*edits n n"], ridge: float) -> Float[Tensor, 
 def _low_rank(u: Tensor, v: Tensor, *arguments: Tensor) -> LowRank:
     """Return a delta in the dtype of the arguments, at least float32. Raises EditError for NaN."""
     dtype = reduce(torch.promote_types, [each.dtype for each in arguments], torch.float32)
-    # A solver's output lies in memory by columns; a file gives it back by rows, and products of both
-    # differ in their last digits.
+    # A solver's output lies in memory by columns, and a file gives it back by rows: products of the
+    # two differ in their last digits.
     delta = LowRank(u=u.to(dtype).contiguous(), v=v.to(dtype).contiguous())
     sound = delta.u.isfinite().flatten(-2).all(-1) & delta.v.isfinite().flatten(-2).all(-1)
     if failed := _edits_where(~sound[..., None]):
