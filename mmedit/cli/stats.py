@@ -131,7 +131,8 @@ def stats(
     make_folder(place)
     loaded = load_vlm(vlm, vlm_file)
     chosen = _sites(loaded, numbers, sites or ())
-    loaded.observe(cases[0].request, chosen)  # a wrong site is found before questions are answered
+    first = [case.request for case in cases[:1]]
+    loaded.observe(first, chosen)  # a wrong site is found before any question is answered
     with show_progress(err) as progress:
         questions = questions_of(loaded, cases, progress=progress, folder=place)
         moments = second_moments(loaded, questions, chosen, progress=progress, folder=place)

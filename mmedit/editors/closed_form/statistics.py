@@ -57,8 +57,8 @@ ANSWER_TOKENS = 10
 """Length of an answer of the base model, in tokens, at most. A longer one is cut off."""
 SUMS = 4 * GIGABYTE
 """Size of the sums of a group of sites, in bytes, at most. Each group takes a pass of its own."""
-BLOCK = 1024
-"""Rows of a product that are computed at once."""
+BLOCK = 256
+"""Rows of a product that are computed at once, each from its diagonal block on."""
 SECONDS, SHARE = 60.0, 0.05
 """Seconds between two writings of sums, at least, and the share of the time that they may take."""
 WRITTEN = 20
@@ -242,7 +242,7 @@ def _begun(unfinished: Path, widths: Mapping[str, int]) -> _Sums:
 
 
 def _add_products(sums: Float[Tensor, "in in"], x: Float[Tensor, "tokens in"]) -> None:
-    """Add xᵀx to a sum in place, from its diagonal on: half of the work of all of it."""
+    """Add xᵀx to a sum in place, on and above the diagonal: half of the work of all of it."""
     for begin in range(0, len(sums), BLOCK):
         rows = slice(begin, begin + BLOCK)
         sums[rows, begin:] += x[:, rows].mT @ x[:, begin:]
