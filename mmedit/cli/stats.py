@@ -112,7 +112,7 @@ def stats(
     if numbers and sites:
         raise ConfigError("--layers and --site were both given; give one of them")
     overrides = read_overrides(settings or ())
-    require_used(overrides, (), without=("generation", "vlm.batch_size"))
+    require_used(overrides, (), without=("editor", "generation", "vlm.batch_size"))
     vlm_file = load_vlm_file(vlm, overrides.of("vlm"))
     with show_progress(err) as progress:
         reading = named(progress, f"reading {split} cases")
