@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.deltas import Dense
-from mmedit.editors.closed_form import statistics
+from mmedit.editors.closed_form import statistics, sums
 from mmedit.editors.closed_form.moments import (
     SecondMoments,
     effective_rank,
@@ -62,15 +62,15 @@ class Silent(Asked):
 
 def naive(vlm: VLM, examples: Sequence[Example], site: str) -> SecondMoments:
     """The products in float64 of each example alone, so without padding."""
-    sums: dict[str, Any] = dict.fromkeys(KINDS, 0)
-    counts = dict.fromkeys(KINDS, 0)
+    found: dict[str, Any] = dict.fromkeys(KINDS, 0)
+    counts: dict[str, int] = dict.fromkeys(KINDS, 0)
     for example in examples:
         x = vlm.observe([example], [site]).x[site][0].double()
         is_image = vlm.places([example]).is_image[0]
         for kind, mask in (("text", ~is_image), ("image", is_image)):
-            sums[kind] = sums[kind] + x[mask].mT @ x[mask]
+            found[kind] = found[kind] + x[mask].mT @ x[mask]
             counts[kind] += int(mask.sum())
-    return SecondMoments(**sums, text_count=counts["text"], image_count=counts["image"])
+    return SecondMoments(**found, text_count=counts["text"], image_count=counts["image"])
 
 
 def assert_close(found: SecondMoments, expected: SecondMoments) -> None:
@@ -126,7 +126,7 @@ def test_batches_change_nothing_beyond_rounding(tiny_vlm, tmp_path, monkeypatch,
 
 
 def test_products_in_blocks_are_the_whole_product(tiny_vlm, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(statistics, "BLOCK", 24)
+    monkeypatch.setattr(sums, "BLOCK", 24)
     site = tiny_vlm.value_sites[1]
     found = second_moments(tiny_vlm, MIXED, [site], folder=tmp_path)[site]
     assert_close(found, naive(tiny_vlm, MIXED, site))
@@ -214,7 +214,9 @@ def test_a_pass_that_was_killed_ends_with_the_same_bytes(
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
-def test_unfinished_sums_of_other_sites_are_not_continued(tiny_vlm, tmp_path: Path, monkeypatch):
+def test_unfinished_sums_are_continued_for_their_own_sites_alone(
+    tiny_vlm, tmp_path: Path, monkeypatch
+):
     monkeypatch.setattr(statistics, "SECONDS", 0.0)
     monkeypatch.setattr(statistics, "SHARE", float("inf"))
     sites = tiny_vlm.value_sites
@@ -223,10 +225,15 @@ def test_unfinished_sums_of_other_sites_are_not_continued(tiny_vlm, tmp_path: Pa
         if done == 3:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        second_moments(tiny_vlm, MIXED, sites[:2], batch_size=1, progress=stop, folder=tmp_path)
-    found = second_moments(tiny_vlm, MIXED, sites[1:], batch_size=1, folder=tmp_path)
-    assert_close(found[sites[1]], naive(tiny_vlm, MIXED, sites[1]))
+    for asked, forwards in ((sites[1:], 3), (sites[:1], 1)):
+        with pytest.raises(KeyboardInterrupt):
+            second_moments(
+                tiny_vlm, MIXED, sites[:2], batch_size=1, progress=stop, folder=tmp_path / asked[0]
+            )
+        noted = Asked(tiny_vlm)
+        found = second_moments(noted, MIXED, asked, batch_size=1, folder=tmp_path / asked[0])
+        assert len(noted.observed) == forwards
+        assert_close(found[asked[0]], naive(tiny_vlm, MIXED, asked[0]))
 
 
 def test_inputs_that_are_not_finite_are_one_error(tiny_vlm, tmp_path: Path):
@@ -242,15 +249,14 @@ def test_inputs_that_are_not_finite_are_one_error(tiny_vlm, tmp_path: Path):
 
 
 def test_wrong_arguments_are_found_before_anything_is_observed(tiny_vlm, tmp_path: Path):
-    site, file = tiny_vlm.value_sites[0], tmp_path / "file"
-    file.write_text("")
+    site = tiny_vlm.value_sites[0]
     with pytest.raises(DataError, match="no examples"):
         second_moments(tiny_vlm, [], [site], folder=tmp_path)
     with pytest.raises(SiteError, match=f"Did you mean '{site}'"):
         second_moments(tiny_vlm, MIXED, [site[:-1]], folder=tmp_path)
     with pytest.raises(SiteError, match="not in the language model"):
         second_moments(tiny_vlm, MIXED, tiny_vlm.sites("vision"), folder=tmp_path)
-    assert not contents(tmp_path / "nothing")
+    assert not contents(tmp_path)
 
 
 # Their files
@@ -362,12 +368,12 @@ def test_rank_and_spare_directions_of_a_known_spectrum():
 # The questions
 
 CASES = [
-    EditCase(id="1", request=SEEN[0], probes={Probe.TEXT_LOCALITY: TEXT_ONLY}),
-    EditCase(id="2", request=SEEN[1], probes={Probe.TEXT_LOCALITY: TEXT_ONLY}),
+    EditCase(id="1", request=SEEN[0], probes={Probe.TEXT_LOCALITY: (TEXT_ONLY,)}),
+    EditCase(id="2", request=SEEN[1], probes={Probe.TEXT_LOCALITY: (TEXT_ONLY,)}),
     EditCase(
         id="3",
         request=replace(SEEN[0], target="never said"),
-        probes={Probe.IMAGE_LOCALITY: SEEN[2], Probe.TEXT_GENERALITY: SEEN[2]},
+        probes={Probe.IMAGE_LOCALITY: (SEEN[2],), Probe.TEXT_GENERALITY: (SEEN[2],)},
     ),
 ]
 
@@ -412,6 +418,9 @@ def test_questions_without_an_answer_are_left_out_aloud(
         found = questions_of(Silent(tiny_vlm), CASES, folder=tmp_path)
     assert [question.prompt for question in found] == [SEEN[0].prompt, SEEN[1].prompt]
     assert "says nothing to 1 of 3 questions" in caplog.text
+    text = EditCase(id="4", request=TEXT_ONLY)
+    with pytest.raises(DataError, match="answers no question"):
+        questions_of(Silent(tiny_vlm), [text], folder=tmp_path)
 
 
 def test_questions_that_cannot_be_asked_are_one_error(tiny_vlm, tmp_path: Path):

@@ -16,13 +16,6 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import final
 
-import torch
-from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
-
-from mmedit.adapters.places import Places
 from mmedit.arguments import as_cases, as_count, as_examples, as_sites
 from mmedit.cache import GIGABYTE
 from mmedit.cases import EditCase, Example, Probe
@@ -30,14 +23,11 @@ from mmedit.editors.closed_form.moments import (
     SecondMoments,
     damaged,
     has_moments,
-    packed,
     read_moments,
-    symmetric,
-    unpacked,
     write_moments,
-    write_tensors,
 )
-from mmedit.errors import DataError, EditorError
+from mmedit.editors.closed_form.sums import Sums, begun
+from mmedit.errors import DataError
 from mmedit.images import image_key
 from mmedit.progress import Progress, silent
 from mmedit.storage import make_folder, user_folder, write_atomically
@@ -46,8 +36,8 @@ from mmedit.vlm.interface import VLM
 log = logging.getLogger(__name__)
 
 FORM = 1
-"""Version of the files, and of all here that moves the last digits in them: order, batches, blocks,
-length of answers.
+"""Version of the files, and of all that decides their digits: order, batches, blocks, length of
+answers.
 """
 BATCH, ANSWERED = 16, 32
 """Examples in one forward, and questions that are answered together, at most."""
@@ -57,8 +47,6 @@ ANSWER_TOKENS = 10
 """Length of an answer of the base model, in tokens, at most. A longer one is cut off."""
 SUMS = 4 * GIGABYTE
 """Size of the sums of a group of sites, in bytes, at most. Each group takes a pass of its own."""
-BLOCK = 256
-"""Rows of a product that are computed at once, each from its diagonal block on."""
 SECONDS, SHARE = 60.0, 0.05
 """Seconds between two writings of sums, at least, and the share of the time that they may take."""
 WRITTEN = 20
@@ -117,7 +105,12 @@ def questions_of(
             "the base model says nothing to %d of %d questions; statistics leave them out",
             len(questions) - len(answered), len(questions),
         )  # fmt: skip
-    return list(as_examples(answered))
+    if not answered:
+        raise DataError(
+            "the base model answers no question of the training cases; expected some answers, over "
+            "which statistics are collected; choose another dataset or VLM"
+        )
+    return answered
 
 
 def second_moments(
@@ -159,59 +152,15 @@ def second_moments(
     return SavedMoments(files, place)
 
 
-@dataclass(eq=False)
-class _Sums:
-    """Sums of k kᵀ over the batches so far. They grow in place, on the device of the inputs, and
-    what is below their diagonals means nothing.
-    """
-
-    upper: dict[str, Tensor]
-    """The sums in float64 by site and kind: "site|text", "site|image"."""
-    text_count: int = 0
-    image_count: int = 0
-    batches: int = 0
-
-    def add(self, inputs: Mapping[str, Float[Tensor, "batch tokens in"]], places: Places) -> None:
-        """Add one batch. Raises EditorError if a value is not finite."""
-        kinds = {"text": places.is_real & ~places.is_image, "image": places.is_image}
-        counts = {kind: int(mask.sum()) for kind, mask in kinds.items()}
-        for kind in (kind for kind, count in counts.items() if count):
-            for site, x in inputs.items():
-                name = f"{site}|{kind}"
-                self.upper[name] = self.upper[name].to(x.device)
-                _add_products(self.upper[name], x[kinds[kind].to(x.device)].float())
-                if not self.upper[name].diagonal().isfinite().all():
-                    raise EditorError(
-                        f"{site} takes values that are not finite; expected finite ones; load the "
-                        "VLM in bfloat16 or float32"
-                    )
-        self.text_count += counts["text"]
-        self.image_count += counts["image"]
-        self.batches += 1
-
-    def moments(self, site: str) -> SecondMoments:
-        """Hand over the sums of a site."""
-        text, image = (symmetric(self.upper.pop(f"{site}|{k}").cpu()) for k in ("text", "image"))
-        return SecondMoments(
-            text=text, image=image, text_count=self.text_count, image_count=self.image_count
-        )
-
-    def write(self, file: Path) -> None:
-        """Write the sums, whole or not at all. Raises EditorError."""
-        counts = torch.tensor([self.text_count, self.image_count, self.batches])
-        tensors = {name: packed(upper) for name, upper in self.upper.items()}
-        write_tensors(file, {**tensors, "counts": counts})
-
-
 def _summed(
     vlm: VLM,
     batches: Sequence[Sequence[Example]],
     widths: Mapping[str, int],
     unfinished: Path,
     progress: Progress,
-) -> _Sums:
+) -> Sums:
     """Return the sums of sites over all batches; those in `unfinished` are continued."""
-    sums = _begun(unfinished, widths)
+    sums = begun(unfinished, widths)
     done, total = (sum(map(len, some)) for some in (batches[: sums.batches], batches))
     task, written, took = "collecting second moments", time.monotonic(), 0.0
     progress(task, done, total, "")
@@ -226,26 +175,6 @@ def _summed(
             written = time.monotonic()
             took = written - now
     return sums
-
-
-def _begun(unfinished: Path, widths: Mapping[str, int]) -> _Sums:
-    """Return the sums in a file, or empty ones if they are of other sites. Raises EditorError."""
-    names = {f"{site}|{kind}": n for site, n in widths.items() for kind in ("text", "image")}
-    try:
-        kept = load_file(unfinished) if unfinished.is_file() else {}
-        if kept.keys() != {*names, "counts"}:
-            return _Sums({name: torch.zeros(n, n).double() for name, n in names.items()})
-        counts = kept.pop("counts").tolist()
-        return _Sums({name: unpacked(kept.pop(name)) for name in names}, *counts)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise damaged(unfinished, error) from error
-
-
-def _add_products(sums: Float[Tensor, "in in"], x: Float[Tensor, "tokens in"]) -> None:
-    """Add xᵀx to a sum in place, on and above the diagonal: half of the work of all of it."""
-    for begin in range(0, len(sums), BLOCK):
-        rows = slice(begin, begin + BLOCK)
-        sums[rows, begin:] += x[:, rows].mT @ x[:, begin:]
 
 
 def _groups(widths: Mapping[str, int]) -> list[dict[str, int]]:
