@@ -25,6 +25,7 @@ from mmedit.cli import (
     play,
     serve,
     show,
+    stats,
     tables,
     tune,
 )
@@ -42,6 +43,7 @@ _CONTINUES = " What was finished is kept. The same command continues from there.
 AFTER_STOP: Mapping[str, str] = {
     "bench": _CONTINUES,
     "demo": _CONTINUES,
+    "stats": _CONTINUES,
     "tune": _CONTINUES,
     "data": _CONTINUES,
     "edit": " With --out the finished edits of a sequence are kept. The same command goes on.",
@@ -106,6 +108,7 @@ __all__ = [
     "play",
     "serve",
     "show",
+    "stats",
     "tables",
     "tune",
 ]
