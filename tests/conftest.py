@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import atexit
 import os
 import re
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +43,9 @@ NUMERIC = re.compile(
 
 # Before torch is first imported: there is a test process for every core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What mmedit makes for a user goes to a folder that is gone after the tests.
+os.environ["MMEDIT_HOME"] = tempfile.mkdtemp(prefix="mmedit-tests-")
+atexit.register(shutil.rmtree, os.environ["MMEDIT_HOME"], ignore_errors=True)
 # Before mmedit is first imported: who calls it from now on is held to the shapes it asks for.
 jaxtyping.install_import_hook(TYPES_CHECKED, "typechecker.check")
 

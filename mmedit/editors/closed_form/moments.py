@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 Tokens = Literal["text", "image", "balanced", "all"]
 """Tokens that a mean is over: text, image, all of both, or half the mean of each (balanced)."""
+RIDGE = 1e-5
+"""Share of its mean that is added to the diagonal of every second moment."""
 ENOUGH = 5
 """Tokens for each input that a second moment needs. Below, its small eigenvalues are chance."""
 
@@ -84,12 +86,14 @@ def usable(
     moments: SecondMoments, tokens: Tokens, *, shrink: float | None, what: str
 ) -> Float[Tensor, "in in"]:
     """Return the mean of `moments`, which of too few tokens shrinks towards the identity:
-    (1 - ρ) C + ρ (tr C / in) I with ρ = `shrink`. A warning says so.
+    (1 - ρ) C + ρ (tr C / in) I with ρ = `shrink`. A warning says so. ρ = `RIDGE` is always added.
 
     `what` names the site in the warning. Raises EditorError if there are too few tokens and
     `shrink` is None.
     """
     mean = moments.mean(tokens)
+    # An input that was never active has no moment at all, however many tokens there are.
+    mean.diagonal().add_(RIDGE * mean.diagonal().mean())
     if moments.is_enough(tokens):
         return mean
     found = (
