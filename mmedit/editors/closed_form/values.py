@@ -109,58 +109,123 @@ def find_values(
 ) -> Float[Tensor, "edits keys out"]:
     """Return δ of every edit, in float32; `start` is ‖v0‖.
 
-    Costs at most `steps` forwards and `steps` - 1 backwards of all rows, from the layer of the site
-    on (the first forward runs all layers), and one host sync each. The edits are searched for side
-    by side, and none sees another.
+    The edits are searched for side by side, and none sees another. Costs at most `steps` forwards
+    and `steps` - 1 backwards, from the layer of the site on, and one host sync each. Edits that are
+    done are no longer asked once half of those in the batch are; the first forward after that runs
+    all layers.
     """
-    of_edit = torch.tensor(asked.of_edit, device=vlm.device)
-    rows = vlm.select(asked.of_edit)
-    found = spots(rule, rows.places(asked.examples))
     shape = (*start.shape, vlm.shape(site)[0])
     shift = torch.zeros(shape, device=vlm.device, requires_grad=True)
     optimizer = torch.optim.Adam([shift], lr=config.lr)
-    before: Tensor | None = None
     done = torch.zeros(len(start), dtype=torch.bool, device=vlm.device)
+    batch = _Batch.of(vlm, asked, site, rule)
     for step in range(config.steps):
         with torch.enable_grad():
-            delta = Shift(
-                shift[of_edit][:, : found.real.shape[1]], found.writes, vlm.shape(site)[1]
-            )
-            predictions = rows.with_deltas({site: delta}).predict(
-                asked.examples, answers_only=[True] * len(asked.examples)
-            )
-            first = F.log_softmax(predictions.logits[asked.rewriting :, 0].float(), dim=-1)
-            before = first.detach() if before is None else before
-            loss = _losses(predictions, first, before, shift, start, asked, config)
-        done = done | (loss.detach() < config.stop_loss)
-        if step == config.steps - 1 or bool(done.all()):
+            loss = batch.losses(shift, start, config)
+        done[batch.edits] |= loss.detach() < config.stop_loss
+        left = (~done).nonzero().flatten().tolist()
+        if step == config.steps - 1 or not left:
             break
         (shift.grad,) = torch.autograd.grad(loss.sum(), [shift])
         _step(optimizer, shift, done, config.clamp * start)
+        if 2 * len(left) <= len(batch.edits):
+            batch = batch.of_edits(left)
     return shift.detach()
 
 
-def _losses(
-    predictions: Predictions,
-    first: Float[Tensor, "others vocab"],
-    before: Float[Tensor, "others vocab"],
-    shift: Float[Tensor, "edits keys out"],
-    start: Float[Tensor, "edits keys"],
-    asked: Asked,
-    config: ValueConfig,
-) -> Float[Tensor, " edits"]:
-    """Return the loss of every edit. No edit's loss depends on another edit."""
-    mine = predictions[: asked.rewriting]
-    nll = answer_nll(mine.logits, mine.target, mine.is_answer)
-    loss = nll.unflatten(0, (len(shift), -1)).mean(1)
-    decay = torch.linalg.vector_norm(shift, dim=-1) / start.square().clamp(min=1e-12)
-    loss = loss + config.weight_decay * decay.sum(1)
-    others = torch.tensor(asked.of_edit[asked.rewriting :], device=loss.device, dtype=torch.long)
-    if len(others):
-        kl = F.kl_div(first, before, log_target=True, reduction="none").sum(-1)
-        count = torch.zeros_like(loss).index_add(0, others, torch.ones_like(kl)).clamp(min=1)
-        loss = loss + config.kl_factor * torch.zeros_like(loss).index_add(0, others, kl) / count
-    return loss
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Batch:
+    """The rows of some edits, which are asked in every step."""
+
+    vlm: VLM
+    """The VLM with an edit for each row of `asked`."""
+    asked: Asked
+    site: str
+    rule: Position
+    edits: list[int]
+    """The edits that the rows belong to."""
+    spots: Spots
+    before: Float[Tensor, "others vocab"]
+    """Log-probabilities of the first tokens of the KL term's answers, before the edit."""
+
+    @staticmethod
+    def of(vlm: VLM, asked: Asked, site: str, rule: Position) -> _Batch:
+        """Return all rows of a search. Costs a forward of those of the KL term."""
+        rows = vlm.select(asked.of_edit)
+        return _Batch(
+            vlm=rows,
+            asked=asked,
+            site=site,
+            rule=rule,
+            edits=sorted(set(asked.of_edit)),
+            spots=spots(rule, rows.places(asked.examples)),
+            before=_first_log_probs(vlm, asked),
+        )
+
+    def of_edits(self, edits: list[int]) -> _Batch:
+        """Return the rows of some of the edits alone."""
+        asked, kept = self.asked, set(edits)
+        rows = [row for row, edit in enumerate(asked.of_edit) if edit in kept]
+        others = [row - asked.rewriting for row in rows if row >= asked.rewriting]
+        part = Asked(
+            examples=tuple(asked.examples[row] for row in rows),
+            of_edit=tuple(asked.of_edit[row] for row in rows),
+            rewriting=len(rows) - len(others),
+        )
+        vlm = self.vlm.select(rows)
+        return replace(
+            self,
+            vlm=vlm,
+            asked=part,
+            edits=edits,
+            spots=spots(self.rule, vlm.places(part.examples)),
+            before=self.before[others],
+        )
+
+    def losses(
+        self,
+        shift: Float[Tensor, "all_edits keys out"],
+        start: Float[Tensor, "all_edits keys"],
+        config: ValueConfig,
+    ) -> Float[Tensor, " edits"]:
+        """Return the loss of every edit of the batch. None depends on another edit."""
+        asked, device = self.asked, shift.device
+        predictions = self._predicted(shift)
+        mine = predictions[: asked.rewriting]
+        nll = answer_nll(mine.logits, mine.target, mine.is_answer)
+        of_edits = torch.tensor(self.edits, device=device)
+        shift, start = shift[of_edits], start[of_edits]
+        decay = torch.linalg.vector_norm(shift, dim=-1) / start.square().clamp(min=1e-12)
+        loss = nll.unflatten(0, (len(shift), -1)).mean(1) + config.weight_decay * decay.sum(1)
+        if not len(self.before):
+            return loss
+        first = F.log_softmax(predictions.logits[asked.rewriting :, 0].float(), dim=-1)
+        kl = F.kl_div(first, self.before, log_target=True, reduction="none").sum(-1)
+        place = {edit: number for number, edit in enumerate(self.edits)}
+        others = [place[edit] for edit in asked.of_edit[asked.rewriting :]]
+        index = torch.tensor(others, device=device)
+        count = torch.zeros_like(loss).index_add(0, index, torch.ones_like(kl)).clamp(min=1)
+        return loss + config.kl_factor * torch.zeros_like(loss).index_add(0, index, kl) / count
+
+    def _predicted(self, shift: Float[Tensor, "all_edits keys out"]) -> Predictions:
+        """Return predictions of the answers with the values in their places."""
+        of_edit = torch.tensor(self.asked.of_edit, device=shift.device)
+        value = shift[of_edit][:, : self.spots.real.shape[1]]
+        delta = Shift(value, self.spots.writes, self.vlm.shape(self.site)[1])
+        return self.vlm.with_deltas({self.site: delta}).predict(
+            self.asked.examples, answers_only=[True] * len(self.asked.examples)
+        )
+
+
+@torch.no_grad()
+def _first_log_probs(vlm: VLM, asked: Asked) -> Float[Tensor, "others vocab"]:
+    """Return the log-probabilities of the first tokens of the KL term's answers."""
+    others = asked.examples[asked.rewriting :]
+    if not others:
+        return torch.zeros(0, 1, device=vlm.device)
+    rows = vlm.select(asked.of_edit[asked.rewriting :])
+    predictions = rows.predict(others, answers_only=[True] * len(others))
+    return F.log_softmax(predictions.logits[:, 0].float(), dim=-1)
 
 
 @torch.no_grad()
