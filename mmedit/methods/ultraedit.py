@@ -30,7 +30,7 @@ from mmedit.editors.closed_form.normaliser import Normaliser
 from mmedit.editors.closed_form.positions import spots
 from mmedit.editors.closed_form.solves import ultraedit_delta
 from mmedit.editors.config import EditorConfig, SitesConfig
-from mmedit.editors.fitting import Fitting, progress_of
+from mmedit.editors.fitting import Fitting
 from mmedit.editors.saved import Origin, origin_of
 from mmedit.errors import DataError, EditorError
 from mmedit.vlm.edit import Change, DeltaChange
@@ -75,7 +75,7 @@ class UltraEdit(Editor[UltraEditConfig]):
         sites = self.config.sites_of(vlm)
         requests = [case.request for case in fitting.cases]
         vlm.require_reach(requests, sites)
-        progress = progress_of(self.label, fitting.progress)
+        progress = fitting.progress
         found: dict[str, Normaliser] = {}
         for rows in chunks(len(requests), BATCH):
             answered = answer_tokens(vlm, [requests[row] for row in rows], sites)

@@ -22,7 +22,7 @@ from mmedit.editors.closed_form.positions import require_positions
 from mmedit.editors.closed_form.second_moment import Factor
 from mmedit.editors.closed_form.statistics import questions_of, second_moments
 from mmedit.editors.closed_form.values import OtherImage, asked_of, find_values
-from mmedit.editors.fitting import Fitting, progress_of
+from mmedit.editors.fitting import Fitting
 from mmedit.editors.saved import Origin, origin_of
 from mmedit.errors import DataError, EditorError
 from mmedit.images import image_key, open_image
@@ -85,7 +85,7 @@ class LocatedEditor(Editor[Config]):
                 "usually asked; none were given"
             )
         sites = self.config.sites_in(vlm, self.usual_layers)
-        progress = progress_of(self.label, fitting.progress)
+        progress = fitting.progress
         examples = questions_of(vlm, fitting.cases, progress=progress)
         moments = second_moments(vlm, examples, sites, progress=progress)
         learnt = Located(
