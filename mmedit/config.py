@@ -305,4 +305,5 @@ def _saved_editor(name: str, settings: Values) -> Editor:
     method = read_description(folder).method
     if method not in EDITORS:
         raise UnknownNameError("editing method", str(method), EDITORS)
-    return EDITORS[method].load(folder, label=f"{method.upper()} ({Path(name).name})")
+    kind = EDITORS[method]
+    return kind.load(folder, label=f"{kind.title or method.upper()} ({Path(name).name})")

@@ -54,6 +54,8 @@ class Editor(ABC, Generic[Config]):
 
     method: ClassVar[str]
     """Name of the method in `mmedit.methods.EDITORS`."""
+    title: ClassVar[str] = ""
+    """Its name in tables; by default the name of the method in capitals."""
     paper: ClassVar[str]
     """Short citation."""
     learns: ClassVar[bool] = False
@@ -74,7 +76,7 @@ class Editor(ABC, Generic[Config]):
     ) -> None:
         require_settings(config, self.config_class, self.method)
         self.config = config
-        self.label = label or self.method.upper()
+        self.label = label or self.title or self.method.upper()
         """Name of its row in tables."""
         self.origin = origin
         """VLM and data that the editor was fitted on; None if it was not fitted."""
@@ -127,7 +129,7 @@ class Editor(ABC, Generic[Config]):
         """Raise EditorError if the editor is not fitted, or was fitted on another VLM."""
         if self.origin is None:
             raise EditorError(
-                f"{self.method.upper()} has not been fitted: use the editor that "
+                f"{self.title or self.method.upper()} has not been fitted: use the editor that "
                 "fit(vlm, Fitting(cases)) returns, or load a fitted one"
             )
         saved.require_same_vlm(vlm, self.origin, self.method)

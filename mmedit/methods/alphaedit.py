@@ -59,6 +59,7 @@ class AlphaEdit(SpreadEditor[AlphaEditConfig]):
     """
 
     method: ClassVar[str] = "alphaedit"
+    title: ClassVar[str] = "AlphaEdit"
     paper: ClassVar[str] = (
         "Fang et al. 2025, AlphaEdit: Null-Space Constrained Knowledge Editing for Language Models"
     )

@@ -56,6 +56,7 @@ class UltraEdit(Editor[UltraEditConfig]):
     """Editing from one backward. `fit` and an edit cost one capture, and nothing is trained."""
 
     method: ClassVar[str] = "ultraedit"
+    title: ClassVar[str] = "UltraEdit"
     paper: ClassVar[str] = (
         "Gu et al. 2026, UltraEdit: Training-, Subject-, and Memory-Free Lifelong Editing in "
         "Language Models"
