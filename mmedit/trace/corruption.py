@@ -140,4 +140,3 @@ def _equal(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
 def _seed(seed: int, name: str) -> int:
     digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=7).digest()
     return int.from_bytes(digest, "big")
-

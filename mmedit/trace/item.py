@@ -9,22 +9,20 @@ are averaged here; items are averaged in `mmedit.trace.summary`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmedit.cases import Example, image_name
 from mmedit.trace.groups import Groups, groups_of
-from mmedit.trace.item_runs import Captured, ItemRuns, Probabilities, Restoration
+from mmedit.trace.item_runs import Captured, ItemRuns, Probabilities, Restorations, begin_of
 from mmedit.trace.records import Restored, Scores, TraceRecord
 from mmedit.trace.settings import Component, TraceSettings, window_at
-
-NEAR = 8
-"""Groups that begin within so many positions share a forward: a forward of few rows costs more for
-each of them than computing some positions that did not change.
-"""
+from mmedit.trace.sweep import Prefixes, Sweep
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +45,10 @@ class Corrupted:
 def trace_item(runs: ItemRuns, item: Corrupted, settings: TraceSettings) -> TraceRecord:
     """Trace one item.
 
-    Costs a clean and a corrupted forward, and for each layer and component forwards of at most
-    `settings.rows` rows, a row for each group and draw. Each begins at the restored layer and at
-    the position of the group. Groups before the first corrupted position cost nothing: putting
-    their states back changes nothing.
+    Costs a clean and a corrupted forward, and a row for each group, layer, component and draw, in
+    forwards of at most `settings.rows` rows. A row costs the layers from the restored one on, at
+    the positions from its group on. Groups before the first corrupted position cost nothing:
+    putting their states back changes nothing.
     """
     groups = groups_of(runs.places, settings.cells)
     clean = runs.captured(1, runs.features(), settings.components)
@@ -66,10 +64,7 @@ def trace_item(runs: ItemRuns, item: Corrupted, settings: TraceSettings) -> Trac
         other=item.other and image_name(item.other),
         clean=_scores(clean.probabilities),
         corrupt=_scores(corrupt.probabilities),
-        restored={
-            component: _restored(runs, item, (clean, corrupt), groups, (component, settings))
-            for component in settings.components
-        },
+        restored=dict(_restored(runs, item, (clean, corrupt), groups, settings)),
     )
 
 
@@ -78,45 +73,79 @@ def _restored(
     item: Corrupted,
     both: tuple[Captured, Captured],
     groups: Groups,
-    how: tuple[Component, TraceSettings],
-) -> Restored:
-    """Return the means over the draws, with one component restored in each group and layer."""
-    (clean, corrupt), (component, settings) = both, how
-    layers = len(corrupt.states) - 1
-    width = 1 if component == "block" else settings.window_of(layers)
-    batches = list(_batches(groups, corrupt, item, settings.rows))
-    shape = (2, len(groups.groups), layers, item.draws)
-    found = torch.stack(list(corrupt.probabilities[:2])).cpu()[:, None, None].expand(shape).clone()
-    for layer in range(layers):
-        window = window_at(layer, width, layers)
-        for group, draw, start in batches:
-            one = Restoration(component, window, groups.masks[group], draw, start)
-            scores = runs.restored(clean, corrupt, one, item.features)
-            found[:, group, layer, draw] = torch.stack(list(scores[:2])).cpu()
+    settings: TraceSettings,
+) -> Mapping[Component, Restored]:
+    """Return, by component, the means over the draws with each group and layer put back."""
+    clean, corrupt = both
+    components, layers = settings.components, len(corrupt.states) - 1
+    shape = (2, len(components), len(groups.groups), layers, item.draws)
+    as_corrupt = torch.stack(list(corrupt.probabilities[:2])).cpu()
+    found = as_corrupt[:, None, None, None].expand(shape).clone()
+    for places, one in _forwards(groups, corrupt, item, settings):
+        scores = runs.restored(clean, corrupt, one, item.features)
+        found[(slice(None), *places)] = torch.stack(list(scores[:2])).cpu()
     first, answer = found.mean(-1).tolist()
-    return Restored(first=first, answer=answer)
+    return {
+        component: Restored(first=first[number], answer=answer[number])
+        for number, component in enumerate(components)
+    }
 
 
-def _batches(
-    groups: Groups, corrupt: Captured, item: Corrupted, rows: int
-) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """Yield group, draw and start of the rows of every forward."""
-    prefixes = corrupt.prefixes
-    unchanged = prefixes.start_before(item.first)
-    together: list[tuple[list[int], int]] = []
+def _forwards(
+    groups: Groups, corrupt: Captured, item: Corrupted, settings: TraceSettings
+) -> Iterator[tuple[tuple[Tensor, ...], Restorations]]:
+    """Yield what every forward puts back, with component, group, layer and draw of its rows."""
+    layers = len(corrupt.states) - 1
+    cells = _cells(settings, layers)
+    of_layers = torch.tensor([[cell.component, cell.layer] for cell in cells])
+    for start, members in _by_start(groups, corrupt.prefixes, item.first).items():
+        asked = torch.cartesian_prod(
+            torch.arange(len(cells)), torch.tensor(members), torch.arange(item.draws)
+        )
+        for part in asked.split(settings.rows):
+            cell, group, draw = part.T
+            chosen = [cells[number] for number in cell.tolist()]
+            yield (
+                (of_layers[cell, 0], group, of_layers[cell, 1], draw),
+                Restorations(
+                    components=[settings.components[one.component] for one in chosen],
+                    windows=[one.window for one in chosen],
+                    masks=groups.masks[group.to(groups.masks.device)],
+                    sweep=Sweep([one.begin for one in chosen], draw, start),
+                ),
+            )
+
+
+class _Cell(NamedTuple):
+    """One component in one layer, in the order in which rows begin."""
+
+    begin: int
+    component: int
+    layer: int
+    window: range
+
+
+def _cells(settings: TraceSettings, layers: int) -> list[_Cell]:
+    cells = []
+    for number, component in enumerate(settings.components):
+        width = 1 if component == "block" else settings.window_of(layers)
+        for layer in range(layers):
+            window = window_at(layer, width, layers)
+            cells.append(_Cell(begin_of(component, window), number, layer, window))
+    return sorted(cells, key=lambda cell: cell[:3])
+
+
+def _by_start(groups: Groups, prefixes: Prefixes, corrupted: int) -> dict[int, list[int]]:
+    """Return the groups by the position that their rows begin at; without those that lie before all
+    that is corrupted.
+    """
+    unchanged = prefixes.start_before(corrupted)
+    found: dict[int, list[int]] = defaultdict(list)
     firsts, lasts = groups.masks.int().argmax(1).tolist(), _lasts(groups.masks)
-    for group in sorted(range(len(firsts)), key=lambda group: firsts[group]):
-        if lasts[group] < unchanged:
-            continue
-        start = prefixes.start_before(firsts[group])
-        if together and start - together[-1][1] < NEAR:
-            together[-1][0].append(group)
-        else:
-            together.append(([group], start))
-    for members, start in together:
-        pairs = torch.cartesian_prod(torch.tensor(members), torch.arange(item.draws))
-        for part in pairs.reshape(-1, 2).split(rows):
-            yield part[:, 0], part[:, 1], start
+    for group, (first, last) in enumerate(zip(firsts, lasts, strict=True)):
+        if last >= unchanged:
+            found[prefixes.start_before(first)].append(group)
+    return found
 
 
 def _lasts(masks: Tensor) -> list[int]:

@@ -12,17 +12,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mmedit.adapters.inputs import Inputs
-from mmedit.adapters.layers import resumed
 from mmedit.cases import Example
 from mmedit.deltas import linear_at
 from mmedit.errors import SiteError
 from mmedit.trace.settings import Component
-from mmedit.trace.suffix import Prefixes, cut_before, noting_prefixes
+from mmedit.trace.sweep import CANNOT, Prefixes, Sweep, noting_prefixes, sweeping
 from mmedit.vlm.network import NetworkVLM
 from mmedit.vlm.passes import aligned
 
 States = Float[Tensor, "rows sequence hidden"]
-CANNOT = "the decoder layers of this model cannot be told apart, so it cannot be traced"
 
 
 class Probabilities(NamedTuple):
@@ -48,21 +46,26 @@ class Captured:
     probabilities: Probabilities
 
 
-class Restoration(NamedTuple):
-    """What one forward puts back: a component in some layers, at some positions of each row."""
+class Restorations(NamedTuple):
+    """What one forward puts back, row by row: a component in a window of layers, at positions."""
 
-    component: Component
-    layers: range
+    components: Sequence[Component]
+    windows: Sequence[range]
     masks: Bool[Tensor, "rows sequence"]
-    draws: Int[Tensor, " rows"]
-    """The corrupted run that each row continues."""
-    start: int
-    """The position from which on the forward computes."""
+    sweep: Sweep
 
-    @property
-    def is_block(self) -> bool:
-        """Whether whole layers are put back, so that the last of them need not run."""
-        return self.component == "block"
+    def rows_at(self, component: Component, layer: int) -> Bool[Tensor, " rows"]:
+        """Return the rows in which a component of a layer is put back, of those it computes."""
+        computed = self.sweep.rows_in(layer)
+        chosen = zip(self.components[:computed], self.windows[:computed], strict=True)
+        return torch.tensor([one == component and layer in window for one, window in chosen])
+
+
+def begin_of(component: Component, window: range) -> int:
+    """Return the number of layers before the one that a restoration begins with: a whole layer that
+    is put back does not run.
+    """
+    return window.stop if component == "block" else window.start
 
 
 @final
@@ -127,41 +130,41 @@ class ItemRuns:
         self,
         clean: Captured,
         corrupt: Captured,
-        one: Restoration,
+        one: Restorations,
         features: Sequence[Tensor],
     ) -> Probabilities:
         """Return the probabilities after putting outputs of the clean run into corrupted ones.
 
-        `features` are the corrupted images by draw. Costs one forward, of the positions from
-        `one.start` on in the layers that come after the restored one, and of the windows that are
-        restored themselves.
+        `features` are the corrupted images by draw. Costs one forward in which each row begins at
+        its first restored layer and at the position `one.sweep.start`.
         """
-        layers, rows = self._adapter.layers, len(one.draws)
-        k = one.layers.stop if one.is_block else one.layers.start
-        states = corrupt.states[k]
-        states = states[one.draws.to(states.device)]
-        if one.is_block:
-            states = clean.states[k].where(one.masks.to(states.device).unsqueeze(-1), states)
+        layers, draws = self._adapter.layers, one.sweep.draws.tolist()
+        states = torch.stack(
+            [corrupt.states[k][d] for k, d in zip(one.sweep.begins, draws, strict=True)]
+        )
+        for row, (component, window) in enumerate(zip(one.components, one.windows, strict=True)):
+            if component == "block":
+                mask = one.masks[row].to(states.device)
+                states[row, mask] = clean.states[window.stop][0, mask].to(states.device)
         read_later = self._adapter.reads_features_later and features
         with ExitStack() as until:
-            until.enter_context(_begun(layers, k, states))
-            until.enter_context(cut_before(layers, k, one.start, corrupt.prefixes, one.draws))
-            if not one.is_block:
-                until.enter_context(self._putting_back(clean, one))
-            return self._run(
-                rows, [features[draw] for draw in one.draws.tolist()] if read_later else ()
-            )
+            until.enter_context(self._putting_back(clean, one))
+            until.enter_context(sweeping(layers, one.sweep, states, corrupt.prefixes))
+            return self._run(len(draws), [features[d] for d in draws] if read_later else ())
 
     @contextmanager
-    def _putting_back(self, clean: Captured, one: Restoration) -> Iterator[None]:
-        """Let the component's modules give what they gave in the clean run, at the positions."""
-        modules = modules_of(self._vlm, one.component)
+    def _putting_back(self, clean: Captured, one: Restorations) -> Iterator[None]:
+        """Let modules give what they gave in the clean run, in their rows and positions."""
+        start = one.sweep.start
         with ExitStack() as until:
-            for layer in one.layers:
-                kept = clean.outputs[one.component][layer][:, one.start :]
-                masks = one.masks[:, one.start :, None].to(kept.device)
-                hook = modules[layer].register_forward_hook(_putting(kept, masks))
-                until.callback(hook.remove)
+            for component, kept in clean.outputs.items():
+                for layer, module in enumerate(modules_of(self._vlm, component)):
+                    rows = one.rows_at(component, layer)
+                    if not rows.any():
+                        continue
+                    masks = one.masks[: len(rows), start:] & rows.to(one.masks.device)[:, None]
+                    put = _putting(kept[layer][:, start:], masks.unsqueeze(-1))
+                    until.callback(module.register_forward_hook(put).remove)
             yield
 
     def _run(self, rows: int, features: Sequence[Tensor]) -> Probabilities:
@@ -214,22 +217,6 @@ def probabilities_of(inputs: Inputs, logits: Tensor) -> Probabilities:
     )
 
 
-@contextmanager
-def _begun(layers: Sequence[nn.Module], k: int, states: States) -> Iterator[None]:
-    """Begin after the first k layers with these states while the context lasts; with k = 0 they are
-    what goes into the first layer.
-    """
-    if k:
-        with resumed(layers, k, states):
-            yield
-        return
-    hook = layers[0].register_forward_pre_hook(lambda _, given: (states, *given[1:]))
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
 def _noting(into: list[Tensor], rows: int) -> Callable[..., None]:
     """Return a hook that keeps outputs row by row: OPT flattens rows and tokens to one axis."""
     return lambda _module, _given, output: into.append(output.reshape(rows, -1, output.shape[-1]))
@@ -244,6 +231,6 @@ def _putting(kept: States, masks: Bool[Tensor, "rows sequence 1"]) -> Callable[.
 
     def put(_module: nn.Module, _given: object, output: Tensor) -> Tensor:
         found = output.reshape(len(masks), -1, output.shape[-1])
-        return kept.where(masks, found).reshape(output.shape)
+        return kept.where(masks.to(found.device), found).reshape(output.shape)
 
     return put

@@ -34,7 +34,7 @@ class TraceSettings(Settings):
     """
     cells: int = Field(default=4, ge=0, le=16)
     """Number of cells along each side of the image that are restored one by one; below 2 none."""
-    rows: int = Field(default=64, ge=1, le=100_000)
+    rows: int = Field(default=128, ge=1, le=100_000)
     """Largest number of rows in one forward."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of the noise, and of the choice of other images."""
