@@ -21,9 +21,15 @@ class Groups:
     """The groups of one item, with their positions."""
 
     groups: tuple[Group, ...]
-    masks: Bool[Tensor, "groups sequence"]
     grid: int
     """Cells along each side of the image; 0 if its tokens are no square, or there are no cells."""
+    masks: Bool[Tensor, "groups_and_cells sequence"]
+    """The positions of the groups, and behind them those of the cells in reading order."""
+
+    @property
+    def cells(self) -> range:
+        """The places of the cells in `masks`."""
+        return range(len(self.groups), len(self.masks))
 
 
 def groups_of(places: Places, cells: int) -> Groups:
@@ -49,19 +55,18 @@ def groups_of(places: Places, cells: int) -> Groups:
         "text after": rest & (place > first_text),
         "last prompt token": last,
     }
-    named = [(Group(name=name, tokens=int(masks[name].sum())), masks[name]) for name in GROUPS]
+    counts = {name: int(masks[name].sum()) for name in GROUPS}
     found, grid = _cells(is_image, cells)
-    whole = [(group, mask) for group, mask in (*named, *found) if group.tokens]
     return Groups(
-        groups=tuple(group for group, _ in whole),
-        masks=torch.stack([mask for _, mask in whole]),
+        groups=tuple(Group(name=name, tokens=counts[name]) for name in GROUPS if counts[name]),
         grid=grid,
+        masks=torch.stack([*(masks[name] for name in GROUPS if counts[name]), *found]),
     )
 
 
 def _cells(
     is_image: Bool[Tensor, " sequence"], cells: int
-) -> tuple[list[tuple[Group, Bool[Tensor, " sequence"]]], int]:
+) -> tuple[list[Bool[Tensor, " sequence"]], int]:
     """Return cells of the image, and how many there are along each side; parts if it is 0."""
     tokens = int(is_image.sum())
     side = isqrt(tokens)
@@ -77,6 +82,5 @@ def _cells(
     for cell in range(int(of_token.max()) + 1):
         mask = torch.zeros_like(is_image)
         mask[is_image] = of_token == cell
-        name = f"cell {cell // grid + 1},{cell % grid + 1}" if grid else f"image part {cell + 1}"
-        found.append((Group(name=name, tokens=int(mask.sum()), cell=cell), mask))
+        found.append(mask)
     return found, grid

@@ -1,4 +1,4 @@
-"""Causal tracing of one item (Meng et al. 2022, "Locating and editing factual associations in GPT").
+"""Causal tracing of one item (Meng et al. 2022, "Locating and Editing Factual Associations").
 
     TE = p(answer | clean) - p(answer | corrupted)
     IE = p(answer | corrupted, with clean outputs put back) - p(answer | corrupted)
@@ -10,18 +10,19 @@ are averaged here; items are averaged in `mmedit.trace.summary`.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mmedit.cases import Example, image_name
 from mmedit.trace.groups import Groups, groups_of
 from mmedit.trace.item_runs import Captured, ItemRuns, Probabilities, Restorations, begin_of
-from mmedit.trace.records import Restored, Scores, TraceRecord
-from mmedit.trace.settings import Component, TraceSettings, window_at
+from mmedit.trace.records import Cells, Restored, Scores, TraceRecord
+from mmedit.trace.settings import TraceSettings, window_at
 from mmedit.trace.sweep import Prefixes, Sweep
 
 
@@ -45,106 +46,130 @@ class Corrupted:
 def trace_item(runs: ItemRuns, item: Corrupted, settings: TraceSettings) -> TraceRecord:
     """Trace one item.
 
-    Costs a clean and a corrupted forward, and a row for each group, layer, component and draw, in
-    forwards of at most `settings.rows` rows. A row costs the layers from the restored one on, at
-    the positions from its group on. Groups before the first corrupted position cost nothing:
-    putting their states back changes nothing.
+    Costs a clean and a corrupted forward, and a row for each group, layer, component and draw (of
+    cells: in some layers), in forwards of at most `settings.rows` rows. A row costs the layers from
+    the restored one on, at the positions from its group on. Groups before the first corrupted
+    position cost nothing: putting their states back changes nothing.
     """
     groups = groups_of(runs.places, settings.cells)
     clean = runs.captured(1, runs.features(), settings.components)
     corrupt = runs.captured(item.draws, item.features, noise=item.noise)
+    first, answer = _put_back(runs, item, (clean, corrupt), groups, settings).mean(-1)
+    number = len(groups.groups)
     return TraceRecord(
         id=item.id,
         prompt=item.example.prompt,
         answer=item.example.target,
         subject=item.example.subject,
         image=image_name(item.example),
-        groups=groups.groups,
-        grid=groups.grid,
         other=item.other and image_name(item.other),
+        groups=groups.groups,
         clean=_scores(clean.probabilities),
         corrupt=_scores(corrupt.probabilities),
-        restored=dict(_restored(runs, item, (clean, corrupt), groups, settings)),
+        restored={
+            component: Restored(
+                first=first[place, :number].tolist(), answer=answer[place, :number].tolist()
+            )
+            for place, component in enumerate(settings.components)
+        },
+        cells=_cells_of(groups, first, answer, settings),
     )
 
 
-def _restored(
+def _cells_of(
+    groups: Groups, first: Tensor, answer: Tensor, settings: TraceSettings
+) -> Cells | None:
+    """Return the record of the cells; None if there are none."""
+    layers = settings.cell_layers_of(first.shape[-1])
+    if not groups.cells or not layers:
+        return None
+    block = settings.components.index("block")
+    chosen = [one[block, groups.cells][:, layers].tolist() for one in (first, answer)]
+    return Cells(
+        grid=groups.grid,
+        tokens=tuple(groups.masks[groups.cells].sum(1).tolist()),
+        layers=layers,
+        restored=Restored(first=chosen[0], answer=chosen[1]),
+    )
+
+
+def _put_back(
     runs: ItemRuns,
     item: Corrupted,
     both: tuple[Captured, Captured],
     groups: Groups,
     settings: TraceSettings,
-) -> Mapping[Component, Restored]:
-    """Return, by component, the means over the draws with each group and layer put back."""
+) -> Float[Tensor, "2 components groups_and_cells layers draws"]:
+    """Return the probabilities of the first token and of the answer, with each component put back
+    in each group and layer, or each cell in its layers; elsewhere those of the corrupted runs.
+    """
     clean, corrupt = both
-    components, layers = settings.components, len(corrupt.states) - 1
-    shape = (2, len(components), len(groups.groups), layers, item.draws)
+    shape = (2, len(settings.components), len(groups.masks), len(corrupt.states) - 1, item.draws)
     as_corrupt = torch.stack(list(corrupt.probabilities[:2])).cpu()
     found = as_corrupt[:, None, None, None].expand(shape).clone()
     for places, one in _forwards(groups, corrupt, item, settings):
         scores = runs.restored(clean, corrupt, one, item.features)
         found[(slice(None), *places)] = torch.stack(list(scores[:2])).cpu()
-    first, answer = found.mean(-1).tolist()
-    return {
-        component: Restored(first=first[number], answer=answer[number])
-        for number, component in enumerate(components)
-    }
+    return found
 
 
 def _forwards(
     groups: Groups, corrupt: Captured, item: Corrupted, settings: TraceSettings
 ) -> Iterator[tuple[tuple[Tensor, ...], Restorations]]:
     """Yield what every forward puts back, with component, group, layer and draw of its rows."""
-    layers = len(corrupt.states) - 1
-    cells = _cells(settings, layers)
-    of_layers = torch.tensor([[cell.component, cell.layer] for cell in cells])
+    points = _points(groups, settings, len(corrupt.states) - 1)
     for start, members in _by_start(groups, corrupt.prefixes, item.first).items():
-        asked = torch.cartesian_prod(
-            torch.arange(len(cells)), torch.tensor(members), torch.arange(item.draws)
-        )
+        here = [point for point in points if point.group in members]
+        asked = torch.cartesian_prod(torch.arange(len(here)), torch.arange(item.draws))
         for part in asked.split(settings.rows):
-            cell, group, draw = part.T
-            chosen = [cells[number] for number in cell.tolist()]
+            chosen, draw = [here[number] for number in part[:, 0].tolist()], part[:, 1]
+            places = torch.tensor([(one.component, one.group, one.layer) for one in chosen])
             yield (
-                (of_layers[cell, 0], group, of_layers[cell, 1], draw),
+                (*places.T, draw),
                 Restorations(
                     components=[settings.components[one.component] for one in chosen],
                     windows=[one.window for one in chosen],
-                    masks=groups.masks[group.to(groups.masks.device)],
+                    masks=groups.masks[places[:, 1].to(groups.masks.device)],
                     sweep=Sweep([one.begin for one in chosen], draw, start),
                 ),
             )
 
 
-class _Cell(NamedTuple):
-    """One component in one layer, in the order in which rows begin."""
+class _Point(NamedTuple):
+    """One component in one group and layer, in the order in which rows begin."""
 
     begin: int
     component: int
     layer: int
+    group: int
     window: range
 
 
-def _cells(settings: TraceSettings, layers: int) -> list[_Cell]:
-    cells = []
+def _points(groups: Groups, settings: TraceSettings, layers: int) -> list[_Point]:
+    """Return all that is put back, sorted by the layer that its rows begin at."""
+    in_cells = settings.cell_layers_of(layers)
+    points = []
     for number, component in enumerate(settings.components):
         width = 1 if component == "block" else settings.window_of(layers)
         for layer in range(layers):
             window = window_at(layer, width, layers)
-            cells.append(_Cell(begin_of(component, window), number, layer, window))
-    return sorted(cells, key=lambda cell: cell[:3])
+            cells = groups.cells if component == "block" and layer in in_cells else ()
+            for group in (*range(len(groups.groups)), *cells):
+                begin = begin_of(component, window)
+                points.append(_Point(begin, number, layer, group, window))
+    return sorted(points, key=lambda point: point[:4])
 
 
-def _by_start(groups: Groups, prefixes: Prefixes, corrupted: int) -> dict[int, list[int]]:
+def _by_start(groups: Groups, prefixes: Prefixes, corrupted: int) -> dict[int, set[int]]:
     """Return the groups by the position that their rows begin at; without those that lie before all
     that is corrupted.
     """
     unchanged = prefixes.start_before(corrupted)
-    found: dict[int, list[int]] = defaultdict(list)
+    found: dict[int, set[int]] = defaultdict(set)
     firsts, lasts = groups.masks.int().argmax(1).tolist(), _lasts(groups.masks)
     for group, (first, last) in enumerate(zip(firsts, lasts, strict=True)):
         if last >= unchanged:
-            found[prefixes.start_before(first)].append(group)
+            found[prefixes.start_before(first)].add(group)
     return found
 
 

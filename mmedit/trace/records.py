@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mmedit.errors import DataError, RunError
 from mmedit.storage import make_folder, write_atomically, write_durably
-from mmedit.trace.settings import TraceSettings
+from mmedit.trace.settings import Component, TraceSettings
 
 RECORDS = "trace.jsonl"
 MANIFEST = "manifest.json"
@@ -31,8 +31,6 @@ class Group(_Frozen):
     name: str
     tokens: int
     """Number of positions."""
-    cell: int | None = None
-    """Place of an image cell in reading order; None for other groups."""
 
 
 class Scores(_Frozen):
@@ -43,12 +41,30 @@ class Scores(_Frozen):
     answer: tuple[float, ...]
     """Probability of the whole answer, for each draw."""
 
+    def mean(self, score: str) -> float:
+        """Return the mean over the draws of "first" or "answer"."""
+        values = getattr(self, score)
+        return sum(values) / len(values)
+
 
 class Restored(_Frozen):
-    """Probabilities with one component restored, means over the draws, as [group][layer]."""
+    """Probabilities with one component put back, means over the draws, as [group][layer]."""
 
     first: tuple[tuple[float, ...], ...]
     answer: tuple[tuple[float, ...], ...]
+
+
+class Cells(_Frozen):
+    """The cells of an image, whose block outputs were put back one cell at a time."""
+
+    grid: int
+    """Cells along each side of the image; 0 for parts of an image whose tokens are no square."""
+    tokens: tuple[int, ...]
+    """Number of positions of each cell, in reading order."""
+    layers: tuple[int, ...]
+    """The layers in which they were put back."""
+    restored: Restored
+    """As [cell][place in `layers`]."""
 
 
 class TraceRecord(_Frozen):
@@ -60,15 +76,14 @@ class TraceRecord(_Frozen):
     subject: str = ""
     image: str | None = None
     """The image's name (`mmedit.cases.image_name`); None without one."""
-    groups: tuple[Group, ...]
-    grid: int = 0
-    """Cells along each side of the image; 0 if its tokens are no square, or there are no cells."""
     other: str | None = None
-    """Name of the image that was put in the place of the item's own, in a swap."""
+    """Name of the image that took the place of the item's own, in a swap."""
+    groups: tuple[Group, ...]
     clean: Scores
     corrupt: Scores
-    restored: dict[str, Restored]
-    """By component."""
+    restored: dict[Component, Restored]
+    cells: Cells | None = None
+    """None without an image, or if no cells were asked for."""
 
 
 class TraceManifest(_Frozen):

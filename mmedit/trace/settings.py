@@ -33,7 +33,11 @@ class TraceSettings(Settings):
     and at most a third of the layers.
     """
     cells: int = Field(default=4, ge=0, le=16)
-    """Number of cells along each side of the image that are restored one by one; below 2 none."""
+    """Number of cells along each side of the image whose block outputs are restored one cell at a
+    time, in some layers; below 2 none.
+    """
+    cell_layers: int = Field(default=6, ge=1, le=1000)
+    """Number of layers, evenly spread from the first one on, in which cells are restored."""
     rows: int = Field(default=128, ge=1, le=100_000)
     """Largest number of rows in one forward."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
@@ -50,6 +54,13 @@ class TraceSettings(Settings):
         """Return the width of a window in a model of so many layers."""
         usual = min(10 if layers > 32 else 6, max(1, layers // 3))
         return min(self.window or usual, layers)
+
+    def cell_layers_of(self, layers: int) -> tuple[int, ...]:
+        """Return the layers in which cells are restored, in a model of so many layers."""
+        if "block" not in self.components:
+            return ()
+        chosen = min(self.cell_layers, layers)
+        return tuple(number * layers // chosen for number in range(chosen))
 
     @property
     def needs_image(self) -> bool:

@@ -1,4 +1,4 @@
-"""Causal tracing as a reader would write it first: one restoration per forward, from the embeddings."""
+"""Causal tracing as a reader would write it first: one restoration per forward, starting anew."""
 
 from __future__ import annotations
 
