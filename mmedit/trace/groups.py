@@ -11,9 +11,7 @@ from torch import Tensor
 
 from mmedit.adapters.places import Places
 from mmedit.trace.records import Group
-
-GROUPS = ("text before", "image", "question", "subject", "text after", "last prompt token")
-"""The groups other than image cells, in the order in which they stand."""
+from mmedit.trace.settings import GROUPS
 
 
 @dataclass(frozen=True, eq=False)

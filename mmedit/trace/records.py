@@ -19,6 +19,8 @@ from mmedit.trace.settings import Component, TraceSettings
 
 RECORDS = "trace.jsonl"
 MANIFEST = "manifest.json"
+FREE = ("command", "versions", "commit", "vlm", "sigma", "left_out")
+"""Parts of the manifest that a command which continues a run need not repeat."""
 
 
 class _Frozen(BaseModel):
@@ -133,6 +135,10 @@ class TraceFolder:
         except OSError as error:
             raise _unwritable(self.path / RECORDS, error) from error
 
+    def note(self, manifest: TraceManifest) -> None:
+        """Write the manifest. Raises RunError."""
+        write_atomically(self.path / MANIFEST, manifest.model_dump_json(indent=2).encode() + b"\n")
+
 
 @contextmanager
 def opened(folder: Path, manifest: TraceManifest) -> Iterator[TraceFolder]:
@@ -151,14 +157,15 @@ def opened(folder: Path, manifest: TraceManifest) -> Iterator[TraceFolder]:
         ) from None
     try:
         _require_same(folder, manifest)
-        write_atomically(folder / MANIFEST, manifest.model_dump_json(indent=2).encode() + b"\n")
         with _appending(folder / RECORDS) as (earlier, file):
-            yield TraceFolder(folder, earlier, file)
+            into = TraceFolder(folder, earlier, file)
+            into.note(manifest)
+            yield into
     finally:
         lock.release()
 
 
-def read_trace(folder: Path) -> tuple[list[TraceRecord], TraceManifest]:
+def read_files(folder: Path) -> tuple[list[TraceRecord], TraceManifest]:
     """Read records and manifest of a folder. An incomplete last line is left out. Raises DataError:
     they are missing or malformed.
     """
@@ -174,19 +181,16 @@ def _require_same(folder: Path, now: TraceManifest) -> None:
             raise RunError(f"{folder} is not empty, and holds no trace; choose another --out")
         return
     earlier = _manifest(folder)
-    free = {"command", "versions", "commit", "vlm", "sigma"}
+    free: Any = {*FREE, "settings"}
     before, after = (one.model_dump(exclude=free) for one in (earlier, now))
-    rows = {"settings": {"rows": None}}
-    differs = [key for key in before if _without(before, rows)[key] != _without(after, rows)[key]]
+    differs = [key for key in before if before[key] != after[key]]
+    before, after = (one.settings.model_dump(exclude={"rows"}) for one in (earlier, now))
+    differs += [f"setting {key}" for key in before if before[key] != after[key]]
     if differs:
         raise RunError(
             f"{folder} holds another trace: {', '.join(differs)} differ; choose another --out, or "
             "give the same command"
         )
-
-
-def _without(values: dict[str, Any], rows: dict[str, Any]) -> dict[str, Any]:
-    return {**values, "settings": {**values["settings"], **rows["settings"]}}
 
 
 @contextmanager

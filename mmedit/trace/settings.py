@@ -12,6 +12,8 @@ Corruption = Literal["image_noise", "image_swap", "text_noise"]
 Component = Literal["block", "mlp", "attention"]
 CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
 COMPONENTS: tuple[Component, ...] = get_args(Component)
+GROUPS = ("text before", "image", "question", "subject", "text after", "last prompt token")
+"""The groups other than image cells, in the order in which they stand."""
 
 
 class TraceSettings(Settings):
