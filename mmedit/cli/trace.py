@@ -145,7 +145,7 @@ def trace(
 
     how = _settings(corruption, component, draws, window=window, cells=cells, seed=seed)
     overrides = read_overrides(settings or ())
-    require_used(overrides, (), without=("generation", "vlm.batch_size"))
+    require_used(overrides, (), without=("editor", "generation", "vlm.batch_size"))
     file = load_vlm_file(vlm, overrides.of("vlm"))
     asked = _candidates(
         (dataset, cast("Split", split), questions), overrides.of("dataset"), limit, seed

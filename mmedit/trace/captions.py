@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from mmedit.trace.summary import Trace
+from mmedit.trace.summary import Trace, effect_of
+
+NOTICED = 0.05
+"""Total effect of an item below which its own recovery rates are not shown."""
 
 
 def title_of(trace: Trace) -> str:
@@ -19,7 +22,8 @@ def notes_of(trace: Trace) -> list[str]:
     manifest, settings = trace.manifest, trace.manifest.settings
     draws = "" if settings.corruption == "image_swap" else f", {settings.draws} noise draws each"
     others = sorted(set(trace.components) - {"block"}, reverse=True)
-    window = f" {' and '.join(others)}: windows of {manifest.window} layers." if others else ""
+    layers = "1 layer" if manifest.window == 1 else f"{manifest.window} layers"
+    window = f" {' and '.join(others)}: windows of {layers}." if others else ""
     notes = [
         f"{len(trace.records)} items that the base model answers right{draws}. Mean p(answer): "
         f"clean {_mean(trace, 'clean'):.3f}, corrupted {_mean(trace, 'corrupt'):.3f}.",
@@ -29,7 +33,13 @@ def notes_of(trace: Trace) -> list[str]:
         f"Layers count from 0. block: the output of one layer.{window}",
         "The best of many layers looks better than it is: compare the intervals of its neighbours.",
     ]
-    if 0 < len(trace.records) < 100:
+    hardly = sum(effect_of(record, "answer") < NOTICED for record in trace.records)
+    if hardly:
+        notes.append(
+            f"In {hardly} of the {len(trace.records)} items the corruption takes away less than "
+            f"{NOTICED} of the answer's probability, so there is little that could come back."
+        )
+    if len(trace.records) < 100:
         notes.append("With fewer than 100 items, differences of some hundredths mean little.")
     grids = {record.cells.grid for record in trace.records if record.cells}
     if 0 in grids:

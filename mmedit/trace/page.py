@@ -17,7 +17,7 @@ from mmedit.report.render.html import TEMPLATES as REPORT
 from mmedit.report.render.sequence_plots import svg_of
 from mmedit.report.render.thumbnails import data_uri
 from mmedit.storage import write_atomically
-from mmedit.trace.captions import notes_of, title_of
+from mmedit.trace.captions import NOTICED, notes_of, title_of
 from mmedit.trace.plots import curves, heat_map
 from mmedit.trace.records import Cells, TraceRecord
 from mmedit.trace.summary import Trace, effect_of
@@ -25,6 +25,7 @@ from mmedit.trace.summary import Trace, effect_of
 PAGE = "trace.html"
 ITEMS = 40
 """Number of items that the page shows."""
+TOO_LITTLE = f"The corruption takes away less than {NOTICED} of the answer's probability."
 TEMPLATES = REPORT.overlay(
     loader=ChoiceLoader([FileSystemLoader(Path(__file__).parent), REPORT.loader or DictLoader({})])
 )
@@ -46,9 +47,11 @@ class Row:
 
     group: str
     tokens: int
-    layer: int
+    layer: int | None
+    """None if no layer brings anything back."""
     probability: float
     rate: float | None
+    """Recovery rate; None if the corruption takes away too little."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ def write_page(trace: Trace, folder: Path, images: Mapping[str, Path]) -> Path:
         figures={name: data_uri(svg_of(figure), "svg+xml") for name, figure in figures.items()},
         items=[item_of(record, images.get(record.id)) for record in trace.records[:ITEMS]],
         total=len(trace.records),
+        too_little=TOO_LITTLE,
     )
     write_atomically(folder / PAGE, page.encode())
     return folder / PAGE
@@ -92,9 +96,10 @@ def item_of(record: TraceRecord, image: Path | None) -> Item:
     total = effect_of(record, "answer")
     rows = []
     for group, values in zip(record.groups, restored, strict=True):
-        layer = int(values.argmax())
-        rate = (float(values[layer]) - corrupt) / total if total > 0 else None
-        rows.append(Row(group.name, group.tokens, layer, float(values[layer]), rate))
+        best = int(values.argmax())
+        rate = (float(values[best]) - corrupt) / total if total >= NOTICED else None
+        layer = best if values[best] > corrupt else None
+        rows.append(Row(group.name, group.tokens, layer, float(values[best]), rate))
     layer, shades = _shades(record.cells, corrupt, total)
     picture, size = None, (0, 0)
     if image is not None:
@@ -108,7 +113,7 @@ def _shades(
     cells: Cells | None, corrupt: float, total: float
 ) -> tuple[int | None, tuple[Shade, ...]]:
     """Return the layer in which one cell brings back most, and the shades of all its cells."""
-    if cells is None or total <= 0:
+    if cells is None or total < NOTICED:
         return None, ()
     rates = (np.array(cells.restored.answer) - corrupt) / total
     best = int(rates.max(0).argmax())

@@ -8,12 +8,16 @@ from types import MappingProxyType
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from mmedit.report.render.plots import STYLE, saved
 from mmedit.trace.captions import title_of
 from mmedit.trace.summary import Recovery, Trace
 
+NUMBERED = 12
+"""Largest number of layers for which a heat map shows numbers."""
 COLOURS: Mapping[str, str] = MappingProxyType(
     {
         "text before": "#8a8a8a",
@@ -46,7 +50,7 @@ def heat_map(trace: Trace, component: str) -> Figure:
     found = trace.recovery(component)
     rows, layers = found.rate.shape
     with matplotlib.rc_context(dict(STYLE)):
-        figure = Figure(figsize=(max(4.5, 0.2 * layers + 3), 0.34 * rows + 1.5))
+        figure = Figure(figsize=(max(5, 0.2 * layers + 3), 0.36 * rows + 1.5))
         figure.set_layout_engine("constrained")
         axes = figure.subplots()
         image = axes.imshow(found.rate, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
@@ -60,7 +64,9 @@ def heat_map(trace: Trace, component: str) -> Figure:
         axes.set_yticks(np.arange(-0.5, rows), minor=True)
         axes.grid(visible=True, which="minor", color="white", linewidth=0.8)
         axes.tick_params(which="both", length=0)
-        axes.set_title(_title(trace, HEADINGS[component]), fontsize=10, loc="left")
+        if layers <= NUMBERED:
+            _number(axes, found.rate)
+        figure.suptitle(f"{HEADINGS[component]}\n{title_of(trace)}", fontsize=9)
         figure.colorbar(image, ax=axes, label="recovery rate", pad=0.02)
     return figure
 
@@ -82,12 +88,12 @@ def curves(trace: Trace) -> Figure:
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(
             handles, labels, loc="outside upper center", ncols=min(6, max(2, 2 * len(panels))),
-            title=_title(trace, ""),
+            title=title_of(trace),
         )  # fmt: skip
     return figure
 
 
-def _draw(axes, found: Recovery) -> None:
+def _draw(axes: Axes, found: Recovery) -> None:
     place = np.arange(found.rate.shape[1])
     every = max(1, len(place) // 10)
     for row, group in enumerate(found.groups):
@@ -104,5 +110,8 @@ def _windowed(trace: Trace, layers: int) -> str:
     return f"middle of a window of {width} layers" if 1 < width < layers else "layer"
 
 
-def _title(trace: Trace, heading: str) -> str:
-    return f"{heading}, {title_of(trace)}" if heading else title_of(trace)
+def _number(axes: Axes, rates: NDArray[np.float64]) -> None:
+    for (row, layer), rate in np.ndenumerate(rates):
+        colour = "white" if abs(rate) > 0.6 else "#1d2126"
+        text = f"{round(rate, 2) + 0:.2f}"
+        axes.text(layer, row, text, ha="center", va="center", fontsize=8, color=colour)
