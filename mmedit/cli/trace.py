@@ -24,7 +24,7 @@ from mmedit.cli.console import (
 )
 from mmedit.cli.progress import show_progress
 from mmedit.errors import ConfigError
-from mmedit.trace.settings import COMPONENTS, CORRUPTIONS, TraceSettings
+from mmedit.trace.settings import COMPONENTS, CORRUPTIONS, Corruption, TraceSettings
 
 if TYPE_CHECKING:  # they import torch
     from mmedit.trace.items import Candidates
@@ -160,13 +160,13 @@ def trace(
 
 
 def _settings(
-    corruption: str, component: list[str] | None, draws: int | None, **others: Any
+    corruption: str, component: list[str] | None, draws: int | None, **chosen: Any
 ) -> TraceSettings:
     if corruption == "image_swap" and draws not in (None, 1):
         raise ConfigError("--draws is for noise; a swap has one run for each item: leave it out")
-    chosen = {"components": tuple(component)} if component else {}
+    chosen |= {"components": tuple(component)} if component else {}
     chosen |= {"draws": draws} if draws else {}
-    return TraceSettings(corruption=corruption, **chosen, **others)
+    return TraceSettings(**chosen, corruption=cast("Corruption", corruption))
 
 
 def _candidates(
@@ -179,14 +179,14 @@ def _candidates(
 
     dataset, split, questions = named
     cases = read_cases(dataset, split, values, limit=READ * limit, seed=seed)
-    from mmedit.trace.items import locality_of, requests_of  # in seconds
+    from mmedit.trace.items import asked_of, locality_of, requests_of  # in seconds
 
     if questions == "locality":
         found = locality_of(cases)
     else:
         try:
             told = load_questions(dataset, split, values)
-            truths = {(e.prompt, e.image): e.target for _, e in told}
+            truths = {asked_of(example): example.target for _, example in told}
         except ConfigError:  # the dataset has no list of true answers
             truths = {}
         found = requests_of(cases, truths)
@@ -195,14 +195,18 @@ def _candidates(
 
 def _print(found: Trace, out_folder: Path) -> None:
     from mmedit.trace.captions import notes_of, title_of
+    from mmedit.trace.summary import NOTICED
 
     say(title_of(found))
-    for row in found.best().itertuples():
-        interval = f" ({row.low:.2f} to {row.high:.2f})" if row.low == row.low else ""
-        say(
-            f"  {row.component:<10}{row.group:<18} layer {row.layer:>2}: recovery rate "
-            f"{row.RR:.2f}{interval}"
-        )
+    best = found.best()
+    for one in best:
+        if one.layer is not None:
+            say(
+                f"  {one.component:<10}{one.group:<18} layer {one.layer:>2}: recovery rate "
+                f"{one.rate:.2f} ({one.ends})"
+            )
+    if any(one.layer is None for one in best):
+        say(f"  all others: below {NOTICED} in every layer")
     for note in notes_of(found):
         say(f"- {note}")
     say(f"records, tables, plots and trace.html: {out_folder}/")

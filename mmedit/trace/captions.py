@@ -1,11 +1,8 @@
-"""What was traced, and what a reader of the rates must know, in words."""
+"""Title and notes of a trace."""
 
 from __future__ import annotations
 
-from mmedit.trace.summary import Trace, effect_of
-
-NOTICED = 0.05
-"""Total effect of an item below which its own recovery rates are not shown."""
+from mmedit.trace.summary import NOTICED, Trace, effect_of
 
 
 def title_of(trace: Trace) -> str:

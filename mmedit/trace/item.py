@@ -68,7 +68,7 @@ def trace_item(runs: ItemRuns, item: Corrupted, settings: TraceSettings) -> Trac
         corrupt=_scores(corrupt.probabilities),
         restored={
             component: Restored(
-                first=first[place, :number].tolist(), answer=answer[place, :number].tolist()
+                first=_rows(first[place, :number]), answer=_rows(answer[place, :number])
             )
             for place, component in enumerate(settings.components)
         },
@@ -84,7 +84,7 @@ def _cells_of(
     if not groups.cells or not layers:
         return None
     block = settings.components.index("block")
-    chosen = [one[block, groups.cells][:, layers].tolist() for one in (first, answer)]
+    chosen = [_rows(one[block, groups.cells][:, layers]) for one in (first, answer)]
     return Cells(
         grid=groups.grid,
         tokens=tuple(groups.masks[groups.cells].sum(1).tolist()),
@@ -179,3 +179,7 @@ def _lasts(masks: Tensor) -> list[int]:
 
 def _scores(found: Probabilities) -> Scores:
     return Scores(first=tuple(found.first.tolist()), answer=tuple(found.answer.tolist()))
+
+
+def _rows(values: Float[Tensor, "rows columns"]) -> tuple[tuple[float, ...], ...]:
+    return tuple(map(tuple, values.tolist()))

@@ -41,7 +41,7 @@ class Captured:
     states: Sequence[States]
     """What goes into the first layer, and what comes out of each layer."""
     outputs: Mapping[Component, Sequence[States]]
-    """The outputs of MLP and attention, by layer."""
+    """The outputs of each component that was kept, by layer."""
     prefixes: Prefixes
     probabilities: Probabilities
 
@@ -105,16 +105,13 @@ class ItemRuns:
         """Run and keep the hidden states, and the outputs of components. `noise` is added to the
         embeddings. One forward.
         """
-        layers = self._adapter.layers
-        notes: dict[Component | str, list[Tensor]] = {c: [] for c in (*components, "states")}
+        layers, states = self._adapter.layers, []
+        kept: dict[Component, list[Tensor]] = {one: [] for one in components} | {"block": states}
         found: list[Prefixes] = []
         with ExitStack() as until:
-            entered = layers[0].register_forward_pre_hook(
-                lambda _, given: notes["states"].append(given[0])
-            )
+            entered = layers[0].register_forward_pre_hook(lambda _, given: states.append(given[0]))
             until.callback(entered.remove)
-            for component in {"block", *components}:
-                into = notes["states" if component == "block" else component]
+            for component, into in kept.items():
                 for module in modules_of(self._vlm, component):
                     until.callback(module.register_forward_hook(_noting(into, rows)).remove)
             if noise is not None:
@@ -122,8 +119,7 @@ class ItemRuns:
                 until.callback(embeddings.register_forward_hook(_adding(noise)).remove)
             until.enter_context(noting_prefixes(layers, self._implementation, found))
             probabilities = self._run(rows, features)
-        outputs = {c: notes[c] for c in components if c != "block"}
-        return Captured(notes["states"], outputs, found[0], probabilities)
+        return Captured(states, kept, found[0], probabilities)
 
     @torch.no_grad()
     def restored(
@@ -139,13 +135,14 @@ class ItemRuns:
         its first restored layer and at the position `one.sweep.start`.
         """
         layers, draws = self._adapter.layers, one.sweep.draws.tolist()
+        device, begins = corrupt.states[0].device, one.sweep.begins
         states = torch.stack(
-            [corrupt.states[k][d] for k, d in zip(one.sweep.begins, draws, strict=True)]
+            [corrupt.states[k][draw].to(device) for k, draw in zip(begins, draws, strict=True)]
         )
         for row, (component, window) in enumerate(zip(one.components, one.windows, strict=True)):
             if component == "block":
-                mask = one.masks[row].to(states.device)
-                states[row, mask] = clean.states[window.stop][0, mask].to(states.device)
+                mask = one.masks[row].to(device)
+                states[row, mask] = clean.states[window.stop][0].to(device)[mask]
         read_later = self._adapter.reads_features_later and features
         with ExitStack() as until:
             until.enter_context(self._putting_back(clean, one))
@@ -157,7 +154,8 @@ class ItemRuns:
         """Let modules give what they gave in the clean run, in their rows and positions."""
         start = one.sweep.start
         with ExitStack() as until:
-            for component, kept in clean.outputs.items():
+            for component in {*one.components} - {"block"}:
+                kept = clean.outputs[component]
                 for layer, module in enumerate(modules_of(self._vlm, component)):
                     rows = one.rows_at(component, layer)
                     if not rows.any():

@@ -26,8 +26,8 @@ WRONG = "the base model answers otherwise"
 UNFINISHED = f"the base model's answer is empty, or longer than {LONGEST} tokens"
 UNTOLD = "the dataset does not tell the true answer"
 
-Truths = Mapping[tuple[str, object], str]
-"""True answers by prompt and image."""
+Truths = Mapping[tuple[str, str | None], str]
+"""True answers by prompt and name of the image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +54,9 @@ def requests_of(cases: Iterable[EditCase], truths: Truths) -> Candidates:
     if not truths:
         return Candidates(examples=distinct, own_answers=True, questions="requests")
     told = {
-        name: replace(example, target=truths[example.prompt, example.image])
+        name: replace(example, target=truths[key])
         for name, example in distinct.items()
-        if (example.prompt, example.image) in truths
+        if (key := asked_of(example)) in truths
     }
     left_out = {UNTOLD: len(distinct) - len(told)} if len(told) < len(distinct) else {}
     return Candidates(examples=told, left_out=left_out, questions="requests")
@@ -74,10 +74,15 @@ def locality_of(cases: Iterable[EditCase]) -> Candidates:
     return Candidates(examples=_distinct(probes), questions="locality")
 
 
+def asked_of(example: Example) -> tuple[str, str | None]:
+    """Return what tells questions apart: the prompt, and the name of the image."""
+    return example.prompt, image_name(example)
+
+
 def _distinct(named: Iterable[tuple[str, Example]]) -> dict[str, Example]:
     found: dict[tuple[str, str | None], tuple[str, Example]] = {}
     for name, example in named:
-        found.setdefault((example.prompt, image_name(example)), (name, example))
+        found.setdefault(asked_of(example), (name, example))
     return dict(found.values())
 
 

@@ -44,10 +44,10 @@ def markdown(trace: Trace) -> str:
         "| component | group | n | best layer | recovery rate | 95 % interval | TE | IE |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row in trace.best().itertuples():
-        interval = f"{row.low:.2f} to {row.high:.2f}" if row.low == row.low else "–"
+    for one in trace.best():
+        layer = "–" if one.layer is None else one.layer
         lines.append(
-            f"| {row.component} | {row.group} | {row.n} | {row.layer} | {row.RR:.2f} | {interval} "
-            f"| {row.TE:.3f} | {row.IE:.3f} |"
+            f"| {one.component} | {one.group} | {one.n} | {layer} | {one.rate:.2f} | {one.ends} "
+            f"| {one.total_effect:.3f} | {one.effect:.3f} |"
         )
     return "\n".join([*lines, "", *(f"- {note}" for note in notes_of(trace))]) + "\n"

@@ -17,14 +17,16 @@ from mmedit.report.render.html import TEMPLATES as REPORT
 from mmedit.report.render.sequence_plots import svg_of
 from mmedit.report.render.thumbnails import data_uri
 from mmedit.storage import write_atomically
-from mmedit.trace.captions import NOTICED, notes_of, title_of
+from mmedit.trace.captions import notes_of, title_of
 from mmedit.trace.plots import curves, heat_map
 from mmedit.trace.records import Cells, TraceRecord
-from mmedit.trace.summary import Trace, effect_of
+from mmedit.trace.summary import NOTICED, Trace, effect_of
 
 PAGE = "trace.html"
 ITEMS = 40
 """Number of items that the page shows."""
+FULL = 0.1
+"""Recovery rate of a cell that may have the full colour, at least."""
 TOO_LITTLE = f"The corruption takes away less than {NOTICED} of the answer's probability."
 TEMPLATES = REPORT.overlay(
     loader=ChoiceLoader([FileSystemLoader(Path(__file__).parent), REPORT.loader or DictLoader({})])
@@ -38,7 +40,7 @@ class Shade:
     rate: float
     """Recovery rate of the cell in the item."""
     opacity: float
-    """0 for no effect, 1 for the strongest effect in the item."""
+    """0 for no effect, 1 for the strongest effect in the item, if it is at least `FULL`."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,12 @@ def write_page(trace: Trace, folder: Path, images: Mapping[str, Path]) -> Path:
         title=title_of(trace),
         manifest=trace.manifest,
         notes=notes_of(trace),
-        best=list(trace.best().itertuples()),
+        best=trace.best(),
         figures={name: data_uri(svg_of(figure), "svg+xml") for name, figure in figures.items()},
         items=[item_of(record, images.get(record.id)) for record in trace.records[:ITEMS]],
         total=len(trace.records),
         too_little=TOO_LITTLE,
+        full=FULL,
     )
     write_atomically(folder / PAGE, page.encode())
     return folder / PAGE
@@ -117,6 +120,6 @@ def _shades(
         return None, ()
     rates = (np.array(cells.restored.answer) - corrupt) / total
     best = int(rates.max(0).argmax())
-    strongest = max(float(np.abs(rates[:, best]).max()), 1e-9)
+    strongest = max(float(np.abs(rates[:, best]).max()), FULL)
     shades = [Shade(rate, abs(rate) / strongest) for rate in rates[:, best].tolist()]
     return cells.layers[best], tuple(shades)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mmedit.report.render.plots import STYLE, saved
 from mmedit.trace.captions import title_of
+from mmedit.trace.settings import Component
 from mmedit.trace.summary import Recovery, Trace
 
 NUMBERED = 12
@@ -31,7 +32,7 @@ COLOURS: Mapping[str, str] = MappingProxyType(
 """Colours of Okabe and Ito, which colour-blind readers can distinguish."""
 MARKERS: Mapping[str, str] = MappingProxyType(dict(zip(COLOURS, "xosD+^", strict=True)))
 HEADINGS: Mapping[str, str] = MappingProxyType(
-    {"block": "layer output", "mlp": "MLP output", "attention": "attention output"}
+    {"block": "block (layer output)", "mlp": "MLP output", "attention": "attention output"}
 )
 
 
@@ -45,7 +46,7 @@ def write_plots(trace: Trace, folder: Path) -> list[Path]:
     return written
 
 
-def heat_map(trace: Trace, component: str) -> Figure:
+def heat_map(trace: Trace, component: Component = "block") -> Figure:
     """Draw the recovery rates of one component: groups by layers."""
     found = trace.recovery(component)
     rows, layers = found.rate.shape

@@ -23,6 +23,8 @@ from mmedit.trace.settings import COMPONENTS, GROUPS, Component
 
 Score = Literal["first", "answer"]
 SCORES: tuple[Score, ...] = ("answer", "first")
+NOTICED = 0.05
+"""Total effect of an item, and rate of a group, below which nothing is read from them."""
 RESAMPLES = 2000
 LEVEL = 0.95
 Array = NDArray[np.float64]
@@ -45,6 +47,27 @@ class Recovery:
     low: Array
     """Lower end of the interval of RR; NaN for a single item."""
     high: Array
+
+
+@dataclass(frozen=True)
+class Best:
+    """The layer in which a component of a group brings back most of the answer."""
+
+    component: Component
+    group: str
+    n: int
+    layer: int | None
+    """None if no layer brings back `NOTICED`."""
+    rate: float
+    interval: tuple[float, float] | None
+    """None for a single item."""
+    total_effect: float
+    effect: float
+
+    @property
+    def ends(self) -> str:
+        """The interval as text; "–" for a single item."""
+        return "–" if self.interval is None else "{:.2f} to {:.2f}".format(*self.interval)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,12 +116,15 @@ class Trace:
             columns=["component", "group", "layer", "score", "n", "TE", "IE", "RR", "low", "high"],
         )
 
-    def best(self) -> pandas.DataFrame:
+    def best(self) -> tuple[Best, ...]:
         """Return, for each component and group, the layer with the highest rate of the answer."""
-        table = self.table()
-        table = table[(table["score"] == "answer") & table["RR"].notna()]
-        chosen = table.groupby(["component", "group"], sort=False)["RR"].idxmax()
-        return table.loc[chosen].drop(columns="score").reset_index(drop=True)
+        found = [self.recovery(component) for component in self.components]
+        return tuple(
+            _best(one, row)
+            for one in found
+            for row in range(len(one.groups))
+            if not np.isnan(one.rate[row]).any()
+        )
 
 
 def read_trace(folder: str | Path) -> Trace:
@@ -112,6 +138,21 @@ def read_trace(folder: str | Path) -> Trace:
 def effect_of(record: TraceRecord, score: Score) -> float:
     """Return the TE of one item."""
     return record.clean.mean(score) - record.corrupt.mean(score)
+
+
+def _best(found: Recovery, row: int) -> Best:
+    layer = int(found.rate[row].argmax())
+    rate, low, high = (float(one[row, layer]) for one in (found.rate, found.low, found.high))
+    return Best(
+        component=found.component,
+        group=found.groups[row],
+        n=found.n[row],
+        layer=layer if rate >= NOTICED else None,
+        rate=round(rate, 4) + 0.0,
+        interval=None if np.isnan(low) else (round(low, 4) + 0.0, round(high, 4) + 0.0),
+        total_effect=float(found.total_effect[row]),
+        effect=float(found.effect[row, layer]),
+    )
 
 
 def _of_group(

@@ -170,8 +170,8 @@ def _partial(
         if (turned := given.get("position_embeddings")) is not None:
             changed["position_embeddings"] = tuple(one[..., :rows, start:, :] for one in turned)
         computed = own(hidden_states[:rows, start:], **given | changed)
-        whole = torch.cat([hidden_states[:rows, :start], computed], 1)
-        return torch.cat([whole, rest.to(whole.device)])
+        before = hidden_states[:rows, :start].to(computed.device)
+        return torch.cat([torch.cat([before, computed], 1), rest.to(computed.device)])
 
     return forward
 

@@ -14,7 +14,7 @@ from mmedit.cases import Example
 from mmedit.trace.corruption import corrupted, sigma_of
 from mmedit.trace.groups import groups_of
 from mmedit.trace.item import trace_item
-from mmedit.trace.settings import COMPONENTS, TraceSettings
+from mmedit.trace.settings import COMPONENTS, Corruption, TraceSettings
 from mmedit.vlm.network import NetworkVLM
 
 IMAGE = Example(prompt="what color is the shape?", target="blue", image=random_image(0))
@@ -26,7 +26,7 @@ def family(name: str) -> NetworkVLM:
     return NetworkVLM(adapter_for(network.config)(network, processor))
 
 
-def assert_equals_naive(vlm: NetworkVLM, example: Example, corruption: str) -> None:
+def assert_equals_naive(vlm: NetworkVLM, example: Example, corruption: Corruption) -> None:
     settings = TraceSettings(corruption=corruption, draws=2, window=2, cells=2, noise=1.0)
     items = {"a": example}
     sigma = sigma_of(vlm, items, settings)
