@@ -120,6 +120,8 @@ def _forwards(
     points = _points(groups, settings, len(corrupt.states) - 1)
     for start, members in _by_start(groups, corrupt.prefixes, item.first).items():
         here = [point for point in points if point.group in members]
+        if not here:  # cells, without the component block
+            continue
         asked = torch.cartesian_prod(torch.arange(len(here)), torch.arange(item.draws))
         for part in asked.split(settings.rows):
             chosen, draw = [here[number] for number in part[:, 0].tolist()], part[:, 1]

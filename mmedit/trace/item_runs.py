@@ -106,7 +106,8 @@ class ItemRuns:
         embeddings. One forward.
         """
         layers, states = self._adapter.layers, []
-        kept: dict[Component, list[Tensor]] = {one: [] for one in components} | {"block": states}
+        kept: dict[Component, list[Tensor]] = {one: [] for one in components}
+        kept["block"] = states
         found: list[Prefixes] = []
         with ExitStack() as until:
             entered = layers[0].register_forward_pre_hook(lambda _, given: states.append(given[0]))
@@ -154,8 +155,9 @@ class ItemRuns:
         """Let modules give what they gave in the clean run, in their rows and positions."""
         start = one.sweep.start
         with ExitStack() as until:
-            for component in {*one.components} - {"block"}:
-                kept = clean.outputs[component]
+            for component, kept in clean.outputs.items():
+                if component == "block":
+                    continue
                 for layer, module in enumerate(modules_of(self._vlm, component)):
                     rows = one.rows_at(component, layer)
                     if not rows.any():

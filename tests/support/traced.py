@@ -21,7 +21,7 @@ from mmedit.trace.summary import Trace
 SETTINGS = TraceSettings(draws=2, cells=2)
 
 
-def candidates(number: int = 4) -> Candidates:
+def candidates(number: int = 3) -> Candidates:
     return requests_of(mmedit.load_cases("easyvqa", "test", limit=number), {})
 
 

@@ -59,14 +59,18 @@ def test_a_trace_writes_records_table_plots_and_page(folder):
 
 def test_a_stopped_trace_goes_on_after_its_last_whole_line(vlm, folder):
     before = lines_of(folder)
-    (folder / "trace.jsonl").write_text("\n".join([*before[:2], before[2][:50]]), encoding="utf-8")
+    (folder / "trace.jsonl").write_text(
+        "\n".join([*before[:-1], before[-1][:50]]), encoding="utf-8"
+    )
     run_trace(vlm, candidates(), folder, settings=SETTINGS)
     assert lines_of(folder) == before
 
 
-def test_the_number_of_rows_in_a_forward_changes_no_rate(vlm, folder, tmp_path):
-    few = run_trace(vlm, candidates(), tmp_path, settings=TraceSettings(draws=2, cells=2, rows=7))
-    many = mmedit.read_trace(folder)
+def test_the_number_of_rows_in_a_forward_changes_no_rate(vlm, tmp_path):
+    settings, items = TraceSettings(draws=2, cells=2, components=("mlp",)), candidates(1)
+    many = run_trace(vlm, items, tmp_path / "many", settings=settings)
+    settings = settings.model_copy(update={"rows": 7})
+    few = run_trace(vlm, items, tmp_path / "few", settings=settings)
     assert few.recovery("mlp").effect == pytest.approx(many.recovery("mlp").effect, abs=1e-5)
 
 
