@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from mmedit.records.store import read_records
     from mmedit.report.table import method_table
     from mmedit.suite import RunOptions, run_suite
+    from mmedit.trace.run import run_trace
+    from mmedit.trace.settings import TraceSettings
+    from mmedit.trace.summary import read_trace
     from mmedit.tune.search import run_search
     from mmedit.vlm.edit import Edit
     from mmedit.vlm.interface import VLM
@@ -35,6 +38,7 @@ _HOMES = {
     "Example": "mmedit.cases",
     "Probe": "mmedit.cases",
     "RunOptions": "mmedit.suite",
+    "TraceSettings": "mmedit.trace.settings",
     "VLM": "mmedit.vlm.interface",
     "evaluate": "mmedit.bench.protocol",
     "load_cases": "mmedit.config",
@@ -44,8 +48,10 @@ _HOMES = {
     "method_table": "mmedit.report.table",
     "multiclass_log_probs": "mmedit.metrics.multiclass_log_probs",
     "read_records": "mmedit.records.store",
+    "read_trace": "mmedit.trace.summary",
     "run_search": "mmedit.tune.search",
     "run_suite": "mmedit.suite",
+    "run_trace": "mmedit.trace.run",
 }
 
 __all__ = [
@@ -57,6 +63,7 @@ __all__ = [
     "Example",
     "Probe",
     "RunOptions",
+    "TraceSettings",
     "__version__",
     "evaluate",
     "load_cases",
@@ -66,8 +73,10 @@ __all__ = [
     "method_table",
     "multiclass_log_probs",
     "read_records",
+    "read_trace",
     "run_search",
     "run_suite",
+    "run_trace",
 ]
 
 

@@ -22,6 +22,8 @@ OF_ALL_LAYERS = ("attention_mask", "position_ids", "position_embeddings")
 """Inputs that are the same for all layers of a call."""
 VALUE_WEIGHTS = ("fc2", "mlp.down_proj", "mlp.fc2", "mlp.c_proj", "feed_forward.w2")
 """Names of the weight that ends the feed-forward block, in OPT, Llama, Phi, GPT-2, LFM2."""
+ATTENTION_WEIGHTS = ("self_attn.out_proj", "self_attn.o_proj", "self_attn.dense", "attn.c_proj")
+"""Names of the weight that ends the attention block, in OPT, Llama, Phi, GPT-2."""
 GIVE_STATES = ("Gemma3DecoderLayer",)
 """Layers that give states alone, though their annotation says otherwise."""
 
@@ -63,12 +65,17 @@ class Layered:
         """The weight that ends the feed-forward block of each decoder layer, in order; empty if a
         layer has none that is known, or several.
         """
+        return self._ending(VALUE_WEIGHTS)
+
+    @cached_property
+    def attention_sites(self) -> tuple[str, ...]:
+        """The weight that ends the attention block of each decoder layer, as `value_sites`."""
+        return self._ending(ATTENTION_WEIGHTS)
+
+    def _ending(self, endings: Sequence[str]) -> tuple[str, ...]:
+        """Return the one weight of each layer whose name ends so; empty if a layer has not one."""
         found = [
-            [
-                f"{name}.{ending}"
-                for ending in VALUE_WEIGHTS
-                if ending in dict(layer.named_modules())
-            ]
+            [f"{name}.{ending}" for ending in endings if ending in dict(layer.named_modules())]
             for name, layer in zip(self._layer_names, self.layers, strict=True)
         ]
         return tuple(site for (site,) in found) if all(len(one) == 1 for one in found) else ()

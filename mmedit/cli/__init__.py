@@ -27,6 +27,7 @@ from mmedit.cli import (
     show,
     stats,
     tables,
+    trace,
     tune,
 )
 from mmedit.cli.console import app, err, out, say
@@ -44,6 +45,7 @@ AFTER_STOP: Mapping[str, str] = {
     "bench": _CONTINUES,
     "demo": _CONTINUES,
     "stats": _CONTINUES,
+    "trace": _CONTINUES,
     "tune": _CONTINUES,
     "data": _CONTINUES,
     "edit": " With --out the finished edits of a sequence are kept. The same command goes on.",
@@ -110,5 +112,6 @@ __all__ = [
     "show",
     "stats",
     "tables",
+    "trace",
     "tune",
 ]

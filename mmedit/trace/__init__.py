@@ -1,0 +1,1 @@
+"""Causal tracing: where in a VLM an answer comes from."""

@@ -1,0 +1,135 @@
+"""A run of causal tracing: which items, what is left in the folder, what is left on the network."""
+
+from __future__ import annotations
+
+import pytest
+from traced import SETTINGS, WRONG, candidates, lines_of
+
+import mmedit
+from mmedit.errors import DataError, ModelError, RunError
+from mmedit.trace.corruption import corrupted
+from mmedit.trace.item_runs import ItemRuns
+from mmedit.trace.run import run_trace
+from mmedit.trace.settings import TraceSettings
+from mmedit.vlm.network import NetworkVLM
+
+
+@pytest.fixture(scope="module")
+def vlm() -> NetworkVLM:
+    return mmedit.load_vlm("embedded")
+
+
+@pytest.fixture(scope="module")
+def folder(vlm, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("traces") / "trace"
+    run_trace(vlm, candidates(), folder, settings=SETTINGS)
+    return folder
+
+
+def assert_untouched(vlm: NetworkVLM) -> None:
+    for module in vlm.adapter.network.modules():
+        assert "forward" not in vars(module)
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+    assert all(p.grad is None and not p.requires_grad for p in vlm.adapter.network.parameters())
+
+
+def test_a_trace_leaves_nothing_on_the_network(vlm, folder):
+    assert folder.is_dir()
+    assert_untouched(vlm)
+
+
+def test_a_trace_that_fails_leaves_nothing_on_the_network(vlm, tmp_path, monkeypatch):
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mmedit.trace.item_runs.probabilities_of", fail)
+    with pytest.raises(KeyboardInterrupt):
+        run_trace(vlm, candidates(1), tmp_path / "x", settings=SETTINGS)
+    assert_untouched(vlm)
+
+
+def test_a_trace_writes_records_table_plots_and_page(folder):
+    names = {file.name for file in folder.iterdir()}
+    assert names >= {"trace.jsonl", "manifest.json", "trace.csv", "trace.md", "trace.html"}
+    assert names >= {f"heat-{one}.{kind}" for one in ("block", "mlp", "attention")
+                     for kind in ("png", "svg")}  # fmt: skip
+    assert names >= {"curves.png", "curves.svg"}
+
+
+def test_a_stopped_trace_goes_on_after_its_last_whole_line(vlm, folder):
+    before = lines_of(folder)
+    (folder / "trace.jsonl").write_text(
+        "\n".join([*before[:-1], before[-1][:50]]), encoding="utf-8"
+    )
+    run_trace(vlm, candidates(), folder, settings=SETTINGS)
+    assert lines_of(folder) == before
+
+
+def test_the_number_of_rows_in_a_forward_changes_no_rate(vlm, tmp_path):
+    settings, items = TraceSettings(draws=2, cells=2, components=("mlp",)), candidates(1)
+    many = run_trace(vlm, items, tmp_path / "many", settings=settings)
+    settings = settings.model_copy(update={"rows": 7})
+    few = run_trace(vlm, items, tmp_path / "few", settings=settings)
+    assert few.recovery("mlp").effect == pytest.approx(many.recovery("mlp").effect, abs=1e-5)
+
+
+def test_a_folder_of_another_trace_is_refused(vlm, folder):
+    with pytest.raises(RunError, match="setting seed differ"):
+        run_trace(vlm, candidates(), folder, settings=TraceSettings(draws=2, cells=2, seed=1))
+
+
+def test_only_what_the_base_model_answers_right_is_traced(vlm, tmp_path):
+    with pytest.raises(DataError, match="the base model answers otherwise: 1"):
+        run_trace(vlm, {"a": WRONG}, tmp_path, settings=TraceSettings(corruption="text_noise"))
+    with pytest.raises(DataError, match="no image: 1"):
+        run_trace(vlm, {"a": WRONG}, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_swap_takes_an_image_that_changes_the_answer(vlm, tmp_path):
+    settings = TraceSettings(corruption="image_swap", components=("block",), cells=0)
+    trace = run_trace(vlm, candidates(8), tmp_path, settings=settings)
+    assert trace.records
+    for record in trace.records:
+        assert record.other not in (None, record.image)
+        assert record.clean.answer[0] > 0.5 > record.corrupt.answer[0]
+    left_out = sum(trace.manifest.left_out.values())
+    assert len(trace.records) + left_out == len(candidates(8).examples)
+
+
+def test_restoring_all_that_the_last_layer_reads_brings_the_answer_back(folder):
+    for record in mmedit.read_trace(folder).records:
+        names = [group.name for group in record.groups]
+        at_end = record.restored["block"].first[names.index("last prompt token")][-1]
+        assert at_end == pytest.approx(record.clean.first[0], abs=1e-5)
+
+
+def test_the_noise_of_an_item_is_the_same_whatever_stands_beside_it(vlm):
+    items = candidates().examples
+    name = list(items)[-1]
+    _, among = corrupted(vlm, name, items, (SETTINGS, 1.0))
+    _, alone = corrupted(vlm, name, {name: items[name]}, (SETTINGS, 1.0))
+    assert among
+    assert alone
+    assert all(one.equal(two) for one, two in zip(among.features, alone.features, strict=True))
+    assert not among.features[0].equal(among.features[1])
+
+
+def test_an_edited_vlm_is_refused(vlm, tmp_path):
+    request = next(iter(candidates(1).examples.values()))
+    edited = mmedit.load_editor("ft", vlm, steps=1).apply(vlm, [request])
+    with pytest.raises(ModelError, match=r"give vlm\.base"):
+        run_trace(edited, candidates(1), tmp_path)
+
+
+def test_groups_share_no_position_and_leave_out_none(vlm):
+    from mmedit.trace.groups import groups_of
+
+    for example in candidates().examples.values():
+        runs = ItemRuns(vlm, example)
+        groups = groups_of(runs.places, 3)
+        whole = groups.masks[: len(groups.groups)].int().sum(0)
+        prompt = runs.places.is_real[0] & ~runs.places.is_answer[0]
+        assert whole.equal(prompt.int())
+        assert groups.masks[groups.cells].int().sum(0).equal(runs.places.is_image[0].int())
