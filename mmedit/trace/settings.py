@@ -19,7 +19,7 @@ GROUPS = ("text before", "image", "question", "subject", "text after", "last pro
 class TraceSettings(Settings):
     """How a run is corrupted, and what is restored in it."""
 
-    corruption: Corruption = "image_noise"
+    corruption: Corruption = "image_swap"
     """image_noise: noise on the image's features; image_swap: the features of another image with
     which the base model answers otherwise; text_noise: noise on the embeddings of the subject, or
     of the whole question if it has no subject.

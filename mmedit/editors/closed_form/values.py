@@ -33,7 +33,7 @@ from mmedit.vlm.interface import VLM
 from mmedit.vlm.outputs import Predictions
 
 ESSENCE = "is a"
-"""What follows the subject in its own KL question: "France is a" (ROME)."""
+"""The answer to the KL term's question of the subject alone: "France is a" (ROME)."""
 
 
 class ValueConfig(Settings):
