@@ -54,8 +54,8 @@ class AlphaEditConfig(LocatedConfig):
 
 class AlphaEdit(SpreadEditor[AlphaEditConfig]):
     """Null-space constrained editing. All requests of one `apply` are solved for together, beside
-    the keys of all edits before. Its edits cost one more forward per layer, which read the keys that
-    later edits must leave.
+    the keys of all edits before. An edit costs one more forward per layer, which reads the keys
+    that later edits must leave.
     """
 
     method: ClassVar[str] = "alphaedit"
