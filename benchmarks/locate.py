@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial, wraps
@@ -146,9 +146,9 @@ def shares(work: Callable[[], object]) -> str:
 
 
 @contextmanager
-def timed_parts() -> Iterator[Counter[str]]:
+def timed_parts() -> Iterator[dict[str, float]]:
     """Count the seconds of processor time in the functions of every part."""
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = defaultdict(float)
     with ExitStack() as stack:
         for part, functions in PARTS.items():
             for home, name in functions:
@@ -156,7 +156,7 @@ def timed_parts() -> Iterator[Counter[str]]:
         yield seconds
 
 
-def _timed(home: Any, name: str, part: str, seconds: Counter[str]) -> Callable[..., Any]:
+def _timed(home: Any, name: str, part: str, seconds: dict[str, float]) -> Callable[..., Any]:
     function = getattr(home, name)
 
     @wraps(function)

@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> None:
     training = load_cases(options.dataset, "train", limit=options.train, **given)
     pool = load_cases(options.dataset, "test", limit=max(options.edits, OTHERS), **given)
     cases = list(pool)[: options.edits]
-    positions = options.positions or fitting_positions(cases)
+    positions: list[Position] = options.positions or fitting_positions(cases)
     meter = Meter(BaseOutputs(vlm), name=options.method, batch_size=options.batch_size)
     known = {key_of(line) for line in lines}
     for layers in layers_of(options.layers, len(vlm.value_sites)):
@@ -106,7 +106,8 @@ def run(options: argparse.Namespace) -> None:
         for number, (position, batch) in enumerate(missing, 1):
             at, length = at_position(editor, position), options.max_new_tokens
             found = measured(meter, at, batch, pool, max_new_tokens=length)
-            new = [{"position": position, "layers": list(layers), **line} for line in found]
+            named = [{"position": position, "layers": list(layers), **line} for line in found]
+            new = [line for line in named if key_of(line) not in known]
             with file.open("a", encoding="utf-8") as out:
                 out.write("".join(json.dumps(line) + "\n" for line in new))
             lines += new

@@ -89,7 +89,7 @@ def test_a_command_goes_on_after_the_last_whole_line(measured):
     run, out = measured
     file, before = out / "edits.jsonl", (out / "edits.jsonl").read_text()
     kept = before.splitlines(keepends=True)
-    file.write_text("".join(kept[:4]) + kept[4][:30])
+    file.write_text("".join(kept[:5]) + kept[5][:30])
     run()
     texts = [json.loads(line) for line in file.read_text().splitlines()]
     assert [text.get("position") for text in texts] == [None] + ["last_prompt"] * 3 + [
