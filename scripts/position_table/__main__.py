@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> None:
     meter = Meter(BaseOutputs(vlm), name=options.method, batch_size=options.batch_size)
     known = {key_of(line) for line in lines}
     for layers in layers_of(options.layers, len(vlm.value_sites)):
-        missing = [
+        missing: list[tuple[Position, Sequence[EditCase]]] = [
             (position, batch)
             for position in positions
             for batch in chunks(cases, options.batch_size)
