@@ -39,7 +39,7 @@ class Captured:
     """A run whose hidden states were kept."""
 
     states: Sequence[States]
-    """What goes into the first layer, and what comes out of each layer."""
+    """Input of the first layer, and output of each layer."""
     outputs: Mapping[Component, Sequence[States]]
     """The outputs of each component that was kept, by layer."""
     prefixes: Prefixes

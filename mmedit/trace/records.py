@@ -109,7 +109,7 @@ class TraceManifest(_Frozen):
     """Number of candidates that are not items, by reason."""
     dataset: str = ""
     questions: str = ""
-    """What the items are: the requests of a dataset, or its locality probes."""
+    """The items: the requests of a dataset, or its locality probes."""
     command: str = ""
     versions: dict[str, str] = {}
     commit: str | None = None
