@@ -47,7 +47,9 @@ class Captured:
 
 
 class Restorations(NamedTuple):
-    """What one forward puts back, row by row: a component in a window of layers, at positions."""
+    """The outputs that one forward puts back, row by row: a component in a window of layers, at
+    positions.
+    """
 
     components: Sequence[Component]
     windows: Sequence[range]
