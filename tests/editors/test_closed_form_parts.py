@@ -139,6 +139,16 @@ def test_values_searched_for_together_are_those_searched_for_alone(vlm, site):
     assert not together[1, found([SEEN]).shape[1] :].any()
 
 
+def test_an_answer_may_have_fewer_tokens_than_that_of_the_kl_term(vlm, site):
+    short = Example(prompt="what is the capital of Italy?", target="red", subject="Italy")
+    assert int(vlm.places([short]).is_answer.sum()) == 1
+    asked = asked_of([short], contexts=0, images=(), with_kl=True)
+    config = ValueConfig(steps=3)
+    shift = find_values(vlm, asked, site, torch.ones(1, 1), rule="answer", config=config)
+    assert shift.shape[1] == 1
+    assert shift.any()
+
+
 def test_the_search_ends_when_the_loss_is_small(vlm, site):
     known = Example(prompt=FACT.prompt, target=vlm.generate([FACT], max_new_tokens=8)[0])
     asked = asked_of([known], contexts=0, images=(), with_kl=False)

@@ -210,8 +210,10 @@ class _Batch:
     def _predicted(self, shift: Float[Tensor, "all_edits keys out"]) -> Predictions:
         """Return predictions of the answers with the values in their places."""
         of_edit = torch.tensor(self.asked.of_edit, device=shift.device)
-        value = shift[of_edit][:, : self.spots.real.shape[1]]
-        delta = Shift(value, self.spots.writes, self.vlm.shape(self.site)[1])
+        # A question of the KL term may have an answer with more tokens than the edits have keys.
+        keys = min(shift.shape[1], self.spots.writes.shape[2])
+        value, writes = shift[of_edit][:, :keys], self.spots.writes[..., :keys]
+        delta = Shift(value, writes, self.vlm.shape(self.site)[1])
         return self.vlm.with_deltas({self.site: delta}).predict(
             self.asked.examples, answers_only=[True] * len(self.asked.examples)
         )
