@@ -100,14 +100,25 @@ class UltraEdit(Editor[UltraEditConfig]):
     def _deltas(
         self, vlm: VLM, requests: Sequence[Example], *, separate: bool
     ) -> dict[str, LowRank]:
+        """Return the deltas by site. Weights that share their statistics are solved for in one
+        batch.
+        """
         self.require_fitted_on(vlm)
         assert self.origin is not None
-        deltas = {}
-        for site, (h, g, real) in answer_tokens(vlm, requests, self.origin.sites).items():
-            tokens = (h, g, real) if separate else (h[real], g[real], None)
-            statistics = self.learnt[self._name(vlm.shape(site), site)].to(h.device)
-            h, g, real = tokens
-            deltas[site] = ultraedit_delta(h, g, statistics, self.config.lr, real)
+        answered = answer_tokens(vlm, requests, self.origin.sites)
+        alike: dict[str, list[str]] = {}
+        for site in answered:
+            alike.setdefault(self._name(vlm.shape(site), site), []).append(site)
+        deltas: dict[str, LowRank] = {}
+        for name, sites in alike.items():
+            tokens = [answered[site] if separate else _joined(answered[site]) for site in sites]
+            h, g, real = (torch.cat(part) for part in zip(*tokens, strict=True))
+            statistics = self.learnt[name].to(h.device)
+            solved = ultraedit_delta(h, g, statistics, self.config.lr, real)
+            for number, site in enumerate(sites):
+                rows = len(requests) if separate else 1
+                u, v = (f[number * rows :][:rows] for f in (solved.u, solved.v))
+                deltas[site] = LowRank(u, v) if separate else LowRank(u[0], v[0])
         return deltas
 
     def _name(self, shape: tuple[int, int], site: str) -> str:
@@ -144,6 +155,12 @@ Answered = tuple[
     Bool[Tensor, "edits tokens"],
 ]
 """Inputs and gradients at the tokens that predict the answer, and which of them are no padding."""
+
+
+def _joined(answered: Answered) -> Answered:
+    """Return the tokens of all requests as those of one edit."""
+    h, g, real = answered
+    return h[real][None], g[real][None], real[real][None]
 
 
 def answer_tokens(
