@@ -90,16 +90,20 @@ class Segmenter:
         if not self._tokenizer.is_fast:
             return range(0)
         (ids,) = self([text])
-        for lead in (ANCHOR, "") if self._anchor else ("",):
-            found = self._tokenizer(
-                lead + text, add_special_tokens=False, return_offsets_mapping=True
-            )
-            skip = len(self._anchor) if lead else 0
-            if found["input_ids"][skip:] == ids:
-                break
-        offsets = [(a - len(lead), b - len(lead)) for a, b in found["offset_mapping"][skip:]]
+        offsets = self._offsets(text, ANCHOR, ids) if self._anchor else None
+        offsets = offsets or self._offsets(text, "", ids) or []
         inside = [place for place, (a, b) in enumerate(offsets) if a < end and b > begin]
         return range(inside[0], inside[-1] + 1) if inside else range(0)
+
+    def _offsets(self, text: str, lead: str, ids: list[int]) -> list[tuple[int, int]] | None:
+        """Return which characters each token of a text stands for, from its tokens behind `lead`;
+        None if they are other tokens there.
+        """
+        found = self._tokenizer(lead + text, add_special_tokens=False, return_offsets_mapping=True)
+        skip = len(self._anchor) if lead else 0
+        if found["input_ids"][skip:] != ids:
+            return None
+        return [(a - len(lead), b - len(lead)) for a, b in found["offset_mapping"][skip:]]
 
     def _remember(self, made: Mapping[str, tuple[int, ...]]) -> None:
         """Keep the ids of texts, and drop all others when they would be too many."""

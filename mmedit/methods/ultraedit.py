@@ -15,13 +15,14 @@ gradient is that of the sum of each request's mean NLL, so it does not depend on
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
+from mmedit.adapters.base import Stage
 from mmedit.cases import Example
 from mmedit.deltas import LowRank
 from mmedit.editors.base import Editor
@@ -32,7 +33,7 @@ from mmedit.editors.closed_form.solves import ultraedit_delta
 from mmedit.editors.config import EditorConfig, SitesConfig
 from mmedit.editors.fitting import Fitting
 from mmedit.editors.saved import Origin, origin_of
-from mmedit.errors import DataError, EditorError
+from mmedit.errors import DataError, EditorError, SiteError
 from mmedit.vlm.edit import Change, DeltaChange
 from mmedit.vlm.interface import VLM
 
@@ -45,11 +46,17 @@ class UltraEditConfig(SitesConfig):
     """Settings of UltraEdit. It edits the language model."""
 
     after_fit: ClassVar[frozenset[str]] = frozenset({"lr"})
-    where: Literal["language"] = "language"
     lr: float = Field(default=1e-6, gt=0)
     """Length of the step. UltraEdit: 1e-6."""
     share: bool = True
     """Whether weights of one shape share their statistics, as published; false: each its own."""
+
+    @field_validator("where")
+    @classmethod
+    def _in_the_language_model(cls, where: Stage) -> Stage:
+        if where != "language":
+            raise ValueError(f"UltraEdit edits the language model; found {where}")
+        return where
 
 
 class UltraEdit(Editor[UltraEditConfig]):
@@ -169,8 +176,14 @@ def answer_tokens(
     """Return inputs and gradients of the sites at the tokens that predict the answers. Costs one
     capture.
     """
-    captured = vlm.capture(requests, sites)
-    at = spots("answer", vlm.places(requests))
+    captured, places = vlm.capture(requests, sites), vlm.places(requests)
+    for site in sites:
+        if captured.x[site].shape[:2] != places.is_real.shape:
+            raise SiteError(
+                f"{site} is not in the language model, so no answer token passes through it; name "
+                "sites of the language model"
+            )
+    at = spots("answer", places)
     return {
         site: (at.read(captured.x[site].float()), at.read(captured.delta[site].float()), at.real)
         for site in sites

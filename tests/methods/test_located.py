@@ -84,9 +84,9 @@ def test_memit_writes_facts_together(vlm, train):
     edited = editor.apply(vlm, [ITALY, FRANCE, KENYA])
     assert [says(edited, fact) for fact in (ITALY, FRANCE, KENYA)] == [True] * 3
     (edit,) = edited.edits
-    ranks = {site: len(delta.u) for site, delta in (edit.deltas or {}).items()}
+    ranks = {len(delta.tensors()["u"]) for delta in (edit.deltas or {}).values()}
     answers = int(vlm.places([ITALY, FRANCE, KENYA]).predicts_answer.sum(1).max())
-    assert set(ranks.values()) == {3 * answers}
+    assert ranks == {3 * answers}
 
 
 def test_the_keys_of_an_alphaedit_travel_with_the_vlm(vlm, alphaedit, tmp_path):
@@ -117,7 +117,7 @@ def test_an_alphaedit_protects_the_keys_of_edits_before_it(vlm, alphaedit):
 
     def reached(edit: Any) -> float:
         assert isinstance(edit.change, DeltaChange)
-        return float((past @ edit.change.deltas[site].v.mT).norm())
+        return float((past @ edit.change.deltas[site].tensors()["v"].mT).norm())
 
     assert reached(with_keys) < reached(without)
 
@@ -173,6 +173,14 @@ def test_ultraedit_of_one_request_changes_the_weight(vlm, train):
         float(one.capture([ITALY], vlm.sites("language")).nll) for one in (vlm, edited)
     )
     assert after < before / 2
+
+
+def test_ultraedit_edits_the_language_model_alone(vlm, train):
+    with pytest.raises(ConfigError, match="edits the language model; found bridge"):
+        UltraEditConfig(where="bridge")
+    editor = UltraEdit(UltraEditConfig(sites=vlm.sites("bridge")[:1]))
+    with pytest.raises(SiteError, match="name sites of the language model"):
+        editor.fit(vlm, Fitting(train[:4]))
 
 
 def test_ultraedit_with_statistics_of_each_weight_has_as_many_as_weights(vlm, train):
