@@ -6,6 +6,7 @@ image has become its tokens. So nothing above an adapter counts tokens.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -84,9 +85,7 @@ def subject_tokens(adapter: Adapter, example: Example) -> range:
     """
     form = adapter.format_of(example)
     text, subject = form.prompt(example.prompt), example.subject
-    begin = text.rfind(subject)
-    if begin < 0:
-        begin = text.lower().rfind(subject.lower())
-    if not subject or begin < 0:
+    if not subject:
         return range(0)
-    return adapter.tokenize.span(text, begin, begin + len(subject))
+    found = list(re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", text, re.IGNORECASE))
+    return adapter.tokenize.span(text, *found[-1].span()) if found else range(0)

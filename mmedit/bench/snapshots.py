@@ -12,12 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from mmedit.delta_files import load_deltas, save_deltas
+from mmedit.delta_files import from_tensors
+from mmedit.deltas import Delta
 from mmedit.errors import DataError, RunError
 from mmedit.processes import on_main
 from mmedit.storage import replaced
+from mmedit.vlm.edit import DeltaChange, all_kept, nameless, without_kept
 from mmedit.vlm.interface import VLM
 from mmedit.vlm.network import NetworkVLM
 
@@ -49,7 +54,9 @@ class Snapshots:
         file = self.folder / f"{self._name}-{snapshot.order}-{snapshot.edits}.safetensors"
         try:
             with replaced(file) as partial:
-                save_deltas(partial, snapshot.vlm.deltas)
+                vlm = snapshot.vlm
+                state = DeltaChange(vlm.deltas, kept=all_kept(vlm.edits))
+                save_file(dict(state.tensors()), partial)
         except (OSError, SafetensorError) as error:
             raise RunError(
                 f"cannot write {file}: {error}; the records written before are intact, so the same "
@@ -64,13 +71,14 @@ class Snapshots:
         edits = on_main(lambda: self._last_whole(order))
         if edits is None:
             return None
-        deltas = load_deltas(self._files(order)[edits], self.vlm.device)
-        return Snapshot(order, edits, self.vlm.with_deltas(deltas))
+        deltas, kept = _read(self._files(order)[edits], self.vlm.device)
+        edited = self.vlm.with_deltas(deltas, edit=nameless(deltas, kept=kept))
+        return Snapshot(order, edits, edited)
 
     def _last_whole(self, order: int) -> int | None:
         for edits, file in sorted(self._files(order).items(), reverse=True):
             try:
-                load_deltas(file)
+                _read(file, self.vlm.device)
             except (OSError, SafetensorError, DataError):
                 continue
             return edits
@@ -92,3 +100,11 @@ class Snapshots:
         """Return the files of an order by number of edits."""
         found = self.folder.glob(f"{self._name}-{order}-*.safetensors")
         return {int(file.stem.rpartition("-")[2]): file for file in found}
+
+
+def _read(file: Path, device: torch.device) -> tuple[dict[str, Delta], dict[str, Tensor]]:
+    """Return the deltas of a snapshot, and the rows that its edits keep for later ones. Raises
+    OSError, SafetensorError, DataError.
+    """
+    deltas, kept = without_kept(load_file(file, device=str(device)))
+    return from_tensors(file, deltas), kept

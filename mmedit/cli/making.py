@@ -88,6 +88,8 @@ def given_request(
     """
     if (prompt, target, image, subject) == (None, None, None, None):
         return None
+    if (prompt, target, image) == (None, None, None):
+        raise ConfigError("--subject goes with --prompt; in a file of requests it is a key subject")
     if prompt is None or target is None:
         lacking = "--prompt" if prompt is None else "--target"
         raise ConfigError(f"{lacking} is missing; an edit needs --prompt and --target")

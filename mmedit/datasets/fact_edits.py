@@ -3,9 +3,9 @@
 
 Request: the question about a country, with the country as `subject`, and the answer of another
 country. Text generality: the same question in other wordings; the held-out wordings are in no
-training case. Text locality is of two kinds: the same question about two other countries, which no
-case of any split edits, and the questions about the edited country that `relations` leaves alone.
-None expects the new answer. With `known`, requests and locality ask only what the base model
+training case. Text locality is of two kinds: the same question about two other countries, which in
+the test no case of any split edits or trains on, and the questions about the edited country that
+`relations` leaves alone. None expects the new answer. With `known`, requests and locality ask only what the base model
 answers right, in the original wording; other wordings are taken as they are.
 
 Every country is for one part alone, by name in turns (`PARTS`): a sixth for locality, a sixth for
@@ -156,11 +156,16 @@ class _CaseMaker:
         )
 
     def _elsewhere(self, new: Fact, rng: np.random.Generator) -> list[Fact]:
-        """Draw facts of the edited relation about countries that no case edits."""
+        """Draw facts of the edited relation: for the test about countries that no case edits, in
+        training about other training countries, so that no test question is trained on.
+        """
         possible = [
             fact
-            for fact in part_facts("locality")
-            if fact.relation == new.relation and fact.answer != new.answer and self._knows(fact)
+            for fact in part_facts("locality" if self.split == "test" else "train")
+            if fact.relation == new.relation
+            and fact.subject != new.subject
+            and fact.answer != new.answer
+            and self._knows(fact)
         ]
         return [possible[place] for place in rng.permutation(len(possible))[:OTHERS]]
 

@@ -114,7 +114,10 @@ def plan_of(editor: Editor, requests: Sequence[Example], **more: Any) -> dict[st
         "method": editor.method,
         "settings": editor.config.model_dump(mode="json"),
         "fitted on": None if origin is None else [origin.dataset, origin.cases, origin.seed],
-        "requests": [[r.prompt, r.target, r.context, list(r.answers), _key(r)] for r in requests],
+        "requests": [
+            [r.prompt, r.target, r.context, list(r.answers), _key(r), *filter(None, [r.subject])]
+            for r in requests
+        ],
         **more,
     }
 

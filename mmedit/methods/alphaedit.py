@@ -29,11 +29,18 @@ from mmedit.editors.closed_form.moments import SecondMoments
 from mmedit.editors.closed_form.second_moment import NullSpace
 from mmedit.editors.closed_form.solves import alphaedit_delta
 from mmedit.editors.closed_form.spread import SpreadEditor
-from mmedit.editors.closed_form.values import ValueConfig
+from mmedit.editors.closed_form.values import BlockValueConfig
 from mmedit.editors.config import EditorConfig
 from mmedit.errors import EditorError
 from mmedit.vlm.edit import Change, DeltaChange, kept_of
 from mmedit.vlm.interface import VLM
+
+
+class AlphaEditValueConfig(BlockValueConfig):
+    """Settings of the search for value vectors."""
+
+    lr: float = Field(default=0.1, gt=0)
+    """Learning rate. AlphaEdit: 0.1."""
 
 
 class AlphaEditConfig(LocatedConfig):
@@ -46,10 +53,12 @@ class AlphaEditConfig(LocatedConfig):
     """Largest singular value of C that counts as 0, in place of `eta`. AlphaEdit: 0.02."""
     l2: float = Field(default=10.0, gt=0)
     """λ₂, the weight of ‖ΔW‖². AlphaEdit: 10."""
-    value: ValueConfig = ValueConfig(steps=25, lr=0.1, clamp=0.75)
+    value: AlphaEditValueConfig = AlphaEditValueConfig()
+    """Search for the value vectors."""
 
     def idle(self) -> dict[str, str]:
-        return {} if self.threshold is None else {"eta": "with a threshold"}
+        without = {"shrink": "in alphaedit, whose null space is of the second moment as it is"}
+        return without if self.threshold is None else without | {"eta": "with a threshold"}
 
 
 class AlphaEdit(SpreadEditor[AlphaEditConfig]):
@@ -86,6 +95,7 @@ class AlphaEdit(SpreadEditor[AlphaEditConfig]):
         kept = {}
         for site in sites:
             keys = self.keys_at(edited, requests, site, after=last).mean.flatten(0, 1)
+            keys = keys[keys.any(-1)]  # without those of shorter answers
             kept[_name(site)] = self._null_space(site, vlm).project(keys).float()
         return DeltaChange(deltas, kept=kept)
 
@@ -97,8 +107,11 @@ class AlphaEdit(SpreadEditor[AlphaEditConfig]):
         residuals: Float[Tensor, "*edits n out"],
     ) -> LowRank:
         past = kept_of(vlm.edits, _name(site))
-        before = torch.cat(past).to(keys) if past else keys.new_zeros(0, keys.shape[-1])
         space = self._null_space(site, vlm)
+        before = keys.new_zeros(0, keys.shape[-1])
+        if past:
+            # Another AlphaEdit editor may have projected them otherwise; once more changes nothing.
+            before = space.project(torch.cat([rows.to(keys) for rows in past]))
         return alphaedit_delta(keys, residuals, space, before, self.config.l2)
 
     def _null_space(self, site: str, vlm: VLM) -> NullSpace:

@@ -25,7 +25,7 @@ from mmedit.editors.closed_form.config import LocatedConfig
 from mmedit.editors.closed_form.moments import SecondMoments, usable
 from mmedit.editors.closed_form.solves import memit_delta
 from mmedit.editors.closed_form.spread import SpreadEditor
-from mmedit.editors.closed_form.values import ValueConfig
+from mmedit.editors.closed_form.values import BlockValueConfig
 from mmedit.editors.config import EditorConfig
 from mmedit.vlm.interface import VLM
 
@@ -38,7 +38,8 @@ class MEMITConfig(LocatedConfig):
     """λ, in units of the width of the keys: how much the usual inputs count against the requests.
     MEMIT: 0.92 for GPT-J.
     """
-    value: ValueConfig = ValueConfig(steps=25, clamp=0.75)
+    value: BlockValueConfig = BlockValueConfig()
+    """Search for the value vectors."""
 
 
 class MEMIT(SpreadEditor[MEMITConfig]):

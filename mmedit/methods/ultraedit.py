@@ -153,6 +153,11 @@ class UltraEdit(Editor[UltraEditConfig]):
                     "mean and squares of one length in float64; fit the editor anew"
                 )
             found[name] = Normaliser(int(count), mean, squares)
+        if origin is not None and not found:
+            raise EditorError(
+                "the editor is fitted and has no statistics; expected those of its sites; fit it "
+                "anew"
+            )
         return self.with_learnt(found or None, origin)
 
 

@@ -255,9 +255,10 @@ def stack(name: str, edits: Sequence[Edit]) -> Edit:
     )
 
 
-def nameless(deltas: Mapping[str, Delta]) -> Edit:
-    """Return the edit that stands for deltas which no editor made."""
-    return Edit(name=NAMELESS, method=NAMELESS, label="deltas", change=DeltaChange(deltas))
+def nameless(deltas: Mapping[str, Delta], *, kept: Mapping[str, Tensor] | None = None) -> Edit:
+    """Return the edit that stands for deltas which no editor made, or whose editors are lost."""
+    change = DeltaChange(deltas, kept=kept)
+    return Edit(name=NAMELESS, method=NAMELESS, label="deltas", change=change)
 
 
 def separate(label: str, method: str, requests: Sequence[Example]) -> Edit:
@@ -277,7 +278,7 @@ def merged(edits: Sequence[Edit], deltas: Mapping[str, Delta]) -> tuple[Edit, ..
         name=MERGED,
         # joined as tuples: a loop over all requests so far would be felt in a long sequence
         requests=sum((edit.requests for edit in weights), ()),
-        change=DeltaChange(deltas, kept=_all_kept(weights)),
+        change=DeltaChange(deltas, kept=all_kept(weights)),
         seconds=None,
         on=(),
         seen=(),
@@ -285,11 +286,12 @@ def merged(edits: Sequence[Edit], deltas: Mapping[str, Delta]) -> tuple[Edit, ..
     return (one, *(edit for edit in edits if edit.change.deltas is None))
 
 
-def _all_kept(edits: Sequence[Edit]) -> dict[str, Tensor]:
+def all_kept(edits: Sequence[Edit]) -> dict[str, Tensor]:
     """Return the rows that edits keep for later ones, joined by name."""
     changes = [edit.change for edit in edits if isinstance(edit.change, DeltaChange)]
     names = dict.fromkeys(name for change in changes for name in change.kept)
-    return {name: torch.cat(kept_of(edits, name)) for name in names}
+    found = {name: kept_of(edits, name) for name in names}
+    return {name: torch.cat([r.to(rows[0]) for r in rows]) for name, rows in found.items()}
 
 
 def with_own_name(edits: Sequence[Edit], edit: Edit) -> tuple[Edit, ...]:

@@ -40,6 +40,8 @@ def observed(
 
 def require_layers(adapter: Adapter, sites: Sequence[str], after: Sequence[int]) -> None:
     """Raise SiteError unless all sites are in the language model, and it has so many layers."""
+    if not sites and not after:
+        raise SiteError("nothing to observe was named; name sites, or layers with after=[k]")
     for site in sites:
         if adapter.stage(site) != "language":
             raise SiteError(

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from reuse import build
 
+from mmedit.bench.snapshots import Snapshot, Snapshots
 from mmedit.cases import EditCase, Example
 from mmedit.datasets.easyvqa import cases as easyvqa
-from mmedit.editors.base import Editor
-from mmedit.editors.closed_form.values import ValueConfig
 from mmedit.editors.fitting import Fitting
 from mmedit.edits.loading import load_edit
 from mmedit.errors import ConfigError, DataError, EditError, EditorError, SiteError
@@ -25,7 +25,7 @@ ITALY, FRANCE, KENYA = (
     Example(prompt=f"what is the capital of {country}?", target=city, subject=country)
     for country, city in (("Italy", "Lusaka"), ("France", "Quito"), ("Kenya", "Oslo"))
 )
-COMMON: dict[str, Any] = {"position": "answer", "contexts": 1, "value": ValueConfig(clamp=2.0)}
+COMMON: dict[str, Any] = {"position": "answer", "contexts": 1, "value": {"clamp": 2.0, "lr": 0.5}}
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +120,30 @@ def test_an_alphaedit_protects_the_keys_of_edits_before_it(vlm, alphaedit):
         return float((past @ edit.change.deltas[site].tensors()["v"].mT).norm())
 
     assert reached(with_keys) < reached(without)
+
+
+def test_a_snapshot_of_a_sequence_keeps_the_keys_of_an_alphaedit(vlm, alphaedit, tmp_path):
+    first = alphaedit.apply(vlm, [ITALY])
+    snapshots = Snapshots(tmp_path, "alphaedit", vlm)
+    snapshots.save(Snapshot(0, 1, first))
+    restored = snapshots.restore(0)
+    assert restored is not None
+    second = [
+        alphaedit.apply(one, [FRANCE]).predict([KENYA]).logits for one in (first, restored.vlm)
+    ]
+    assert torch.equal(*second)
+
+
+def test_settings_of_the_search_keep_the_defaults_of_the_method():
+    assert MEMITConfig(value={"steps": 10}).value.clamp == 0.75
+    assert AlphaEditConfig(value={"steps": 10}).value.lr == 0.1
+
+
+def test_memit_refuses_a_network_that_changes_what_its_mlp_gives(train):
+    gemma = build("gemma3")
+    editor = MEMIT(MEMITConfig(layers=(1,)))
+    with pytest.raises(SiteError, match="changed before it is added to the hidden state"):
+        editor.fit(gemma, Fitting(train[:1]))
 
 
 def test_alphaedit_refuses_a_null_space_that_means_nothing(vlm, train):
@@ -218,7 +242,6 @@ def test_image_mean_is_refused_for_a_text_fact(vlm, train):
     editor = ROME(ROMEConfig(layers=(1,), position="image_mean", covariance=False))
     with pytest.raises(EditError, match="has none; give the request an image"):
         editor.apply(vlm, [ITALY])
-    assert isinstance(editor, Editor)
     seen = train[0].request
     edited = editor.apply(vlm, [seen])
     assert not torch.equal(edited.predict([seen]).logits, vlm.predict([seen]).logits)

@@ -13,7 +13,6 @@ from mmedit.cases import EditCase, Example, Probe
 from mmedit.datasets.easyvqa import cases as easyvqa
 from mmedit.editors.base import Editor
 from mmedit.editors.closed_form.config import LocatedConfig
-from mmedit.editors.closed_form.values import ValueConfig
 from mmedit.editors.fitting import Fitting
 from mmedit.edits.loading import load_edit
 from mmedit.errors import EditError, SiteError
@@ -73,7 +72,7 @@ def small_ke() -> KEConfig:
 
 
 def small_located(config: type[Located], **settings: Any) -> Located:
-    value = ValueConfig(steps=6, clamp=2.0)
+    value = {"steps": 6, "clamp": 2.0, "lr": 0.5}
     return config(**{"position": "answer", "contexts": 1, "value": value, **settings})
 
 

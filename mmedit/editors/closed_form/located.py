@@ -164,7 +164,7 @@ class LocatedEditor(Editor[Config]):
         if origin is None:
             return self.with_learnt(None, None)
         names = [f"image.{number}" for number in range(len(notes["images"]))]
-        if set(tensors) != {*origin.sites, *names}:
+        if set(tensors) != {*origin.sites, *names} or len(names) > OTHER_IMAGES:
             raise EditorError(
                 f"the tensors are not those of a fitted {self.method}; expected one for each of "
                 f"its {len(origin.sites)} sites and {len(names)} images; fit the editor anew"
@@ -197,9 +197,11 @@ def other_images(cases: Sequence[EditCase]) -> tuple[OtherImage, ...]:
 
 def _image(pixels: Tensor) -> Image.Image:
     """Return an image from its pixels. Raises EditorError."""
-    if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
+    sides = pixels.shape[:2]
+    is_image = pixels.dtype == torch.uint8 and pixels.ndim == 3 and pixels.shape[-1] == 3
+    if not (is_image and all(1 <= side <= LARGEST for side in sides)):
         raise EditorError(
             f"an image is {pixels.dtype} of shape {list(pixels.shape)}; expected uint8 [height, "
-            "width, 3]; fit the editor anew"
+            "width, 3] of at most {LARGEST} pixels a side; fit the editor anew"
         )
     return Image.fromarray(pixels.numpy())

@@ -86,7 +86,7 @@ def usable(
     moments: SecondMoments, tokens: Tokens, *, shrink: float | None, what: str
 ) -> Float[Tensor, "in in"]:
     """Return the mean of `moments`, which of too few tokens shrinks towards the identity:
-    (1 - ρ) C + ρ (tr C / in) I with ρ = `shrink`. A warning says so. ρ = `RIDGE` is always added.
+    (1 - ρ) C + ρ (tr C / in) I with ρ = `shrink`. A warning says so. `RIDGE` is always added.
 
     `what` names the site in the warning. Raises EditorError if there are too few tokens and
     `shrink` is None.

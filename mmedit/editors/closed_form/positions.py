@@ -38,7 +38,8 @@ class Spots:
 
     def read(self, values: Float[Tensor, "rows tokens width"]) -> Float[Tensor, "rows keys width"]:
         """Return the mean of each key's positions, 0 for a key that a row does not have."""
-        return self.reads.mT @ values.to(self.reads)
+        read = self.reads.any(-1, keepdim=True)  # what stands at padding may be no number
+        return self.reads.mT @ values.to(self.reads).masked_fill(~read, 0)
 
 
 def spots(rule: Position, places: Places) -> Spots:

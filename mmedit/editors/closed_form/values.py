@@ -32,9 +32,6 @@ from mmedit.settings import Settings
 from mmedit.vlm.interface import VLM
 from mmedit.vlm.outputs import Predictions
 
-ESSENCE = "is a"
-"""The answer to the KL term's question of the subject alone: "France is a" (ROME)."""
-
 
 class ValueConfig(Settings):
     """Settings of the search for value vectors."""
@@ -51,6 +48,15 @@ class ValueConfig(Settings):
     """Largest ‖δ‖, in units of ‖v0‖. ROME: 4 (v0 is an MLP's output); MEMIT: 0.75 (a block's)."""
     stop_loss: float = Field(default=0.05, ge=0)
     """The search for an edit ends when its loss is below this. ROME and MEMIT: 0.05."""
+
+
+class BlockValueConfig(ValueConfig):
+    """Settings of the search at the output of a block, which is larger than that of an MLP."""
+
+    steps: int = Field(default=25, ge=1)
+    """Forwards of the search, each but the last with a step of Adam behind it. MEMIT: 25."""
+    clamp: float = Field(default=0.75, gt=0)
+    """Largest ‖δ‖, in units of ‖v0‖. MEMIT: 0.75."""
 
 
 class OtherImage(NamedTuple):
@@ -87,14 +93,17 @@ def asked_of(
 
 
 def kl_questions(request: Example, images: Sequence[OtherImage]) -> list[Example]:
-    """Return the questions whose answers an edit should leave. Only their first token counts."""
+    """Return the questions whose answers an edit should leave: without the image, about another
+    image, and the subject alone. Only the token that follows each is compared, so targets mean
+    nothing. A request without image and subject has none.
+    """
     found = []
     if request.image is not None:
         own = image_key(request.image)
         others = [other.image for other in images if other.key != own][:1]
         found = [replace(request, image=image, target="?") for image in (None, *others)]
     if request.subject:
-        found.append(replace(request, prompt=request.subject, target=ESSENCE, image=None))
+        found.append(replace(request, prompt=request.subject, target="?", image=None))
     return found
 
 
@@ -210,10 +219,8 @@ class _Batch:
     def _predicted(self, shift: Float[Tensor, "all_edits keys out"]) -> Predictions:
         """Return predictions of the answers with the values in their places."""
         of_edit = torch.tensor(self.asked.of_edit, device=shift.device)
-        # A question of the KL term may have an answer with more tokens than the edits have keys.
-        keys = min(shift.shape[1], self.spots.writes.shape[2])
-        value, writes = shift[of_edit][:, :keys], self.spots.writes[..., :keys]
-        delta = Shift(value, writes, self.vlm.shape(self.site)[1])
+        value = shift[of_edit][:, : self.spots.writes.shape[2]]
+        delta = Shift(value, self.spots.writes, self.vlm.shape(self.site)[1])
         return self.vlm.with_deltas({self.site: delta}).predict(
             self.asked.examples, answers_only=[True] * len(self.asked.examples)
         )
