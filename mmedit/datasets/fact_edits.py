@@ -5,8 +5,8 @@ Request: the question about a country, with the country as `subject`, and the an
 country. Text generality: the same question in other wordings; the held-out wordings are in no
 training case. Text locality is of two kinds: the same question about two other countries, which in
 the test no case of any split edits or trains on, and the questions about the edited country that
-`relations` leaves alone. None expects the new answer. With `known`, requests and locality ask only what the base model
-answers right, in the original wording; other wordings are taken as they are.
+`relations` leaves alone. None expects the new answer. With `known`, requests and locality ask only
+what the base model answers right, in the original wording; other wordings are taken as they are.
 
 Every country is for one part alone, by name in turns (`PARTS`): a sixth for locality, a sixth for
 training, and the rest for the test. The methods that this dataset is for learn from no cases, so
