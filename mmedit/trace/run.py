@@ -28,7 +28,7 @@ from mmedit.trace.item import trace_item
 from mmedit.trace.item_runs import modules_of
 from mmedit.trace.items import Candidates, chosen_items
 from mmedit.trace.outputs import image_file, write_outputs
-from mmedit.trace.records import TraceFolder, TraceManifest, content_hash, opened
+from mmedit.trace.records import RECORDS, TraceFolder, TraceManifest, content_hash, opened
 from mmedit.trace.settings import TraceSettings
 from mmedit.trace.summary import Trace, read_trace
 from mmedit.vlm.interface import VLM
@@ -70,6 +70,12 @@ def run_trace(
     manifest = manifest.model_copy(update={"sigma": sigma})
     with opened(path, manifest) as into:
         _trace_all(network, items, manifest, into, progress)
+    if not (path / RECORDS).stat().st_size:
+        raise DataError(
+            f"none of {len(items):,} items could be corrupted by {settings.corruption}: no other "
+            "item has an image of as many tokens with which the answer changes; use more items "
+            "(--limit), or --corruption image_noise"
+        )
     trace = read_trace(path)
     write_outputs(trace, path)
     return trace

@@ -170,10 +170,10 @@ def _of_group(
 
 
 def _means(total: Array, indirect: Array) -> tuple[int, float, Array, Array, Array, Array]:
-    """Return n, TE, IE, RR and both ends of its interval."""
+    """Return n, TE, IE, RR and both ends of its interval; no rate of a TE below `NOTICED`."""
     n, te, ie = len(total), float(total.mean()), indirect.mean(0)
     unknown = np.full_like(ie, np.nan)
-    if te <= 0:
+    if te < NOTICED:
         return n, te, ie, unknown, unknown, unknown
     rate = ie / te
     if n == 1:

@@ -7,8 +7,9 @@ import pytest
 
 def test_the_command_traces_and_prints_the_best_layers(mmedit_, tmp_path):
     result = mmedit_(
-        "trace", "--limit", "2", "--draws", "1", "--component", "block", "--out", tmp_path / "t"
-    )
+        "trace", "--limit", "2", "--draws", "1", "--component", "block",
+        "--corruption", "image_noise", "--out", tmp_path / "t",
+    )  # fmt: skip
     assert result.code == 0
     assert "embedded on easyvqa, requests: image noise, n = 2" in result.out
     assert "last prompt token" in result.out

@@ -18,7 +18,7 @@ from mmedit.trace.records import (
 from mmedit.trace.settings import TraceSettings
 from mmedit.trace.summary import Trace
 
-SETTINGS = TraceSettings(draws=2, cells=2)
+SETTINGS = TraceSettings(corruption="image_noise", draws=2, cells=2)
 
 
 def candidates(number: int = 3) -> Candidates:
