@@ -23,7 +23,7 @@ from mmedit.report.runs import read_runs
 from mmedit.report.table import method_table
 
 RESULTS, GOLDEN = REPOSITORY / "results", REPOSITORY / "tests" / "golden" / "tables"
-RUNS = sorted(file.parent.relative_to(RESULTS) for file in RESULTS.rglob(PACKED))
+RUNS = sorted(file.parent.relative_to(RESULTS) for file in RESULTS.rglob(MANIFEST))
 
 
 def only_what_a_table_shows(run: Path, folder: Path) -> Path:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -135,17 +139,36 @@ def can_compile() -> bool:
     return True
 
 
-# torch reads the build settings through distutils, and which distutils setuptools gives it depends
-# on what the process imported before.
-@pytest.mark.filterwarnings("ignore:(?i).*distutils")
+COMPARED = """
+import sys
+import tiny
+import torch
+from closeness import assert_close
+from mmedit import Example, load_vlm
+
+plain, fast = load_vlm("embedded"), load_vlm("embedded", compile=True)
+examples = [Example(prompt="a", target="b", image=tiny.random_image(seed)) for seed in range(4)]
+with torch.no_grad():
+    expected, found = (
+        vlm.adapter.vision([vlm.adapter.see(example) for example in examples])
+        for vlm in (plain, fast)
+    )
+for one, other in zip(found, expected, strict=True):
+    assert_close(one, other)
+"""
+
+
+# A process of its own: torch reads the build settings through distutils, and which distutils
+# setuptools gives it, or whether it fails, depends on what the process imported before.
 @pytest.mark.skipif(not can_compile(), reason="torch.compile needs g++ and the headers of Python")
 def test_compiled_by_cpp_the_built_in_vlm_gives_the_same_image_features():
-    plain, fast = load_vlm("embedded"), load_vlm("embedded", compile=True)
-    examples = [Example(prompt="a", target="b", image=tiny.random_image(seed)) for seed in range(4)]
-    with torch.no_grad():
-        expected, found = (
-            vlm.adapter.vision([vlm.adapter.see(example) for example in examples])
-            for vlm in (plain, fast)
-        )
-    for one, other in zip(found, expected, strict=True):
-        assert_close(one, other)
+    support = str(Path(__file__).resolve().parents[1] / "support")
+    paths = os.pathsep.join([support, *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", COMPARED],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
