@@ -53,7 +53,7 @@ class AlphaEditConfig(LocatedConfig):
     """Largest singular value of C that counts as 0, in place of `eta`. AlphaEdit: 0.02."""
     l2: float = Field(default=10.0, gt=0)
     """λ₂, the weight of ‖ΔW‖². AlphaEdit: 10."""
-    value: AlphaEditValueConfig = AlphaEditValueConfig()
+    value: AlphaEditValueConfig = AlphaEditValueConfig()  # pyright: ignore[reportIncompatibleVariableOverride]
     """Search for the value vectors."""
 
     def idle(self) -> dict[str, str]:

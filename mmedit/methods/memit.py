@@ -38,7 +38,7 @@ class MEMITConfig(LocatedConfig):
     """λ, in units of the width of the keys: how much the usual inputs count against the requests.
     MEMIT: 0.92 for GPT-J.
     """
-    value: BlockValueConfig = BlockValueConfig()
+    value: BlockValueConfig = BlockValueConfig()  # pyright: ignore[reportIncompatibleVariableOverride]
     """Search for the value vectors."""
 
 

@@ -30,7 +30,6 @@ def _no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_command_fills_the_files_that_fitting_reads(vlm, mmedit_, tmp_path: Path):
     done = mmedit_("stats", "--limit", 8)
     assert done.code == 0, done.err
-    assert all(site in done.out for site in vlm.value_sites)
     assert "167 text tokens and 64 image tokens" in done.out
     assert "16 questions of 8 cases" in done.out
     assert str(tmp_path / "statistics") in done.out

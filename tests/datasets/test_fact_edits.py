@@ -9,7 +9,7 @@ import pytest
 
 from mmedit.bench.contradictions import find_contradictions
 from mmedit.bench.known import find_known
-from mmedit.cases import EditCase, Example, Probe, Split
+from mmedit.cases import Cases, EditCase, Example, Probe, Split
 from mmedit.config import load_cases, load_questions
 from mmedit.datasets.facts import PHRASINGS, load_facts
 from mmedit.datasets.known import Known

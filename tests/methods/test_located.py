@@ -135,8 +135,8 @@ def test_a_snapshot_of_a_sequence_keeps_the_keys_of_an_alphaedit(vlm, alphaedit,
 
 
 def test_settings_of_the_search_keep_the_defaults_of_the_method():
-    assert MEMITConfig(value={"steps": 10}).value.clamp == 0.75
-    assert AlphaEditConfig(value={"steps": 10}).value.lr == 0.1
+    assert MEMITConfig.model_validate({"value": {"steps": 10}}).value.clamp == 0.75
+    assert AlphaEditConfig.model_validate({"value": {"steps": 10}}).value.lr == 0.1
 
 
 def test_memit_refuses_a_network_that_changes_what_its_mlp_gives(train):

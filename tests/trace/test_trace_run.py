@@ -67,7 +67,7 @@ def test_a_stopped_trace_goes_on_after_its_last_whole_line(vlm, folder):
 
 
 def test_the_number_of_rows_in_a_forward_changes_no_rate(vlm, tmp_path):
-    settings, items = TraceSettings(draws=2, cells=2, components=("mlp",)), candidates(1)
+    settings, items = SETTINGS.model_copy(update={"components": ("mlp",)}), candidates(1)
     many = run_trace(vlm, items, tmp_path / "many", settings=settings)
     settings = settings.model_copy(update={"rows": 7})
     few = run_trace(vlm, items, tmp_path / "few", settings=settings)
