@@ -54,11 +54,6 @@ class Places:
         place = torch.arange(self.is_subject.shape[1], device=self.is_subject.device)
         return place.where(self.is_subject, -1).amax(1)
 
-    @property
-    def text_before(self) -> Int[Tensor, "batch sequence"]:
-        """The number of prompt and answer tokens at a position and before it."""
-        return (self.is_prompt | self.is_answer).cumsum(1)
-
 
 def places_of(adapter: Adapter, examples: Sequence[Example], inputs: Inputs) -> Places:
     """Return the positions of a batch. No forward."""

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from mmedit.deltas import LowRank
 from mmedit.editors.closed_form.config import LocatedConfig
-from mmedit.editors.closed_form.moments import SecondMoments, usable
 from mmedit.editors.closed_form.solves import memit_delta
 from mmedit.editors.closed_form.spread import SpreadEditor
 from mmedit.editors.closed_form.values import BlockValueConfig
@@ -49,9 +48,6 @@ class MEMIT(SpreadEditor[MEMITConfig]):
     paper: ClassVar[str] = "Meng et al. 2023, Mass-Editing Memory in a Transformer"
     config_class: ClassVar[type[EditorConfig]] = MEMITConfig
     usual_layers = (0.125, 0.157, 0.188, 0.219, 0.25)  # Llama-3-8B 4 to 8 of 32
-
-    def prepared(self, moments: SecondMoments, site: str) -> Float[Tensor, "in in"]:
-        return usable(moments, self.config.tokens, shrink=self.config.shrink, what=site)
 
     def solved(
         self,

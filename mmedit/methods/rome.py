@@ -19,14 +19,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from jaxtyping import Float
-from torch import Tensor
-
 from mmedit.cases import Example
 from mmedit.deltas import Delta, LowRank, compose_all, together
 from mmedit.editors.closed_form.config import LocatedConfig
 from mmedit.editors.closed_form.located import LocatedEditor
-from mmedit.editors.closed_form.moments import SecondMoments, usable
 from mmedit.editors.closed_form.solves import rome_keys_delta
 from mmedit.editors.config import EditorConfig
 from mmedit.vlm.edit import Change, DeltaChange
@@ -60,9 +56,6 @@ class ROME(LocatedEditor[ROMEConfig]):
     @property
     def needs_fit(self) -> bool:
         return self.config.covariance
-
-    def prepared(self, moments: SecondMoments, site: str) -> Float[Tensor, "in in"]:
-        return usable(moments, self.config.tokens, shrink=self.config.shrink, what=site)
 
     def change(self, vlm: VLM, requests: Sequence[Example]) -> Change:
         deltas: Mapping[str, Delta] = {}

@@ -8,7 +8,7 @@ from mmedit.storage import write_atomically
 from mmedit.trace.captions import notes_of, title_of
 from mmedit.trace.page import write_page
 from mmedit.trace.plots import write_plots
-from mmedit.trace.summary import Trace, read_trace
+from mmedit.trace.summary import Trace
 
 CSV, TABLE = "trace.csv", "trace.md"
 
@@ -29,11 +29,6 @@ def write_outputs(trace: Trace, folder: Path) -> list[Path]:
     }
     plots = write_plots(trace, folder)
     return [folder / CSV, folder / TABLE, *plots, write_page(trace, folder, images)]
-
-
-def write_again(folder: Path) -> list[Path]:
-    """Write the outputs of a folder again from its records. Raises DataError."""
-    return write_outputs(read_trace(folder), folder)
 
 
 def markdown(trace: Trace) -> str:

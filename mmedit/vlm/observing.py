@@ -23,7 +23,6 @@ def observed(
     """Return what the recorder's sites take and give in the forward that `run` begins, and the
     hidden states after so many layers. Layers after the last one that is asked for do not run.
     """
-    require_layers(adapter, recorder.sites, after)
     last = max([*after, *(adapter.layer_of(site) + 1 for site in recorder.sites)])
     ends = last == len(adapter.layers) + 1  # the head comes behind the last layer
     with noted(adapter.layers, [k for k in after if k < last]) as states:

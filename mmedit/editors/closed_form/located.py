@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self, TypeVar
@@ -17,7 +16,7 @@ from mmedit.cases import EditCase, Example
 from mmedit.editors.base import Editor
 from mmedit.editors.closed_form.config import LocatedConfig
 from mmedit.editors.closed_form.keys import Keys, chunks, joined, read_all_keys
-from mmedit.editors.closed_form.moments import SecondMoments
+from mmedit.editors.closed_form.moments import SecondMoments, usable
 from mmedit.editors.closed_form.positions import require_positions
 from mmedit.editors.closed_form.second_moment import Factor
 from mmedit.editors.closed_form.statistics import questions_of, second_moments
@@ -62,9 +61,11 @@ class LocatedEditor(Editor[Config]):
     of_block: ClassVar[bool]
     """Whether values are searched for at the output of the block, or at that of the MLP."""
 
-    @abstractmethod
     def prepared(self, moments: SecondMoments, site: str) -> Float[Tensor, "in _"]:
-        """Return what the method keeps of a site's second moments. Raises EditorError."""
+        """Return the matrix that the method keeps of a site's second moments: C, unless a method
+        needs another. Raises EditorError.
+        """
+        return usable(moments, self.config.tokens, shrink=self.config.shrink, what=site)
 
     def require_fits(self, vlm: VLM) -> None:
         super().require_fits(vlm)
@@ -202,6 +203,6 @@ def _image(pixels: Tensor) -> Image.Image:
     if not (is_image and all(1 <= side <= LARGEST for side in sides)):
         raise EditorError(
             f"an image is {pixels.dtype} of shape {list(pixels.shape)}; expected uint8 [height, "
-            "width, 3] of at most {LARGEST} pixels a side; fit the editor anew"
+            f"width, 3] of at most {LARGEST} pixels a side; fit the editor anew"
         )
     return Image.fromarray(pixels.numpy())

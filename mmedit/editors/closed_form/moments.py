@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mmedit.editors.closed_form.second_moment import leading
 from mmedit.errors import EditorError, one_line
 from mmedit.storage import replaced
 
@@ -123,8 +124,7 @@ def spare_directions(mean: Float[Tensor, "in in"], eta: float) -> int:
     of the trace: the dimension of AlphaEdit's null space. Costs the eigenvalues, O(in³).
     """
     values = torch.linalg.eigvalsh(mean).flip(0)
-    before = values.cumsum(0) - values
-    return int((before >= (1 - eta) * values.sum()).sum())
+    return int((~leading(values, 1 - eta)).sum())
 
 
 def write_moments(file: Path, moments: SecondMoments, about: Mapping[str, object]) -> None:

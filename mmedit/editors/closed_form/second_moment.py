@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mmedit.errors import EditorError
@@ -61,8 +61,7 @@ class NullSpace:
         scale of C does not matter. Raises EditorError if no direction is left, or C is not finite.
         """
         values, vectors = _spectrum(second_moment)
-        before = values.cumsum(0) - values
-        protected = before < (1 - eta) * values.sum()
+        protected = leading(values, 1 - eta)
         if protected.all():
             raise EditorError(
                 f"all {len(values)} directions are needed for {1 - eta:g} of the trace of the "
@@ -97,6 +96,13 @@ class NullSpace:
         """Return P k = k - U₁ (U₁ᵀ k) of every key, in float64."""
         keys, protected = keys.double(), self.protected.double()
         return keys - keys @ protected @ protected.mT
+
+
+def leading(values: Float[Tensor, " in"], share: float) -> Bool[Tensor, " in"]:
+    """Return which eigenvalues, given largest first, are the fewest that hold a share of their
+    sum.
+    """
+    return values.cumsum(0) - values < share * values.sum()
 
 
 def solve_rows(
