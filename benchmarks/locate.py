@@ -40,7 +40,7 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
     SEARCH: [(located, "find_values")],
     KEYS: [(located, "read_all_keys")],
     SOLVE: [
-        (rome, "rome_keys_delta"),
+        (rome, "rome_delta"),
         (memit, "memit_delta"),
         (alphaedit, "alphaedit_delta"),
         (located.Located, "factor"),

@@ -23,7 +23,7 @@ from mmedit.cases import Example
 from mmedit.deltas import Delta, LowRank, compose_all, together
 from mmedit.editors.closed_form.config import LocatedConfig
 from mmedit.editors.closed_form.located import LocatedEditor
-from mmedit.editors.closed_form.solves import rome_keys_delta
+from mmedit.editors.closed_form.solves import rome_delta
 from mmedit.editors.config import EditorConfig
 from mmedit.vlm.edit import Change, DeltaChange
 from mmedit.vlm.interface import VLM
@@ -78,5 +78,5 @@ class ROME(LocatedEditor[ROMEConfig]):
             shift, _ = self.found_values(edited, requests, layer)
             keys = self.keys_at(edited, requests, site, after=layer + 1)
             factor = self.learnt.factor(site, vlm.device) if config.covariance else None
-            deltas[site] = rome_keys_delta(keys.mean, keys.clean, shift, factor)
+            deltas[site] = rome_delta(keys.mean, keys.clean, shift, factor)
         return deltas

@@ -42,8 +42,8 @@ KEY_ROWS, VALUE_ROWS = normal(EDITS, KEYS, IN), normal(EDITS, KEYS, OUT)
 
 Method = Callable[[Tensor, Tensor], LowRank]
 METHODS: dict[str, Method] = {
-    "rome": lambda k, v: rome_delta(k[..., 1, :], k[..., 0, :], v[..., 0, :], FACTOR),
-    "rome-without-c": lambda k, v: rome_delta(k[..., 1, :], k[..., 0, :], v[..., 0, :], None),
+    "rome": lambda k, v: rome_delta(k[..., 1:2, :], k[..., :1, :], v[..., :1, :], FACTOR),
+    "rome-without-c": lambda k, v: rome_delta(k[..., 1:2, :], k[..., :1, :], v[..., :1, :], None),
     "memit": lambda k, v: memit_delta(k, v, FACTOR, WEIGHT),
     "alphaedit": lambda k, v: alphaedit_delta(k, v, NULL_SPACE, PAST, L2),
     "alphaedit-first": lambda k, v: alphaedit_delta(k, v, NULL_SPACE, PAST[:0], L2),
@@ -156,9 +156,16 @@ def test_rome_refuses_a_key_that_is_orthogonal_to_the_direction_and_names_the_ed
     key = KEY_ROWS[:, 0].clone()
     key[1] -= key[1] @ KEY_ROWS[1, 1] / KEY_ROWS[1, 1].square().sum() * KEY_ROWS[1, 1]
     with pytest.raises(EditError, match=r"^edit 1 \(one of 1 of 3 edits\): .*orthogonal"):
-        rome_delta(KEY_ROWS[:, 1], key, VALUE_ROWS[:, 0], None)
+        rome_delta(KEY_ROWS[:, 1:2], key[:, None], VALUE_ROWS[:, :1], None)
     with pytest.raises(EditError, match=r"^this edit: .*orthogonal"):
-        rome_delta(KEY_ROWS[0, 1], torch.zeros(IN), VALUE_ROWS[0, 0], None)
+        rome_delta(KEY_ROWS[0, 1:2], torch.zeros(1, IN), VALUE_ROWS[0, :1], None)
+
+
+def test_rome_refuses_keys_that_are_not_finite():
+    keys = KEY_ROWS[:, :2].clone()
+    keys[2, 0, 0] = torch.nan
+    with pytest.raises(EditError, match=r"^edit 2 \(one of 1 of 3 edits\): .*not finite"):
+        rome_delta(keys, keys, VALUE_ROWS[:, :2], FACTOR)
 
 
 @of_every_method

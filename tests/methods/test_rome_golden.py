@@ -18,7 +18,8 @@ def delta_of(case: GoldenCase, dtype: torch.dtype = torch.float32) -> LowRank:
     tensors = {name: tensor.to(dtype) for name, tensor in case.tensors.items()}
     factor = Factor.of(tensors["C"]) if case.facts["mom2_adjustment"] else None
     change = tensors["v_star"] - tensors["cur_output"]
-    return rome_delta(tensors["k_mean"], tensors["k_star"], change, factor)
+    mean_key, key = tensors["k_mean"], tensors["k_star"]
+    return rome_delta(mean_key[None], key[None], change[None], factor)
 
 
 @of_every_case

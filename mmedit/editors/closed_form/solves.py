@@ -31,58 +31,38 @@ ORTHOGONAL = 1e-6
 
 
 def rome_delta(
-    mean_key: Float[Tensor, "*edits in"],
-    key: Float[Tensor, "*edits in"],
-    change: Float[Tensor, "*edits out"],
-    factor: Factor | None,
-) -> LowRank:
-    """Return the delta of rank 1 that adds `change` at `key` (ROME, Meng et al. 2022).
-
-    ΔW = change uᵀ / (key · u) with u = C⁻¹ mean_key, normalised; C = I without `factor`. `mean_key`
-    is the mean over contexts and `change` is v* - (W key + b). One solve for all edits. Raises
-    EditError if a key is nearly orthogonal to u.
-    """
-    direction = mean_key.double() if factor is None else factor.solve(mean_key)
-    direction = direction / direction.norm(dim=-1, keepdim=True)
-    reached = (key.double() * direction).sum(-1, keepdim=True)
-    cosine = (reached / key.double().norm(dim=-1, keepdim=True)).abs()
-    # A zero key gives NaN, which is not above the bound either.
-    if failed := _edits_where(~(cosine > ORTHOGONAL)):
-        raise EditError(
-            f"{failed}: the key of the fact is nearly orthogonal to the direction of the edit, or "
-            f"not finite; expected a |cosine| above {ORTHOGONAL:g}; give contexts that resemble "
-            "the prompt, or edit another layer"
-        )
-    value = change.double() / reached
-    return _low_rank(value.unsqueeze(-2), direction.unsqueeze(-2), mean_key, key, change)
-
-
-def rome_keys_delta(
     mean_keys: Float[Tensor, "*edits n in"],
     keys: Float[Tensor, "*edits n in"],
     changes: Float[Tensor, "*edits n out"],
     factor: Factor | None,
 ) -> LowRank:
-    """Return the delta of rank n that adds `changes` at `keys`: ROME's for several keys of a fact
-    (the equality constraint of Gupta et al. 2024, A Unified Framework for Model Editing).
+    """Return the delta of rank n that adds `changes` at `keys` (ROME, Meng et al. 2022; of several
+    keys the equality constraint of Gupta et al. 2024, A Unified Framework for Model Editing).
 
-    ΔW = changesᵀ (D keysᵀ)⁻¹ D, the rows of D being C⁻¹ mean_key. One solve for all keys, and an
-    n × n solve per edit. With one key it is `rome_delta`. Raises EditError if keys are too alike
-    to have values of their own.
+    ΔW = changesᵀ (D keysᵀ)⁻¹ D, the rows of D being u = C⁻¹ mean_key, normalised; C = I without
+    `factor`. With one key it is change uᵀ / (key · u). `mean_keys` are means over contexts, and a
+    change is v* - (W key + b). One solve for all keys, and an n × n solve per edit. Raises
+    EditError if keys are too alike to have values of their own, or nearly orthogonal to their
+    directions.
     """
     directions = mean_keys.double() if factor is None else factor.solve(mean_keys)
     norms = directions.norm(dim=-1, keepdim=True)
     directions = directions / norms.where(norms > 0, 1)
-    reached = keys.double() @ directions.mT
     scale = keys.double().norm(dim=-1, keepdim=True)
     padding = scale.squeeze(-1) == 0  # a key that an edit does not have
-    gram = reached / scale.where(scale > 0, 1) + torch.diag_embed(padding.double())
-    if failed := _edits_where(~(torch.linalg.svdvals(gram)[..., -1:] > ORTHOGONAL)):
+    scale = scale.where(scale > 0, 1)
+    gram = keys.double() / scale @ directions.mT + torch.diag_embed(padding.double())
+    is_finite = gram.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
+    # with one key the |cosine|
+    smallest = torch.linalg.svdvals(gram.where(is_finite, 0))[..., -1:]
+    if failed := _edits_where(~(smallest > ORTHOGONAL) | padding.all(-1, keepdim=True)):
         raise EditError(
             f"{failed}: the keys of the fact are nearly the same, nearly orthogonal to the "
-            "directions of the edit, or not finite; edit another layer, or use memit"
+            "directions of the edit, zero, or not finite; expected a |cosine| above "
+            f"{ORTHOGONAL:g}; give contexts that resemble the prompt, edit another layer, or use "
+            "memit"
         )
-    values = torch.linalg.solve(gram, changes.double() / scale.where(scale > 0, 1))
+    values = torch.linalg.solve(gram, changes.double() / scale)
     return _low_rank(values, directions, mean_keys, keys, changes)
 
 
