@@ -1,4 +1,7 @@
-"""Deltas in a safetensors file: one tensor `site|kind|name`, or `site|sum|number.kind.name`."""
+"""Deltas in a safetensors file: one tensor `site|kind|name`, or `site|sum|number.kind.name`.
+
+Beside them a file may hold rows that later edits must know, as `kept/name`.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,16 @@ from mmedit.errors import DataError, shortened
 
 NUMBERED = ("number", "kind", "name")
 """Parts of the name of a tensor in a sum."""
+KEPT = "kept/"
+"""Beginning of the names of tensors that are no deltas."""
 
 
-def as_tensors(deltas: Mapping[str, Delta]) -> dict[str, Tensor]:
-    """Return deltas, by site, as the tensors of a safetensors file."""
-    return {
+def as_tensors(
+    deltas: Mapping[str, Delta], kept: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Return deltas, by site, and kept rows, by name, as the tensors of a safetensors file."""
+    rows = {f"{KEPT}{name}": tensor for name, tensor in (kept or {}).items()}
+    return rows | {
         f"{site}|{kind_of(delta)}|{name}": tensor.detach().clone(
             memory_format=torch.contiguous_format
         )  # safetensors refuses memory that two names share
@@ -30,20 +38,33 @@ def as_tensors(deltas: Mapping[str, Delta]) -> dict[str, Tensor]:
     }
 
 
-def save_deltas(path: Path, deltas: Mapping[str, Delta]) -> None:
-    """Write deltas, by site, to one safetensors file."""
-    save_file(as_tensors(deltas), path)
+def save_deltas(
+    path: Path, deltas: Mapping[str, Delta], kept: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write deltas, by site, and kept rows, by name, to one safetensors file."""
+    save_file(as_tensors(deltas, kept), path)
 
 
 def load_deltas(path: Path, device: str | torch.device = "cpu") -> dict[str, Delta]:
     """Read the deltas that `save_deltas` wrote. Raises DataError if the file is damaged, or has
     other tensors.
     """
+    return from_tensors(path, read_tensors(path, device))
+
+
+def read_tensors(path: Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+    """Read the tensors that `save_deltas` wrote. Raises DataError if the file is damaged."""
     try:
-        tensors = load_file(path, device=str(device))
+        return load_file(path, device=str(device))
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path} cannot be read: {error}; expected a file of deltas") from error
-    return from_tensors(path, tensors)
+
+
+def kept_in(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the kept rows in the tensors that `as_tensors` gave, by name."""
+    return {
+        name.removeprefix(KEPT): rows for name, rows in tensors.items() if name.startswith(KEPT)
+    }
 
 
 def from_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Delta]:
@@ -52,6 +73,8 @@ def from_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Delta]:
     """
     groups: dict[tuple[str, str], dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
+        if key.startswith(KEPT):
+            continue
         site, kind, name = _split(path, key, "|")
         groups.setdefault((site, kind), {})[name] = tensor
     if len({site for site, _ in groups}) < len(groups):

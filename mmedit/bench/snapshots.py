@@ -12,17 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from mmedit.delta_files import from_tensors
-from mmedit.deltas import Delta
+from mmedit.delta_files import load_deltas, read_tensors, save_deltas
 from mmedit.errors import DataError, RunError
 from mmedit.processes import on_main
 from mmedit.storage import replaced
-from mmedit.vlm.edit import DeltaChange, all_kept, nameless, without_kept
+from mmedit.vlm.edit import DeltaChange, all_kept, nameless
 from mmedit.vlm.interface import VLM
 from mmedit.vlm.network import NetworkVLM
 
@@ -54,9 +50,7 @@ class Snapshots:
         file = self.folder / f"{self._name}-{snapshot.order}-{snapshot.edits}.safetensors"
         try:
             with replaced(file) as partial:
-                vlm = snapshot.vlm
-                state = DeltaChange(vlm.deltas, kept=all_kept(vlm.edits))
-                save_file(dict(state.tensors()), partial)
+                save_deltas(partial, snapshot.vlm.deltas, all_kept(snapshot.vlm.edits))
         except (OSError, SafetensorError) as error:
             raise RunError(
                 f"cannot write {file}: {error}; the records written before are intact, so the same "
@@ -71,14 +65,14 @@ class Snapshots:
         edits = on_main(lambda: self._last_whole(order))
         if edits is None:
             return None
-        deltas, kept = _read(self._files(order)[edits], self.vlm.device)
-        edited = self.vlm.with_deltas(deltas, edit=nameless(deltas, kept=kept))
-        return Snapshot(order, edits, edited)
+        file = self._files(order)[edits]
+        change = DeltaChange.of_tensors(file, read_tensors(file, self.vlm.device))
+        return Snapshot(order, edits, change.added_to(self.vlm, nameless(change)))
 
     def _last_whole(self, order: int) -> int | None:
         for edits, file in sorted(self._files(order).items(), reverse=True):
             try:
-                _read(file, self.vlm.device)
+                load_deltas(file)
             except (OSError, SafetensorError, DataError):
                 continue
             return edits
@@ -100,11 +94,3 @@ class Snapshots:
         """Return the files of an order by number of edits."""
         found = self.folder.glob(f"{self._name}-{order}-*.safetensors")
         return {int(file.stem.rpartition("-")[2]): file for file in found}
-
-
-def _read(file: Path, device: torch.device) -> tuple[dict[str, Delta], dict[str, Tensor]]:
-    """Return the deltas of a snapshot, and the rows that its edits keep for later ones. Raises
-    OSError, SafetensorError, DataError.
-    """
-    deltas, kept = without_kept(load_file(file, device=str(device)))
-    return from_tensors(file, deltas), kept

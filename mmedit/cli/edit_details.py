@@ -17,7 +17,7 @@ from mmedit.edits.site_changes import SiteChange, changes_of
 from mmedit.errors import DataError, EditError
 from mmedit.storage import size_of
 from mmedit.training.checkpoints import dotted
-from mmedit.vlm.edit import DeltaChange, Seen, without_kept
+from mmedit.vlm.edit import DeltaChange, Seen
 from mmedit.vlm.edit_files import TENSORS, Opened, read_edits
 from mmedit.vlm.edit_schema import SavedEdit, SavedEdits
 
@@ -61,8 +61,7 @@ def _changes(opened: Opened, number: int) -> list[SiteChange] | None:
     if opened.description.edits[number].kind != DeltaChange.kind:
         return None
     try:
-        deltas, _ = without_kept(opened.tensors[number])
-        return changes_of(from_tensors(opened.path / TENSORS, deltas))
+        return changes_of(from_tensors(opened.path / TENSORS, opened.tensors[number]))
     except DataError as error:
         raise EditError(str(error)) from None
 

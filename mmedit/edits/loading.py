@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from mmedit.delta_files import from_tensors
 from mmedit.editors.base import Editor
 from mmedit.editors.saved import UNREADABLE
 from mmedit.errors import (
@@ -23,7 +22,7 @@ from mmedit.errors import (
 from mmedit.hub import pull_files, push_files
 from mmedit.methods import EDITORS
 from mmedit.storage import require_path
-from mmedit.vlm.edit import Change, DeltaChange, Edit, stack, without_kept
+from mmedit.vlm.edit import Change, DeltaChange, Edit, stack
 from mmedit.vlm.edit_files import (
     CARD,
     DESCRIPTION,
@@ -134,8 +133,7 @@ def _change(
     editors: dict[str, Editor],
 ) -> Change:
     if saved.kind == DeltaChange.kind:
-        deltas, kept = without_kept(tensors)
-        return DeltaChange(from_tensors(opened.path / TENSORS, deltas), kept=kept)
+        return DeltaChange.of_tensors(opened.path / TENSORS, tensors)
     if saved.method not in EDITORS:
         raise UnknownNameError("editing method", saved.method, EDITORS)
     method = EDITORS[saved.method]

@@ -12,19 +12,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
 from mmedit.cases import Example
-from mmedit.delta_files import as_tensors
+from mmedit.delta_files import as_tensors, from_tensors, kept_in
 from mmedit.deltas import Delta, Sum, compose_all
 from mmedit.errors import EditError, shortened
 from mmedit.vlm.identity import Identity
 
-KEPT = "kept/"
-"""Beginning of the names of tensors that are no deltas, in files."""
 MERGED, NAMELESS, STACK = "merged", "deltas", "stack"
 """Names of edits that no editor made."""
 
@@ -76,6 +75,13 @@ class DeltaChange(Change):
         self.kept = dict(kept or {})
         """Rows that later edits of the method must know (AlphaEdit: the keys of this edit)."""
 
+    @classmethod
+    def of_tensors(cls, path: Path, tensors: Mapping[str, Tensor]) -> DeltaChange:
+        """Return the change that gave these `tensors`; `path` is the file for errors. Raises
+        DataError.
+        """
+        return cls(from_tensors(path, tensors), kept=kept_in(tensors))
+
     def added_to(self, vlm: Any, edit: Edit) -> Any:
         there = {site: moved(delta, vlm.device) for site, delta in self._deltas.items()}
         return vlm.with_deltas(there, edit=edit)
@@ -89,15 +95,7 @@ class DeltaChange(Change):
         return any(delta.edits is not None for delta in self._deltas.values())
 
     def tensors(self) -> dict[str, Tensor]:
-        kept = {f"{KEPT}{name}": rows for name, rows in self.kept.items()}
-        return as_tensors(self._deltas) | kept
-
-
-def without_kept(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the tensors of deltas, and the rows kept for later edits, of `DeltaChange.tensors`."""
-    kept = {name: tensor for name, tensor in tensors.items() if name.startswith(KEPT)}
-    deltas = {name: tensor for name, tensor in tensors.items() if name not in kept}
-    return deltas, {name.removeprefix(KEPT): tensor for name, tensor in kept.items()}
+        return as_tensors(self._deltas, self.kept)
 
 
 def kept_of(edits: Sequence[Edit], name: str) -> list[Tensor]:
@@ -255,9 +253,8 @@ def stack(name: str, edits: Sequence[Edit]) -> Edit:
     )
 
 
-def nameless(deltas: Mapping[str, Delta], *, kept: Mapping[str, Tensor] | None = None) -> Edit:
+def nameless(change: DeltaChange) -> Edit:
     """Return the edit that stands for deltas which no editor made, or whose editors are lost."""
-    change = DeltaChange(deltas, kept=kept)
     return Edit(name=NAMELESS, method=NAMELESS, label="deltas", change=change)
 
 

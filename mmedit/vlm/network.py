@@ -25,7 +25,7 @@ from mmedit.errors import SiteError
 from mmedit.metrics.multiclass_log_probs import answer_nll
 from mmedit.vlm.acting import cheapest
 from mmedit.vlm.decoding import groups_with_room
-from mmedit.vlm.edit import Edit, merged, nameless, with_own_name
+from mmedit.vlm.edit import DeltaChange, Edit, merged, nameless, with_own_name
 from mmedit.vlm.frozen import Frozen
 from mmedit.vlm.identity import Identity
 from mmedit.vlm.interface import VLM
@@ -58,7 +58,7 @@ class NetworkVLM(VLM):
         self._name = name
         self._sites = dict(sites or {})
         self.deltas = dict(deltas or {})
-        self._edits = edits or ((nameless(self.deltas),) if self.deltas else ())
+        self._edits = edits or ((nameless(DeltaChange(self.deltas)),) if self.deltas else ())
         self._frozen = frozen or Frozen(adapter, features or TensorCache())
         self.padding_side: PaddingSide = padding_side
 
@@ -220,7 +220,7 @@ class NetworkVLM(VLM):
                 raise SiteError(
                     f"the delta for {site} is {delta.shape}, the weight there {self.shape(site)}"
                 )
-        edits = with_own_name(self._edits, edit or nameless(deltas))
+        edits = with_own_name(self._edits, edit or nameless(DeltaChange(deltas)))
         return self._with(compose_all(self.deltas, deltas), edits)
 
     def select(self, rows: Sequence[int]) -> NetworkVLM:
