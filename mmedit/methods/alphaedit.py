@@ -63,8 +63,8 @@ class AlphaEditConfig(LocatedConfig):
 
 class AlphaEdit(SpreadEditor[AlphaEditConfig]):
     """Null-space constrained editing. All requests of one `apply` are solved for together, beside
-    the keys of all edits before. An edit costs one more forward per layer, which reads the keys
-    that later edits must leave.
+    the keys of all edits before. An edit costs one more forward, which reads the keys that later
+    edits must leave.
     """
 
     method: ClassVar[str] = "alphaedit"
@@ -90,11 +90,11 @@ class AlphaEdit(SpreadEditor[AlphaEditConfig]):
 
     def change(self, vlm: VLM, requests: Sequence[Example]) -> Change:
         deltas = self.written(vlm, requests, separate=False)
-        edited, sites = vlm.with_deltas(deltas), list(deltas)
         last = self.config.layers_of(vlm, self.usual_layers)[-1] + 1
+        found = self.keys_at(vlm.with_deltas(deltas), requests, list(deltas), after=last)
         kept = {}
-        for site in sites:
-            keys = self.keys_at(edited, requests, site, after=last).mean.flatten(0, 1)
+        for site, at_site in found.items():
+            keys = at_site.mean.flatten(0, 1)
             keys = keys[keys.any(-1)]  # without those of shorter answers
             kept[_name(site)] = self._null_space(site, vlm).project(keys).float()
         return DeltaChange(deltas, kept=kept)

@@ -51,7 +51,6 @@ class ROME(LocatedEditor[ROMEConfig]):
     paper: ClassVar[str] = "Meng et al. 2022, Locating and Editing Factual Associations in GPT"
     config_class: ClassVar[type[EditorConfig]] = ROMEConfig
     usual_layers = (0.17,)  # GPT-J 5 of 28, Llama-3-8B 5 of 32
-    of_block = False
 
     @property
     def needs_fit(self) -> bool:
@@ -71,12 +70,13 @@ class ROME(LocatedEditor[ROMEConfig]):
         """Return the separate edits of rank 1, layer after layer: each sees those below it."""
         if self.needs_fit:
             self.require_fitted_on(vlm)
+        self.require_positions(vlm, requests)
         config, deltas = self.config, dict[str, LowRank]()
         for layer in config.layers_of(vlm, self.usual_layers):
             site = vlm.value_sites[layer]
             edited = vlm.with_deltas(deltas) if deltas else vlm
-            shift, _ = self.found_values(edited, requests, layer)
-            keys = self.keys_at(edited, requests, site, after=layer + 1)
+            keys = self.keys_at(edited, requests, [site], after=layer + 1)[site]
+            shift = self.found_values(edited, requests, layer, keys.output)
             factor = self.learnt.factor(site, vlm.device) if config.covariance else None
             deltas[site] = rome_delta(keys.mean, keys.clean, shift, factor)
         return deltas

@@ -113,7 +113,7 @@ def test_a_shift_composes_with_an_edit_at_its_site_and_is_no_weight(vlm, site):
 
 def test_values_make_the_model_say_the_answer(vlm, site):
     asked = asked_of([FACT], contexts=1, images=(), with_kl=True)
-    keys = read_keys(vlm, [FACT], site, rule="answer", contexts=0, after=3)
+    keys = read_keys(vlm, [FACT], [site], rule="answer", contexts=0, after=3)[site]
     norms = keys.output.norm(dim=-1)
     shift = find_values(vlm, asked, site, norms, rule="answer", config=ValueConfig())
     where = spots("answer", vlm.places([FACT]))
@@ -127,7 +127,7 @@ def test_values_searched_for_together_are_those_searched_for_alone(vlm, site):
     requests, config = [FACT, SEEN], ValueConfig(steps=4)
 
     def found(asked_for: list[Example]) -> torch.Tensor:
-        keys = read_keys(vlm, asked_for, site, rule="answer", contexts=0, after=3)
+        keys = read_keys(vlm, asked_for, [site], rule="answer", contexts=0, after=3)[site]
         asked = asked_of(asked_for, contexts=1, images=[OtherImage("x", OTHER)], with_kl=True)
         norms = keys.output.norm(dim=-1)
         return find_values(vlm, asked, site, norms, rule="answer", config=config)
@@ -171,7 +171,7 @@ def test_the_kl_term_asks_without_image_about_another_image_and_for_the_subject(
 
 
 def test_keys_are_the_inputs_at_the_positions(vlm, site):
-    keys = read_keys(vlm, [FACT, SEEN], site, rule="last_prompt", contexts=2, after=3)
+    keys = read_keys(vlm, [FACT, SEEN], [site], rule="last_prompt", contexts=2, after=3)[site]
     observed = vlm.observe([FACT, SEEN], [site], after=[3])
     at = vlm.places([FACT, SEEN]).last_prompt
     for row in range(2):

@@ -57,7 +57,8 @@ def test_rome_writes_a_fact_that_the_model_then_generates(vlm, rome):
 
 def test_rome_writes_the_value_that_was_searched_for(vlm, rome):
     site = vlm.value_sites[3]
-    shift, start = rome.found_values(vlm, [ITALY], 3)
+    start = rome.keys_at(vlm, [ITALY], [site], after=4)[site].output
+    shift = rome.found_values(vlm, [ITALY], 3, start)
     edited = rome.apply(vlm, [ITALY])
     at = vlm.places([ITALY]).predicts_answer[0]
     found = edited.observe([ITALY], [site]).y[site][0][at]

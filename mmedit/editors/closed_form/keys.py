@@ -34,58 +34,65 @@ class Keys:
 def read_keys(
     vlm: VLM,
     requests: Sequence[Example],
-    site: str,
+    sites: Sequence[str],
     *,
     rule: Position,
     contexts: int,
     after: int,
-) -> Keys:
-    """Return the keys of requests at a site, and the hidden states after so many layers.
+) -> dict[str, Keys]:
+    """Return the keys of requests at each site, and the hidden states after so many layers.
 
     Costs a forward of 1 + `contexts` rows per request, up to that layer.
     """
     examples = in_contexts(requests, contexts)
     rows = vlm.select(of_contexts(len(requests), contexts))
-    observed = rows.observe(examples, [site], after=[after])
+    observed = rows.observe(examples, sites, after=[after])
     found = spots(rule, rows.places(examples))
-    keys = found.read(observed.x[site].float())
-    clean = torch.arange(0, len(examples), 1 + contexts, device=keys.device)
-    return Keys(
-        mean=mean_over_contexts(keys, contexts),
-        clean=keys[clean],
-        output=found.read(observed.y[site].float())[clean],
-        state=found.read(observed.states[after].float())[clean],
-    )
+    clean = slice(0, None, 1 + contexts)
+    state = found.read(observed.states[after].float())[clean]
+    read = {}
+    for site in sites:
+        keys = found.read(observed.x[site].float())
+        read[site] = Keys(
+            mean=mean_over_contexts(keys, contexts),
+            clean=keys[clean],
+            output=found.read(observed.y[site].float())[clean],
+            state=state,
+        )
+    return read
 
 
 def read_all_keys(
     vlm: VLM,
     requests: Sequence[Example],
-    site: str,
+    sites: Sequence[str],
     *,
     rule: Position,
     contexts: int,
     after: int,
     together: int,
-) -> Keys:
+) -> dict[str, Keys]:
     """Return `read_keys` of any number of requests, `together` of them in a forward."""
     parts = [
         read_keys(
             vlm.select(rows),
             [requests[row] for row in rows],
-            site,
+            sites,
             rule=rule,
             contexts=contexts,
             after=after,
         )
         for rows in chunks(len(requests), together)
     ]
-    return Keys(
-        mean=joined([part.mean for part in parts]),
-        clean=joined([part.clean for part in parts]),
-        output=joined([part.output for part in parts]),
-        state=joined([part.state for part in parts]),
-    )
+    return {
+        site: Keys(
+            mean=joined([part[site].mean for part in parts]),
+            clean=joined([part[site].clean for part in parts]),
+            output=joined([part[site].output for part in parts]),
+            state=joined([part[site].state for part in parts]),
+        )
+        for site in sites
+    }
 
 
 def chunks(number: int, size: int) -> list[range]:

@@ -58,8 +58,6 @@ class LocatedEditor(Editor[Config]):
 
     usual_layers: ClassVar[tuple[float, ...]]
     """Default layers, as shares of the depth."""
-    of_block: ClassVar[bool]
-    """Whether values are searched for at the output of the block, or at that of the MLP."""
 
     def prepared(self, moments: SecondMoments, site: str) -> Float[Tensor, "in _"]:
         """Return the matrix that the method keeps of a site's second moments: C, unless a method
@@ -99,39 +97,38 @@ class LocatedEditor(Editor[Config]):
     def needs_fit(self) -> bool:
         return True
 
+    def require_positions(self, vlm: VLM, requests: Sequence[Example]) -> None:
+        """Raise EditError if `position` does not apply to a request. No forward."""
+        require_positions(self.config.position, requests, vlm.places(requests))
+
     def keys_at(
-        self,
-        vlm: VLM,
-        requests: Sequence[Example],
-        site: str,
-        *,
-        after: int,
-        contexts: int | None = None,
-    ) -> Keys:
-        """Return the keys of requests at a site, and their states after so many layers."""
+        self, vlm: VLM, requests: Sequence[Example], sites: Sequence[str], *, after: int
+    ) -> dict[str, Keys]:
+        """Return the keys of requests at each site, and their states after so many layers."""
         return read_all_keys(
             vlm,
             requests,
-            site,
+            sites,
             rule=self.config.position,
-            contexts=self.config.contexts if contexts is None else contexts,
+            contexts=self.config.contexts,
             after=after,
             together=self.config.together,
         )
 
     def found_values(
-        self, vlm: VLM, requests: Sequence[Example], layer: int
-    ) -> tuple[Tensor, Tensor]:
-        """Return δ of every request at a layer, and what it is added to: the hidden state after the
-        layer, or the output of its MLP; [edits, keys, hidden] each.
+        self,
+        vlm: VLM,
+        requests: Sequence[Example],
+        layer: int,
+        start: Float[Tensor, "edits keys hidden"],
+    ) -> Float[Tensor, "edits keys hidden"]:
+        """Return δ of every request at a layer; `start` is what it is added to: the hidden state
+        after the layer, or the output of its MLP.
 
-        Costs the search (`find_values`) and one more forward, for `together` requests at a time.
+        Costs the search (`find_values`), for `together` requests at a time.
         """
         config, site = self.config, vlm.value_sites[layer]
         shifts = []
-        require_positions(config.position, requests, vlm.places(requests))
-        keys = self.keys_at(vlm, requests, site, after=layer + 1, contexts=0)
-        start = keys.state if self.of_block else keys.output
         for rows in chunks(len(requests), config.together):
             asked = asked_of(
                 [requests[row] for row in rows],
@@ -145,7 +142,7 @@ class LocatedEditor(Editor[Config]):
                     vlm.select(rows), asked, site, norms, rule=config.position, config=config.value
                 )
             )
-        return joined(shifts), start
+        return joined(shifts)
 
     def state(self) -> dict[str, Tensor]:
         if self.learnt is None:

@@ -37,8 +37,6 @@ class SpreadEditor(LocatedEditor[Config]):
     An edit costs one search for value vectors, and a forward per layer.
     """
 
-    of_block = True
-
     def fit(self, vlm: VLM, fitting: Fitting) -> Self:
         if fitting.cases:
             layers = self.config.layers_of(vlm, self.usual_layers)
@@ -68,15 +66,17 @@ class SpreadEditor(LocatedEditor[Config]):
     ) -> dict[str, LowRank]:
         """Return the deltas by site, of all requests together or of separate edits."""
         self.require_fitted_on(vlm)
+        self.require_positions(vlm, requests)
         layers = self.config.layers_of(vlm, self.usual_layers)
-        shift, start = self.found_values(vlm, requests, layers[-1])
-        aim = start + shift
+        sites, last = [vlm.value_sites[layer] for layer in layers], layers[-1]
+        keys = self.keys_at(vlm, requests, sites[:1], after=last + 1)[sites[0]]
+        aim = keys.state + self.found_values(vlm, requests, last, keys.state)
         deltas: dict[str, LowRank] = {}
-        for number, layer in enumerate(layers):
-            site = vlm.value_sites[layer]
-            edited = vlm.with_deltas(deltas) if deltas else vlm
-            keys = self.keys_at(edited, requests, site, after=layers[-1] + 1)
-            residuals = (aim - keys.state) / (len(layers) - number)
+        for number, site in enumerate(sites):
+            if deltas:
+                edited = vlm.with_deltas(deltas)
+                keys = self.keys_at(edited, requests, [site], after=last + 1)[site]
+            residuals = (aim - keys.state) / (len(sites) - number)
             of_edits = (keys.mean, residuals)
             if not separate:
                 of_edits = tuple(part.flatten(0, 1) for part in of_edits)
