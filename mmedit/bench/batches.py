@@ -7,11 +7,10 @@ batches again each time it is continued.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 from mmedit.cases import Example, Probe
-
-Item = TypeVar("Item")
+from mmedit.chunks import chunks
 
 
 class ProbedCase(Protocol):
@@ -49,9 +48,3 @@ def question_batches(cases: Sequence[ProbedCase], batch_size: int) -> Iterator[S
     for has_image in (True, False):
         group = [q for q in questions if (q.example.image is not None) == has_image]
         yield from chunks(group, batch_size)
-
-
-def chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    """Yield the items in order, `size` at a time; the last chunk may be shorter."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

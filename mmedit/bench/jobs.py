@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from mmedit.bench.batches import chunks
 from mmedit.bench.costs import forget_peak_memory, timed
 from mmedit.bench.protocol import EditState, Meter
 from mmedit.bench.snapshots import Snapshot
 from mmedit.cases import EditCase
+from mmedit.chunks import chunks
 from mmedit.editors.base import Editor
 from mmedit.records.schema import Key, Record
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from mmedit.bench.base_outputs import scores_of
-from mmedit.bench.batches import chunks
 from mmedit.cases import Example
+from mmedit.chunks import chunks
 from mmedit.datasets.known import MAKE, Known
 from mmedit.errors import DataError
 from mmedit.progress import Progress, by_itself

@@ -12,11 +12,12 @@ from typing import ClassVar
 
 from mmedit.arguments import as_cases, as_count
 from mmedit.bench.base_outputs import BaseOutputs, require_finite
-from mmedit.bench.batches import ProbedCase, chunks, question_batches
+from mmedit.bench.batches import ProbedCase, question_batches
 from mmedit.bench.costs import forget_peak_memory, peak_memory_bytes, timed
 from mmedit.bench.generation import GenerationScorer
 from mmedit.bench.scoring import measure
 from mmedit.cases import EditCase, Example, Probe, require_distinct_ids
+from mmedit.chunks import chunks
 from mmedit.editors.base import Editor
 from mmedit.editors.config import EditorConfig
 from mmedit.editors.given import as_editor, label_of

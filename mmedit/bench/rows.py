@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 
-from mmedit.bench.batches import chunks
 from mmedit.cases import EditCase, Example, Probe
+from mmedit.chunks import chunks
 from mmedit.errors import DataError
 from mmedit.progress import Progress, silent
 from mmedit.vlm.interface import VLM

@@ -8,13 +8,14 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from mmedit.bench.batches import ProbedCase, chunks
+from mmedit.bench.batches import ProbedCase
 from mmedit.bench.costs import forget_peak_memory, timed
 from mmedit.bench.jobs import Job, Past
 from mmedit.bench.modes import Sequential
 from mmedit.bench.protocol import EditState, Meter, NoEdit
 from mmedit.bench.snapshots import Snapshot
 from mmedit.cases import EditCase, Example, Probe
+from mmedit.chunks import chunks
 from mmedit.editors.base import Editor
 from mmedit.records.schema import Key, Record, Test
 from mmedit.vlm.interface import VLM

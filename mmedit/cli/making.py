@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from mmedit.adapters.generation import Answer
 from mmedit.bench.base_outputs import are_finite, require_finite
-from mmedit.bench.batches import chunks
 from mmedit.bench.generation import length_for
 from mmedit.cases import EditCase, Example, Probe
+from mmedit.chunks import chunks
 from mmedit.cli.console import err, say
 from mmedit.cli.progress import show_progress
 from mmedit.datasets.annotated.requests import read_requests

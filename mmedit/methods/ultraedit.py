@@ -24,9 +24,9 @@ from torch import Tensor
 
 from mmedit.adapters.base import Stage
 from mmedit.cases import Example
+from mmedit.chunks import chunks
 from mmedit.deltas import LowRank
 from mmedit.editors.base import Editor
-from mmedit.editors.closed_form.keys import chunks
 from mmedit.editors.closed_form.normaliser import Normaliser
 from mmedit.editors.closed_form.positions import spots
 from mmedit.editors.closed_form.solves import ultraedit_delta
@@ -85,15 +85,17 @@ class UltraEdit(Editor[UltraEditConfig]):
         vlm.require_reach(requests, sites)
         progress = fitting.progress
         found: dict[str, Normaliser] = {}
-        for rows in chunks(len(requests), BATCH):
-            answered = answer_tokens(vlm, [requests[row] for row in rows], sites)
+        done = 0
+        for asked in chunks(requests, BATCH):
+            answered = answer_tokens(vlm, asked, sites)
             for site in sites:
                 h, g, real = answered[site]
                 z = torch.cat([h, g], dim=-1)[real]
                 name = self._name(vlm.shape(site), site)
                 before = found.get(name) or Normaliser.empty(z.shape[-1], z.device)
                 found[name] = before.with_rows(z)
-            progress("statistics", rows.stop, len(requests), "")
+            done += len(asked)
+            progress("statistics", done, len(requests), "")
         return self.with_learnt(found, origin_of(vlm, sites, fitting.cases, fitting.seed))
 
     def change(self, vlm: VLM, requests: Sequence[Example]) -> Change:

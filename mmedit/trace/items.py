@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 
 from mmedit.bench.base_outputs import scores_of
-from mmedit.bench.batches import chunks
 from mmedit.cases import EditCase, Example, image_name
+from mmedit.chunks import chunks
 from mmedit.progress import Progress, silent
 from mmedit.trace.settings import TraceSettings
 from mmedit.vlm.interface import VLM

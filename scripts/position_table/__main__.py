@@ -34,8 +34,8 @@ from position_rows import Line, key_of, measured, table, text_of
 
 from mmedit import EditCase, Editor, load_cases, load_editor, load_vlm
 from mmedit.bench.base_outputs import BaseOutputs
-from mmedit.bench.batches import chunks
 from mmedit.bench.protocol import Meter
+from mmedit.chunks import chunks
 from mmedit.editors.closed_form.config import LocatedConfig
 from mmedit.editors.closed_form.positions import Position
 from mmedit.editors.fitting import Fitting

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from mmedit import EditCase, Example
 from mmedit.bench.base_outputs import BaseOutputs
-from mmedit.bench.batches import chunks
+from mmedit.chunks import chunks
 from mmedit.images import image_key
 from mmedit.metrics.generation import exact, unchanged
 

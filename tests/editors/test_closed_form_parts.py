@@ -9,6 +9,7 @@ import torch
 from tiny import random_image
 
 from mmedit.cases import Example
+from mmedit.chunks import chunks
 from mmedit.deltas import LowRank
 from mmedit.editors.closed_form.contexts import (
     MOST_CONTEXTS,
@@ -16,7 +17,7 @@ from mmedit.editors.closed_form.contexts import (
     in_contexts,
     mean_over_contexts,
 )
-from mmedit.editors.closed_form.keys import chunks, joined, read_keys
+from mmedit.editors.closed_form.keys import joined, read_keys
 from mmedit.editors.closed_form.positions import require_positions, spots
 from mmedit.editors.closed_form.shifts import Shift
 from mmedit.editors.closed_form.values import (
@@ -188,7 +189,7 @@ def test_parts_with_fewer_keys_are_filled_with_zeros():
     whole = joined([first, second])
     assert whole.shape == (3, 2, 3)
     assert not whole[:2, 1].any()
-    assert [list(rows) for rows in chunks(5, 2)] == [[0, 1], [2, 3], [4]]
+    assert [list(rows) for rows in chunks(range(5), 2)] == [[0, 1], [2, 3], [4]]
 
 
 def test_observing_refuses_sites_outside_the_language_model_and_layers_that_do_not_exist(vlm):

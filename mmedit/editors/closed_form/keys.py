@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmedit.cases import Example
+from mmedit.chunks import chunks
 from mmedit.editors.closed_form.contexts import in_contexts, mean_over_contexts, of_contexts
 from mmedit.editors.closed_form.positions import Position, spots
 from mmedit.vlm.interface import VLM
@@ -82,7 +83,7 @@ def read_all_keys(
             contexts=contexts,
             after=after,
         )
-        for rows in chunks(len(requests), together)
+        for rows in chunks(range(len(requests)), together)
     ]
     return {
         site: Keys(
@@ -93,11 +94,6 @@ def read_all_keys(
         )
         for site in sites
     }
-
-
-def chunks(number: int, size: int) -> list[range]:
-    """Return the numbers from 0, at most `size` in a range."""
-    return [range(at, min(at + size, number)) for at in range(0, number, size)]
 
 
 def joined(parts: Sequence[Float[Tensor, "edits _keys *width"]]) -> Tensor:

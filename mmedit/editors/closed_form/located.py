@@ -13,9 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from mmedit.cases import EditCase, Example
+from mmedit.chunks import chunks
 from mmedit.editors.base import Editor
 from mmedit.editors.closed_form.config import LocatedConfig
-from mmedit.editors.closed_form.keys import Keys, chunks, joined, read_all_keys
+from mmedit.editors.closed_form.keys import Keys, joined, read_all_keys
 from mmedit.editors.closed_form.moments import SecondMoments, usable
 from mmedit.editors.closed_form.positions import require_positions
 from mmedit.editors.closed_form.second_moment import Factor
@@ -129,7 +130,7 @@ class LocatedEditor(Editor[Config]):
         """
         config, site = self.config, vlm.value_sites[layer]
         shifts = []
-        for rows in chunks(len(requests), config.together):
+        for rows in chunks(range(len(requests)), config.together):
             asked = asked_of(
                 [requests[row] for row in rows],
                 contexts=config.contexts,
