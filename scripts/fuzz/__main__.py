@@ -111,7 +111,8 @@ def _counted(counts: Counter[str]) -> str:
 def _write(
     chosen: argparse.Namespace, counts: Counter[str], faults: list[Fault], taken: float
 ) -> None:
-    summary = {"seed": chosen.seed, "only": chosen.only, "seconds": round(taken), **counts}
+    every = {"taken": 0, "refused": 0, **counts}
+    summary = {"seed": chosen.seed, "only": chosen.only, "seconds": round(taken), **every}
     (chosen.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     lines = [json.dumps(fault.as_json()) for fault in faults]
     (chosen.out / "faults.jsonl").write_text("".join(f"{line}\n" for line in lines))
