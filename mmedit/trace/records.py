@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from io import FileIO
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self, final
 
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mmedit.errors import DataError, RunError
-from mmedit.storage import make_folder, write_atomically, write_durably
+from mmedit.records.lines import LineWriter, first_problem, parse_lines, read_content, whole_lines
+from mmedit.storage import write_atomically
 from mmedit.trace.settings import Component, TraceSettings
 
 RECORDS = "trace.jsonl"
 MANIFEST = "manifest.json"
+ADVICE = "give a folder that mmedit trace wrote"
 FREE = ("command", "versions", "commit", "vlm", "sigma", "left_out")
 """Parts of the manifest that a command which continues a run need not repeat."""
 
@@ -120,59 +118,53 @@ def content_hash(parts: Sequence[object]) -> str:
     return hashlib.blake2b(repr(list(parts)).encode(), digest_size=16).hexdigest()
 
 
-class TraceFolder:
-    """An open folder: the records that were there, and a file that takes more of them."""
+@final
+class TraceWriter(LineWriter[TraceRecord]):
+    """Appends records to the folder of a trace, which is new or holds an earlier part of the same
+    run. Entering also raises RunError if it holds another run, and writes the manifest.
+    """
 
-    def __init__(self, path: Path, earlier: Sequence[TraceRecord], file: FileIO) -> None:
-        self.path = path
-        self.earlier = {record.id: record for record in earlier}
-        self._file = file
+    elsewhere: ClassVar[str] = "another --out"
 
-    def append(self, record: TraceRecord) -> None:
-        """Write a record; once this returns, it is on disk. Raises RunError."""
+    def __init__(self, folder: Path, manifest: TraceManifest) -> None:
+        super().__init__(folder / RECORDS)
+        self.folder = folder
+        self._manifest = manifest
+
+    def __enter__(self) -> Self:
+        super().__enter__()
         try:
-            write_durably(self._file, record.model_dump_json().encode() + b"\n")
-        except OSError as error:
-            raise _unwritable(self.path / RECORDS, error) from error
+            self.note(self._manifest)
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def parsed(self, content: bytes) -> list[TraceRecord]:
+        return _parse(content, self.path)
+
+    def require_usable(self) -> None:
+        _require_same(self.folder, self._manifest)
 
     def note(self, manifest: TraceManifest) -> None:
         """Write the manifest. Raises RunError."""
-        write_atomically(self.path / MANIFEST, manifest.model_dump_json(indent=2).encode() + b"\n")
-
-
-@contextmanager
-def opened(folder: Path, manifest: TraceManifest) -> Iterator[TraceFolder]:
-    """Open a folder that is new or holds an earlier part of the same run.
-
-    Raises RunError if it holds another run, or if another process writes it.
-    """
-    make_folder(folder)
-    lock = FileLock(folder / f"{RECORDS}.lock", blocking=False, thread_local=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise RunError(
-            f"{folder} is being written by another process; wait until it is done, or choose "
-            "another --out"
-        ) from None
-    try:
-        _require_same(folder, manifest)
-        with _appending(folder / RECORDS) as (earlier, file):
-            into = TraceFolder(folder, earlier, file)
-            into.note(manifest)
-            yield into
-    finally:
-        lock.release()
+        file = self.folder / MANIFEST
+        write_atomically(file, manifest.model_dump_json(indent=2).encode() + b"\n")
 
 
 def read_files(folder: Path) -> tuple[list[TraceRecord], TraceManifest]:
     """Read records and manifest of a folder. An incomplete last line is left out. Raises DataError:
     they are missing or malformed.
     """
-    records = _parsed(_read(folder / RECORDS), folder / RECORDS)
+    file = folder / RECORDS
+    records = _parse(whole_lines(read_content(file, ADVICE)), file)
     if not records:
-        raise DataError(f"{folder / RECORDS} holds no record yet; let mmedit trace go on")
+        raise DataError(f"{file} holds no record yet; let mmedit trace go on")
     return records, _manifest(folder)
+
+
+def _parse(content: bytes, file: Path) -> list[TraceRecord]:
+    return parse_lines(content, file, TraceRecord, "trace that item again")
 
 
 def _require_same(folder: Path, now: TraceManifest) -> None:
@@ -193,56 +185,9 @@ def _require_same(folder: Path, now: TraceManifest) -> None:
         )
 
 
-@contextmanager
-def _appending(path: Path) -> Iterator[tuple[list[TraceRecord], FileIO]]:
-    try:
-        file = path.open("r+b" if path.exists() else "x+b", buffering=0)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    with file:
-        content = file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        file.truncate(len(whole))
-        file.seek(0, os.SEEK_END)
-        yield _parsed(whole, path), file
-
-
 def _manifest(folder: Path) -> TraceManifest:
     file = folder / MANIFEST
     try:
-        return TraceManifest.model_validate_json(_read(file))
+        return TraceManifest.model_validate_json(read_content(file, ADVICE))
     except ValidationError as error:
-        raise DataError(f"{file} is not the manifest of a trace: {_first(error)}") from error
-
-
-def _parsed(content: bytes, path: Path) -> list[TraceRecord]:
-    records = []
-    for row, line in enumerate(content.split(b"\n")[:-1], start=1):
-        try:
-            records.append(TraceRecord.model_validate_json(line))
-        except ValidationError as error:
-            raise DataError(
-                f"{path}, row {row}: {_first(error)}; delete the row to trace that item again"
-            ) from error
-    return records
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"cannot read {file}: {error.strerror}; give a folder that mmedit trace wrote"
-        ) from error
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-
-
-def _unwritable(path: Path, error: OSError) -> RunError:
-    return RunError(
-        f"cannot write {path}: {error.strerror}; the records written before are intact, and the "
-        "same command continues after them"
-    )
+        raise DataError(f"{file} is not the manifest of a trace: {first_problem(error)}") from error

@@ -28,7 +28,7 @@ from mmedit.trace.item import trace_item
 from mmedit.trace.item_runs import modules_of
 from mmedit.trace.items import Candidates, chosen_items
 from mmedit.trace.outputs import image_file, write_outputs
-from mmedit.trace.records import RECORDS, TraceFolder, TraceManifest, content_hash, opened
+from mmedit.trace.records import RECORDS, TraceManifest, TraceWriter, content_hash
 from mmedit.trace.settings import TraceSettings
 from mmedit.trace.summary import Trace, read_trace
 from mmedit.vlm.interface import VLM
@@ -68,7 +68,7 @@ def run_trace(
     sigma = sigma_of(network, items, settings)
     manifest = _manifest(network, candidates, items, settings, left_out)
     manifest = manifest.model_copy(update={"sigma": sigma})
-    with opened(path, manifest) as into:
+    with TraceWriter(path, manifest) as into:
         _trace_all(network, items, manifest, into, progress)
     if not (path / RECORDS).stat().st_size:
         raise DataError(
@@ -85,11 +85,11 @@ def _trace_all(
     vlm: NetworkVLM,
     items: Mapping[str, Example],
     manifest: TraceManifest,
-    into: TraceFolder,
+    into: TraceWriter,
     progress: Progress,
 ) -> None:
     """Trace the items that have no record yet."""
-    settings, done = manifest.settings, set(into.earlier)
+    settings, done = manifest.settings, {record.id for record in into.earlier}
     for number, name in enumerate(counted(items, "tracing", len(items), progress)):
         if name in done:
             continue
@@ -97,7 +97,7 @@ def _trace_all(
         if item is None:
             continue
         record = trace_item(runs, item, settings)
-        _keep_image(items[name], into.path / image_file(number))
+        _keep_image(items[name], into.folder / image_file(number))
         into.append(record)
         done.add(name)
     if len(done) < len(items):
