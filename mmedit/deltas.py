@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -19,7 +20,10 @@ from mmedit.errors import SiteError, did_you_mean
 
 
 class Delta(ABC):
-    """An addition to the output of one `nn.Linear`."""
+    """An addition to the output of one `nn.Linear`, or of a decoder layer: then x is that output."""
+
+    of_prompt: ClassVar[bool] = False
+    """Whether it acts in the first forward of a call alone, which reads the prompt."""
 
     @property
     @abstractmethod

@@ -6,6 +6,7 @@ docs/adding-a-method.md lists all files that a new method needs.
 from mmedit.editors.base import Editor
 from mmedit.methods.alphaedit import AlphaEdit
 from mmedit.methods.ft import FT
+from mmedit.methods.grace import GRACE
 from mmedit.methods.ike import IKE
 from mmedit.methods.ke import KE
 from mmedit.methods.memit import MEMIT
@@ -16,6 +17,6 @@ from mmedit.methods.ultraedit import UltraEdit
 
 EDITORS: dict[str, type[Editor]] = {
     editor.method: editor
-    for editor in (FT, IKE, KE, MEND, SERAC, ROME, MEMIT, AlphaEdit, UltraEdit)
+    for editor in (FT, IKE, KE, MEND, SERAC, ROME, MEMIT, AlphaEdit, UltraEdit, GRACE)
 }
 """Methods by name."""

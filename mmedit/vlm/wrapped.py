@@ -51,6 +51,10 @@ class WrappedVLM(VLM):
     def value_sites(self) -> tuple[str, ...]:
         return self.inner.value_sites
 
+    @property
+    def layer_sites(self) -> tuple[str, ...]:
+        return self.inner.layer_sites
+
     def observe(
         self, examples: Sequence[Example], sites: Sequence[str], *, after: Sequence[int] = ()
     ) -> Observed:

@@ -19,6 +19,7 @@ from mmedit.errors import EditError, SiteError
 from mmedit.methods import EDITORS
 from mmedit.methods.alphaedit import AlphaEdit, AlphaEditConfig
 from mmedit.methods.ft import FT, FTConfig
+from mmedit.methods.grace import GRACE, GRACEConfig
 from mmedit.methods.ike import IKE, IKEConfig
 from mmedit.methods.ke import KE, KEConfig
 from mmedit.methods.memit import MEMIT, MEMITConfig
@@ -55,6 +56,7 @@ EDITORS_UNDER_TEST: dict[str, Callable[[], Editor]] = {
         small_located(AlphaEditConfig, layers=(2, 3), l2=0.1, tokens="all", eta=0.05)
     ),
     "ultraedit": lambda: UltraEdit(UltraEditConfig(sites=LAST, lr=3e-4)),
+    "grace": lambda: GRACE(GRACEConfig(layer=2, steps=8)),
     "serac-minilm": lambda: SERAC(small_serac(scope="text", sentence_encoder=saved_encoder())),
 }  # fmt: skip
 
