@@ -66,7 +66,7 @@ def at_prompt_end(vlm: VLM, examples: Sequence[Example], site: str) -> PromptEnd
 
 
 class _Verdict(NamedTuple):
-    """Where new entries belong, a row for each."""
+    """The place of new entries in a codebook, a row for each."""
 
     near: Nearest
     splits: Bool[Tensor, " rows"]
