@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +11,7 @@ from mmedit.bench.contradictions import OnContradiction
 from mmedit.bench.modes import MODES
 from mmedit.catalog import FAMILIES, Kind, is_file_of, names, read_yaml, require_known
 from mmedit.errors import ConfigError, UnknownNameError, shortened
-from mmedit.settings import Settings, Values, merged, validate
+from mmedit.settings import Settings, Values, expanded, merged, validate
 from mmedit.storage import config_folder
 
 MAX_BATCH = 100_000
@@ -71,7 +69,7 @@ class VLMFile(Settings):
     def expanded_sites(self) -> dict[Where, tuple[str, ...]]:
         """Return the sites with every pattern replaced by its names."""
         return {
-            stage: tuple(site for pattern in patterns for site in _expand(pattern))
+            stage: tuple(site for pattern in patterns for site in expanded(pattern))
             for stage, patterns in self.sites.items()
         }
 
@@ -213,10 +211,3 @@ def require_names(block: Block) -> None:
     require_known("dataset", block.dataset)
     if block.mode not in MODES:
         raise UnknownNameError("mode", block.mode, MODES)
-
-
-def _expand(pattern: str) -> list[str]:
-    """Expand braces as a shell does: `a.{1,2}.{x,y}` gives four names."""
-    parts = re.split(r"\{([^{}]*)\}", pattern)
-    choices = [part.split(",") if place % 2 else [part] for place, part in enumerate(parts)]
-    return ["".join(chosen) for chosen in product(*choices)]

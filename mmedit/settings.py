@@ -4,8 +4,10 @@ them after `--set`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import yaml
@@ -262,3 +264,10 @@ def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
         else:
             keys.append(f"{prefix}{name}")
     return keys
+
+
+def expanded(pattern: str) -> list[str]:
+    """Return the names of a pattern, with braces as in a shell: `a.{1,2}.{x,y}` gives four."""
+    parts = re.split(r"\{([^{}]*)\}", pattern)
+    choices = [part.split(",") if place % 2 else [part] for place, part in enumerate(parts)]
+    return ["".join(chosen) for chosen in product(*choices)]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 
 from mmedit.adapters.base import Stage
 from mmedit.errors import ConfigError, SiteError, shortened
-from mmedit.settings import Settings
+from mmedit.settings import Settings, expanded
 from mmedit.training.checkpoints import dotted
 from mmedit.vlm.interface import VLM
 
@@ -30,7 +30,14 @@ class SitesConfig(EditorConfig):
     where: Stage = "language"
     """The part of the VLM that is edited: language, bridge or vision."""
     sites: tuple[str, ...] = ()
-    """Names of the Linear weights to edit; empty: the model family's default sites in `where`."""
+    """Names of the Linear weights to edit, with braces as in a shell; empty: the model family's
+    default sites in `where`.
+    """
+
+    @field_validator("sites")
+    @classmethod
+    def _expanded(cls, sites: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(site for pattern in sites for site in expanded(pattern))
 
     def idle(self) -> dict[str, str]:
         return {"where": "beside sites, which lie where they lie"} if self.sites else {}

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from mmedit.adapters import adapter_for
 from mmedit.adapters.base import STAGES
-from mmedit.config import load_vlm, load_vlm_file, named_vlms
+from mmedit.catalog import names
+from mmedit.config import load_editor, load_vlm, load_vlm_file, named_vlms
 from mmedit.errors import ConfigError
 
 NAMED = named_vlms()
@@ -41,6 +42,18 @@ def test_sites_are_linear_weights_of_the_released_network_in_their_stages(name: 
         assert linears.issuperset(sites[stage])
         assert set(adapter.sites(stage)) == set(sites[stage])
         assert {adapter.stage(site) for site in sites[stage]} == {stage}
+
+
+@pytest.mark.parametrize("name", full_size.CONFIGS)
+def test_sites_of_editors_for_a_released_network_are_linear_weights_of_it(name: str):
+    network = full_size.without_values(name)
+    linears = {n for n, module in network.named_modules() if isinstance(module, nn.Linear)}
+    named = 0
+    for editor in names("editor"):
+        sites = getattr(load_editor(editor, name).config, "sites", ())
+        assert linears.issuperset(sites), editor
+        named += len(sites)
+    assert named or name not in {"blip2-opt-2.7b", "llava-1.5-7b", "qwen2-vl-7b"}
 
 
 def test_the_sites_of_fastvlm_have_the_shapes_of_the_released_network():
