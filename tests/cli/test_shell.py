@@ -155,10 +155,16 @@ def test_help_shows_defaults_and_the_names_of_the_tables(mmedit_):
     shown = mmedit_("table", "--help").out
     assert "md, latex, csv, html or json" in shown
     assert "default, generation or locality" in shown
-    assert "liveedit, liveedit-1000, mmedit or unike" in shown
+    assert (
+        "ads-edit, ads-edit-real, fgvedit, liveedit, liveedit-1000, memeic, mmedit or unike"
+        in shown
+    )
     assert "[default: (the run's --vlm)]" in shown
     assert "[default: embedded]" in mmedit_("fit", "--help").out
-    assert "evqa, eic, vlkeb, mmke, grocery or photo-vlm" in mmedit_("data", "get", "--help").out
+    datasets = (
+        "evqa, eic, vlkeb, mmke, comprehendedit, fgvedit, cckeb, adsedit, grocery or photo-vlm"
+    )
+    assert datasets in mmedit_("data", "get", "--help").out
 
 
 def test_version_and_help_as_a_command(mmedit_):
