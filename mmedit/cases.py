@@ -119,6 +119,11 @@ class Probe(StrEnum):
     about the clean picture of the edited product (grocery), near locality about an image like the
     edit's, object locality about another photograph of what an edit of one photograph shows.
 
+    The last seven tell a deep edit from a shallow one (docs/protocol.md). Binding, after "this is
+    X": what follows from X and from what was there before (new and old binding), and whether X also
+    took the name of that (old entity). De-VQA: the edit's question about other images (random,
+    consistent image) and without any (no image, question alone).
+
     >>> Probe.TEXT_GENERALITY.value, Probe.TEXT_GENERALITY.heading, Probe.TEXT_GENERALITY.title
     ('text_generality', 'T-Gen', 'Text generality')
     """
@@ -136,6 +141,13 @@ class Probe(StrEnum):
     NEAR_LOCALITY = "near_locality", "N-Loc"
     IMAGE_LOCALITY = "image_locality", "I-Loc"
     PORTABILITY = "portability", "Port"
+    NEW_BINDING = "new_binding", "N-Bind"
+    OLD_BINDING = "old_binding", "O-Bind"
+    OLD_ENTITY = "old_entity_locality", "O-Ent"
+    RANDOM_IMAGE = "random_image_locality", "RI"
+    NO_IMAGE = "no_image_locality", "NI"
+    CONSISTENT_IMAGE = "consistent_image_locality", "CI"
+    QUESTION_ALONE = "question_alone_locality", "Q-Loc"
 
     def __new__(cls, value: str, heading: str) -> Probe:
         """Make a member; `Probe("reliability")` finds it by its value alone."""
@@ -153,6 +165,30 @@ class Probe(StrEnum):
     def is_locality(self) -> bool:
         """Whether the edit must leave the answer as it was; all other probes ask for the target."""
         return self.value.endswith("_locality")
+
+    @property
+    def is_unwanted(self) -> bool:
+        """Whether the target is an answer that the edited model should no longer give."""
+        return self is Probe.OLD_BINDING
+
+    @property
+    def forces_own_answer(self) -> bool:
+        """Whether the base model's own greedy answer is forced, in place of the example's target:
+        what these locality probes ask has no answer in the data.
+        """
+        return self in OWN_ANSWER
+
+
+OWN_ANSWER = frozenset(
+    (
+        Probe.OLD_ENTITY,
+        Probe.RANDOM_IMAGE,
+        Probe.NO_IMAGE,
+        Probe.CONSISTENT_IMAGE,
+        Probe.QUESTION_ALONE,
+    )
+)
+"""The locality probes on which the base model's own greedy answer is forced."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +218,11 @@ class EditCase:
         probes = {Probe.RELIABILITY: (self.request,), **given}
         ordered = {probe: tuple(probes[probe]) for probe in Probe if probes.get(probe)}
         object.__setattr__(self, "probes", MappingProxyType(ordered))
+
+    @property
+    def edit_target(self) -> str:
+        """The answer that the edit sets."""
+        return self.request.target
 
     def __repr__(self) -> str:
         probes = ", ".join(f"{probe} {len(examples)}" for probe, examples in self.probes.items())

@@ -107,6 +107,7 @@ __all__ = [
     "known",
     "main",
     "models",
+    "neighbours",
     "play",
     "serve",
     "show",

@@ -169,6 +169,7 @@ class ReleaseSettings(AnnotatedSettings, ABC):
             "--set dataset.rephrase_images=DIR for image_rephrase.",
             form=release.form,
             case=release.case,
+            binding="binding" in self.probes,
         )
 
     def _folder(self) -> Path:
@@ -205,6 +206,14 @@ class VLKEB(ReleaseSettings):
     def kind(self, split: Split) -> str:
         chosen = split == "test" and self.portability != "none"
         return f"test-{self.portability}" if chosen else split
+
+    @property
+    def has_binding(self) -> bool:
+        return self.portability == "onehop"
+
+    def shows(self, image: Path) -> str:
+        """Return the entity: its images are in a folder of their own."""
+        return image.parent.name
 
 
 class MMKE(ReleaseSettings):
