@@ -22,6 +22,7 @@ from mmedit.cli import (
     fit,
     known,
     models,
+    neighbours,
     play,
     serve,
     show,

@@ -118,9 +118,7 @@ class DatasetSettings(Settings, ABC):
         """Return what an image shows, as edits tell things apart: by default, itself."""
         return str(image)
 
-    def _read(
-        self, split: CaseSplit, *, limit: int | None, seed: int, progress: Progress
-    ) -> Cases:
+    def _read(self, split: CaseSplit, *, limit: int | None, seed: int, progress: Progress) -> Cases:
         if split == "validation":
             return self.read_validation(limit=limit, seed=seed, progress=progress)
         return self.read(split, limit=limit, seed=seed, progress=progress)

@@ -191,7 +191,6 @@ def _lower(measures: Sequence[Measure]) -> tuple[Measure, ...]:
     return tuple(replace(measure, better="lower") for measure in measures)
 
 
-
 COLUMN_SETS: Mapping[str, ColumnSet] = MappingProxyType(
     {
         "default": ColumnSet(

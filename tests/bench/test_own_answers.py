@@ -128,7 +128,7 @@ def test_an_old_answer_that_stays_counts_against_a_method(vlm, cases):
     request = cases[0].request
     [old] = vlm.generate([request], max_new_tokens=6)
     case = EditCase(
-        id="1", request=request, probes={Probe.OLD_BINDING: replace(request, target=old)}
+        id="1", request=request, probes={Probe.OLD_BINDING: (replace(request, target=old),)}
     )
     records = [
         record
@@ -139,8 +139,8 @@ def test_an_old_answer_that_stays_counts_against_a_method(vlm, cases):
         table = method_table(records, columns=columns)
         column = table[Probe.OLD_BINDING.heading, name]
         assert [column[row].mean for row in ("base", "kept", "ft")] == [100, 100, 0]
-        assert column["ft"].p_to_best is None
-        assert column["kept"].p_to_best is not None
+        best = {row for row, cell in column.items() if cell.p_to_best is None}
+        assert best == {"base", "ft"}  # the base model does not compete
 
 
 def test_what_else_a_case_asks_changes_neither_its_edit_nor_its_other_scores(vlm, cases):
@@ -152,4 +152,6 @@ def test_what_else_a_case_asks_changes_neither_its_edit_nor_its_other_scores(vlm
             for a, b in zip(asked, other.probes[probe], strict=True):
                 assert torch.isclose(torch.tensor(a.post.log_prob), torch.tensor(b.post.log_prob))
                 assert a.post.exact_match == b.post.exact_match
-                assert a.locality is None or a.locality.top1_answer == b.locality.top1_answer
+                assert (a.locality is None) == (b.locality is None)
+                if a.locality and b.locality:
+                    assert a.locality.top1_answer == b.locality.top1_answer

@@ -210,7 +210,7 @@ def _text(generated: str | None, is_cut_off: bool | None) -> str | None:
 
 
 def _is_right(probe: Probe, asked: ProbeRecord) -> bool | None:
-    """Return whether a locality answer stayed, an unwanted one is gone, or another is the target."""
+    """Return whether a locality answer stayed, an unwanted one is gone, or any other is right."""
     before, after = asked.generated_pre, asked.generated_post
     if not asked.is_finite:
         return False
