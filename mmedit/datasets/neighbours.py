@@ -52,8 +52,8 @@ FORM = 1
 _FUNCTION_WORDS = (
     "a an the this that these those it its there here is are was were be been being do does did "
     "can could would will you your i we they he she his her their who whom whose what which where "
-    "when why how name tell me say please give identify describe of in on at to from by for with as and "
-    "or question short answer image picture photo photograph scene shown show shows seen see "
+    "when why how name tell me say please give identify describe of in on at to from by for with "
+    "as and or question short answer image picture photo photograph scene shown show shows seen see "
     "depicted featured represented visible present displayed pictured called known"
 )
 FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
@@ -61,7 +61,7 @@ FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 
 
 class Topics(Protocol):
-    """What a dataset knows about its questions and images."""
+    """The knowledge of a dataset about its questions and images."""
 
     def settles(self, prompt: str, other: str) -> bool:
         """Return whether an edit of one question settles another one about the same image."""
@@ -187,7 +187,7 @@ def _words(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class _Edit:
-    """What an edit says, as far as its neighbour must differ from it."""
+    """The parts of an edit that its neighbour must differ from."""
 
     prompts: tuple[str, ...]
     shown: frozenset[str]

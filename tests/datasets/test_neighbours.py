@@ -113,7 +113,7 @@ def test_the_other_probes_and_the_requests_stay_as_they_are():
 
 
 def test_the_question_with_the_most_similar_rare_words_is_the_neighbour():
-    asked = question("What color is the cat on the sofa?")
+    asked = question("What color is the cat on the sofa?", "y")
     far = question("What color is the ball?", image="2.png")
     near = question("What breed is the dog on the sofa?", image="3.png")
     other = question("Who is the man in the car?", image="4.png")
@@ -121,7 +121,7 @@ def test_the_question_with_the_most_similar_rare_words_is_the_neighbour():
 
 
 def test_the_same_question_in_other_words_is_no_neighbour():
-    asked = question("What city is featured in the image?")
+    asked = question("What city is featured in the image?", "y")
     same = question("Which city is shown here?", image="2.png")
     rephrased = question("Which town is it?", image="3.png")
     other = question("What county is shown?", image="4.png")

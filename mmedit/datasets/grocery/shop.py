@@ -165,10 +165,12 @@ def _texts(split: Split) -> tuple[Example, ...]:
 
 @cache
 def products_shown(folder: Path) -> dict[Path, int]:
-    """Return the number of the product that each photograph of the lists shows."""
-    classes = len(read_classes(folder))
+    """Return the number of the product that each photograph and iconic picture shows."""
+    found = read_classes(folder)
+    iconic = {one.iconic: number for number, one in enumerate(found) if one.iconic}
     files = [file for name in LISTS.values() if (file := folder / f"{name}.txt").is_file()]
-    return dict(chain.from_iterable(read_list(file, folder, classes) for file in files))
+    listed = chain.from_iterable(read_list(file, folder, len(found)) for file in files)
+    return iconic | dict(listed)
 
 
 def photograph_key(folder: Path, image: Path, asked: str) -> str:
