@@ -53,8 +53,8 @@ _FUNCTION_WORDS = (
     "a an the this that these those it its there here is are was were be been being do does did "
     "can could would will you your i we they he she his her their who whom whose what which where "
     "when why how name tell me say please give identify describe of in on at to from by for with "
-    "as and or question short answer image picture photo photograph scene shown show shows seen see "
-    "depicted featured represented visible present displayed pictured called known"
+    "as and or question short answer image picture photo photograph scene shown show shows seen "
+    "see depicted featured represented visible present displayed pictured called known"
 )
 FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 """Words that do not tell what a question about a picture asks."""
