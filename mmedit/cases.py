@@ -122,6 +122,11 @@ class Probe(StrEnum):
     Compositional reliability needs both edits of a case (CCKEB). Generalization and preservation
     ask records that are near or far by image or text (ComprehendEdit): `among` says which count.
 
+    The last seven tell a deep edit from a shallow one (docs/protocol.md). Binding, after "this is
+    X": what follows from X and from what was there before (new and old binding), and whether X also
+    took the name of that (old entity). De-VQA: the edit's question about other images (random,
+    consistent image) and without any (no image, question alone).
+
     >>> Probe.TEXT_GENERALITY.value, Probe.TEXT_GENERALITY.heading, Probe.TEXT_GENERALITY.title
     ('text_generality', 'T-Gen', 'Text generality')
     """
@@ -151,6 +156,13 @@ class Probe(StrEnum):
     PRESERVATION_TEXT_NEAR = "preservation_text_near", "KPI T-near"
     PRESERVATION_IMAGE_FAR = "preservation_image_far", "KPI I-far"
     PRESERVATION_TEXT_FAR = "preservation_text_far", "KPI T-far"
+    NEW_BINDING = "new_binding", "N-Bind"
+    OLD_BINDING = "old_binding", "O-Bind"
+    OLD_ENTITY = "old_entity_locality", "O-Ent"
+    RANDOM_IMAGE = "random_image_locality", "RI"
+    NO_IMAGE = "no_image_locality", "NI"
+    CONSISTENT_IMAGE = "consistent_image_locality", "CI"
+    QUESTION_ALONE = "question_alone_locality", "Q-Loc"
 
     def __new__(cls, value: str, heading: str) -> Probe:
         """Make a member; `Probe("reliability")` finds it by its value alone."""
@@ -178,6 +190,30 @@ class Probe(StrEnum):
         """
         kind = self.value.partition("_")[0]
         return {"generalization": "wrong", "preservation": "right"}.get(kind)  # pyright: ignore
+
+    @property
+    def is_unwanted(self) -> bool:
+        """Whether the target is an answer that the edited model should no longer give."""
+        return self is Probe.OLD_BINDING
+
+    @property
+    def forces_own_answer(self) -> bool:
+        """Whether the base model's own greedy answer is forced, in place of the example's target:
+        what these locality probes ask has no answer in the data.
+        """
+        return self in OWN_ANSWER
+
+
+OWN_ANSWER = frozenset(
+    (
+        Probe.OLD_ENTITY,
+        Probe.RANDOM_IMAGE,
+        Probe.NO_IMAGE,
+        Probe.CONSISTENT_IMAGE,
+        Probe.QUESTION_ALONE,
+    )
+)
+"""The locality probes on which the base model's own greedy answer is forced."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +250,11 @@ class EditCase:
         probes = {Probe.RELIABILITY: (self.request,), **given}
         ordered = {probe: tuple(probes[probe]) for probe in Probe if probes.get(probe)}
         object.__setattr__(self, "probes", MappingProxyType(ordered))
+
+    @property
+    def edit_target(self) -> str:
+        """The answer that the edit sets."""
+        return self.request.target
 
     def __repr__(self) -> str:
         probes = ", ".join(f"{probe} {len(examples)}" for probe, examples in self.probes.items())

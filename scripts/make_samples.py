@@ -126,7 +126,17 @@ def make_vlkeb(root: Path) -> None:
         save(root / f"{split}.json", records)
         if split == "eval":
             onehop = [
-                record | {"port_new": [{"port_q": question, "port_a": answer}]}
+                record
+                | {
+                    "port_new": [
+                        {
+                            "port_edit_q": question,
+                            "port_edit_a": answer,
+                            "port_q": question,
+                            "port_a": answer,
+                        }
+                    ]
+                }
                 for record, (question, answer) in zip(records, hops, strict=True)
             ]
             multihop = [

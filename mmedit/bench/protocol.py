@@ -219,6 +219,7 @@ class Meter:
                 [(question.probe, question.example) for question in batch],
                 max_new_tokens=self.max_new_tokens,
                 scorer=self.scorer,
+                targets=[cases[question.case].edit_target for question in batch],
             )
             for question, record in zip(batch, records, strict=True):
                 found[question.case].setdefault(question.probe, []).append(record)

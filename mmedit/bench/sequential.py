@@ -119,6 +119,7 @@ class LocalityCase:
 
     id: str
     probes: Mapping[Probe, tuple[Example, ...]]
+    edit_target: str = ""
 
     @staticmethod
     def of(case: EditCase) -> LocalityCase:

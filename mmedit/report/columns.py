@@ -8,7 +8,7 @@ tables. docs/protocol.md defines the scores.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from types import MappingProxyType
 from typing import Any
@@ -58,15 +58,19 @@ class CostColumn:
 @dataclass(frozen=True)
 class ColumnSet:
     """The columns that one value of `--columns` selects: `answers` for the probes that the edit
-    must change, `locality` for those that it must not, and `combined` of several probes.
+    must change, `locality` for those that it must not, `unwanted` for those whose target the edited
+    model should no longer give, and `combined` of several probes.
     """
 
     answers: tuple[Measure, ...]
     locality: tuple[Measure, ...]
     combined: tuple[Combined, ...] = ()
+    unwanted: tuple[Measure, ...] = ()
 
     def of(self, probe: Probe) -> tuple[Measure, ...]:
         """Return the columns of one probe."""
+        if probe.is_unwanted:
+            return self.unwanted
         measures = self.locality if probe.is_locality else self.answers
         return tuple(measure.limited_to(probe.among) for measure in measures)
 
@@ -161,13 +165,26 @@ _TO_TARGET = (
     _generated("CLIP", "clip_score", "CLIPScore of image and answer", percent=False, format=".3f"),
 )
 _SAME = _generated("same", "unchanged", _UNCHANGED, all_or_nothing=True)
+_LEAKED = "share of answers that contain the edit's target where the base model's does not"
+_LEAK = _generated("leak", "leak", _LEAKED, all_or_nothing=True, better="lower")
+
+
+def _lower(measures: Sequence[Measure]) -> tuple[Measure, ...]:
+    """Return the measures for a target that the edited model should no longer give."""
+    return tuple(replace(measure, better="lower") for measure in measures)
+
 
 COLUMN_SETS: Mapping[str, ColumnSet] = MappingProxyType(
     {
         "default": ColumnSet(
-            (TOKEN_ACCURACY, EXACT_MATCH), (TOP1_ANSWER, EXACT_ANSWER), (SPECIFICITY_OURS,)
+            (TOKEN_ACCURACY, EXACT_MATCH),
+            (TOP1_ANSWER, EXACT_ANSWER),
+            (SPECIFICITY_OURS,),
+            _lower((TOKEN_ACCURACY, EXACT_MATCH)),
         ),
-        "generation": ColumnSet((*_TO_TARGET, *_FREE), (_SAME, *_FREE)),
+        "generation": ColumnSet(
+            (*_TO_TARGET, *_FREE), (_SAME, _LEAK, *_FREE), unwanted=_lower(_TO_TARGET[:2])
+        ),
         "locality": ColumnSet((), _LOCALITY, SPECIFICITY_PUBLISHED),
     }
 )

@@ -165,7 +165,7 @@ def _cells(scores: Mapping[str, EditScores | None]) -> list[Score | None]:
     ]
 
 
-_AGAINST_BASE = ("locality/", "generation/unchanged")
+_AGAINST_BASE = ("locality/", "generation/unchanged", "generation/leak")
 """Beginnings of the metric classes that compare an edited model with the base model."""
 
 

@@ -9,6 +9,7 @@ import torch
 from tiny_sentences import saved_encoder
 
 from mmedit.adapters.weights import weights_hash
+from mmedit.bench.protocol import evaluate
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.datasets.easyvqa import cases as easyvqa
 from mmedit.editors.base import Editor
@@ -318,3 +319,12 @@ def test_reliability_of_the_request_rises(editor, vlm, requests_):
 def nll(vlm: VLM, examples: list[Example]) -> torch.Tensor:
     predictions = vlm.predict(examples)
     return answer_nll(predictions.logits, predictions.target, predictions.is_answer)
+
+
+def test_what_a_case_is_probed_with_changes_no_edit(editor, vlm, cases):
+    case, other = cases[:2]
+    local = {probe: asked for probe, asked in other.probes.items() if probe.is_locality}
+    probed = EditCase(id=case.id, request=case.request, probes=local)
+    bare = EditCase(id=case.id, request=case.request)
+    [first], [second] = (list(evaluate(vlm, editor, [one], name="x")) for one in (bare, probed))
+    assert first.probes[Probe.RELIABILITY] == second.probes[Probe.RELIABILITY]

@@ -43,6 +43,8 @@ class Hop(Keys):
     asked: QuestionAnswer | None = Field(default=None, alias="Q&A")
     port_q: str | None = None
     port_a: str | None = None
+    port_edit_q: str | None = None
+    """The same question without the image, about the new entity by its name."""
 
     @property
     def question_and_answer(self) -> tuple[str, str] | None:

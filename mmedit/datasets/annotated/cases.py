@@ -7,6 +7,7 @@ with an empty field is left out, as in the reference code. Prompts are verbatim 
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,8 @@ class Source:
     """The keys of a record."""
     case: CaseMaker | None = None
     """Makes a case of a record; None stands for `usual_case`."""
+    binding: bool = False
+    """Whether cases have the probes of binding."""
 
     def read(self) -> Sequence[Annotation]:
         """Return all records. Raises DataError."""
@@ -157,7 +160,31 @@ def usual_case(source: Source, row: int, record: Annotation) -> EditCase:
             for qa in hops
             if qa is not None
         )
+        if source.binding:
+            probes[Probe.NEW_BINDING] = probes[Probe.PORTABILITY]
+            probes[Probe.OLD_ENTITY] = _about_old_entity(record)
     return EditCase(id=f"{source.name}-{row}", request=asked(prompt)[0], probes=probes)
+
+
+def _about_old_entity(record: Annotation) -> tuple[Example, ...]:
+    """Return the questions about the new entity by its name, with the name of the old one in place
+    of it: their answers must not become those about the new one. The old entity's own answers are
+    not in the records.
+    """
+    old, new = (record.pred or "").replace("_", " ").strip(), re.escape(record.alt.strip())
+    if not old:
+        return ()
+    asked = [(hop.port_edit_q, hop.port_a) for hop in record.port_new]
+    changed = [
+        (re.sub(new, lambda _: old, question, flags=re.IGNORECASE), question, answer)
+        for question, answer in asked
+        if question is not None and answer is not None
+    ]
+    return tuple(
+        Example(prompt=prompt, target=answer.strip())
+        for prompt, question, answer in changed
+        if prompt != question
+    )
 
 
 def _locality(source: Source, row: int, record: Annotation) -> Mapping[Probe, tuple[Example, ...]]:

@@ -75,7 +75,7 @@ class ComprehendEditRecord(Annotation):
         if pids is None:
             raise DataError(
                 f"{where}: {key} is missing; a test record names its neighbours there. To leave "
-                "KGI and KPI out: --set dataset.neighbours=0"
+                "KGI and KPI out: --set dataset.per_group=0"
             )
         if not key.startswith(RIGHT):
             pids = tuple(pid for pid in pids if pid != self.pid)

@@ -102,6 +102,7 @@ class ReleaseSettings(AnnotatedSettings, ABC):
             "--set dataset.rephrase_images=DIR for image_rephrase.",
             form=release.form,
             case=release.case,
+            binding="binding" in self.probes,
         )
 
     def _folder(self) -> Path:
@@ -139,6 +140,14 @@ class VLKEB(ReleaseSettings):
         chosen = split == "test" and self.portability != "none"
         return f"test-{self.portability}" if chosen else split
 
+    @property
+    def has_binding(self) -> bool:
+        return self.portability == "onehop"
+
+    def shows(self, image: Path) -> str:
+        """Return the entity: its images are in a folder of their own."""
+        return image.parent.name
+
 
 class MMKE(ReleaseSettings):
     """MMKE-Bench; `root` holds data_json and data_image, and `knowledge` chooses the files."""
@@ -159,14 +168,14 @@ class ComprehendEdit(ReleaseSettings):
 
     release: ClassVar[str] = "comprehendedit"
     template: Template = MMEDIT
-    neighbours: int = Field(default=4, ge=0)
+    per_group: int = Field(default=4, ge=0)
     """Number of near and far records, of each group, that KGI and KPI ask after a test edit."""
 
     def read(self, split: Split, *, limit: int | None, seed: int, progress: Progress) -> Cases:
         """Read the file, and for test cases the files of their neighbours. Raises DataError."""
         source = self.source(split)
-        if split == "test" and self.neighbours:
-            found = Neighbours.read(self.neighbours, source, self.source_of("right"))
+        if split == "test" and self.per_group:
+            found = Neighbours.read(self.per_group, source, self.source_of("right"))
             source = replace(source, case=found.case)
         skipping = self.on_missing_image
         return load(source, on_missing_image=skipping, limit=limit, progress=progress)
