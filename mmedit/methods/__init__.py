@@ -8,6 +8,7 @@ from mmedit.methods.alphaedit import AlphaEdit
 from mmedit.methods.ft import FT
 from mmedit.methods.ike import IKE
 from mmedit.methods.ke import KE
+from mmedit.methods.lora import LoRA
 from mmedit.methods.memit import MEMIT
 from mmedit.methods.mend import MEND
 from mmedit.methods.rome import ROME
@@ -16,6 +17,6 @@ from mmedit.methods.ultraedit import UltraEdit
 
 EDITORS: dict[str, type[Editor]] = {
     editor.method: editor
-    for editor in (FT, IKE, KE, MEND, SERAC, ROME, MEMIT, AlphaEdit, UltraEdit)
+    for editor in (FT, LoRA, IKE, KE, MEND, SERAC, ROME, MEMIT, AlphaEdit, UltraEdit)
 }
 """Methods by name."""
