@@ -20,7 +20,7 @@ from mmedit.errors import SiteError, did_you_mean
 
 
 class Delta(ABC):
-    """An addition to the output of one `nn.Linear`, or of a decoder layer: then x is that output."""
+    """An addition to the output of one `nn.Linear`; or to that of a decoder layer, which is x."""
 
     of_prompt: ClassVar[bool] = False
     """Whether it acts in the first forward of a call alone, which reads the prompt."""

@@ -86,7 +86,7 @@ class Entries:
 
     @property
     def parameters(self) -> int:
-        """Number of values stored; of separate entries, those that the row with most of them sees."""
+        """Number of values stored; of separate entries, what the row with most of them sees."""
         each = sum(tensor[0].numel() for tensor in self.tensors.values()) if len(self) else 0
         seen = len(self) if self.visible is None else int(self.visible.sum(1).max())
         return each * seen

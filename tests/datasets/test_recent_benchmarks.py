@@ -70,7 +70,7 @@ def read(root: Path, **settings: Any) -> list[EditCase]:
 
 
 def test_the_nearest_are_the_first_named_and_the_farthest_the_last_and_none_is_itself(comprehend):
-    case = read(comprehend, neighbours=2)[1]
+    case = read(comprehend, per_group=2)[1]
     near, far = Probe.GENERALIZATION_IMAGE_NEAR, Probe.GENERALIZATION_TEXT_FAR
     assert [target for _, target, _ in asked(case, near)] == ["a0", "a2"]
     assert [target for _, target, _ in asked(case, far)] == ["a2", "a3"]
@@ -78,7 +78,7 @@ def test_the_nearest_are_the_first_named_and_the_farthest_the_last_and_none_is_i
 
 
 def test_what_was_right_is_in_a_file_of_its_own_and_asked_as_its_source_asks(comprehend):
-    case = read(comprehend, neighbours=3)[0]
+    case = read(comprehend, per_group=3)[0]
     assert asked(case, Probe.PRESERVATION_TEXT_NEAR) == [
         ("q12? Short answer:", "a12", "12.jpg"),
         (
@@ -91,7 +91,7 @@ def test_what_was_right_is_in_a_file_of_its_own_and_asked_as_its_source_asks(com
 
 
 def test_a_template_of_your_own_is_asked_of_all_sources(comprehend):
-    case = read(comprehend, neighbours=1, template="Q: {} A:")[0]
+    case = read(comprehend, per_group=1, template="Q: {} A:")[0]
     assert asked(case, Probe.PRESERVATION_IMAGE_NEAR) == [("Q: q12? A:", "a12", "12.jpg")]
     assert case.request.prompt == "Q: q0? A:"
 
@@ -103,7 +103,7 @@ def test_text_locality_has_its_answer_and_no_template(comprehend):
 
 def test_neighbours_can_be_left_out_and_then_their_file_need_not_be_there(comprehend):
     (comprehend / "ComprehendEdit_ori_right.json").unlink()
-    probes = read(comprehend, neighbours=0)[0].probes
+    probes = read(comprehend, per_group=0)[0].probes
     assert not any(probe.among for probe in probes)
     with pytest.raises(DataError, match=r"ComprehendEdit_ori_right\.json does not exist"):
         read(comprehend)
@@ -113,7 +113,7 @@ def test_neighbours_can_be_left_out_and_then_their_file_need_not_be_there(compre
     ("changed", "message"),
     [
         ({"img_topk": [77]}, "img_topk names pid 77, which .* lacks; expected one of its 4"),
-        ({"ori_rt_txt_topk": None}, "row 0: ori_rt_txt_topk is missing; .*dataset.neighbours=0"),
+        ({"ori_rt_txt_topk": None}, "row 0: ori_rt_txt_topk is missing; .*dataset.per_group=0"),
         ({"img_topk": "1"}, "row 0: img_topk"),
         ({"source": None}, "row 0: source"),
         (

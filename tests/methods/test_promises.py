@@ -23,6 +23,7 @@ from mmedit.methods.ft import FT, FTConfig
 from mmedit.methods.grace import GRACE, GRACEConfig
 from mmedit.methods.ike import IKE, IKEConfig
 from mmedit.methods.ke import KE, KEConfig
+from mmedit.methods.lora import LoRA, LoRAConfig
 from mmedit.methods.memit import MEMIT, MEMITConfig
 from mmedit.methods.mend import MEND, MENDConfig
 from mmedit.methods.rome import ROME, ROMEConfig
@@ -41,6 +42,8 @@ EDITORS_UNDER_TEST: dict[str, Callable[[], Editor]] = {
     "ft-l": lambda: FT(FTConfig(sites=LAST, lr=1e-3, steps=5, objective="prompt_last")),
     "ft-bridge": lambda: FT(FTConfig(where="bridge", lr=2e-3, steps=5)),
     "ft-vision": lambda: FT(FTConfig(where="vision", lr=2e-3, steps=5)),
+    "lora": lambda: LoRA(LoRAConfig(sites=LAST, rank=4, lr=3e-3, steps=6)),
+    "lora-shared": lambda: LoRA(LoRAConfig(sites=LAST, rank=4, lr=3e-3, steps=6, shared=True)),
     "ike": lambda: IKE(IKEConfig(k=2)),
     "ike-minilm": lambda: IKE(IKEConfig(k=2, retrieval="text", sentence_encoder=saved_encoder())),
     "ike-no-demonstrations": lambda: IKE(IKEConfig(k=0)),
