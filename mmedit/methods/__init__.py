@@ -10,12 +10,13 @@ from mmedit.methods.ike import IKE
 from mmedit.methods.ke import KE
 from mmedit.methods.memit import MEMIT
 from mmedit.methods.mend import MEND
+from mmedit.methods.more import MORE
 from mmedit.methods.rome import ROME
 from mmedit.methods.serac import SERAC
 from mmedit.methods.ultraedit import UltraEdit
 
 EDITORS: dict[str, type[Editor]] = {
     editor.method: editor
-    for editor in (FT, IKE, KE, MEND, SERAC, ROME, MEMIT, AlphaEdit, UltraEdit)
+    for editor in (FT, IKE, KE, MEND, SERAC, ROME, MEMIT, AlphaEdit, UltraEdit, MORE)
 }
 """Methods by name."""

@@ -23,6 +23,7 @@ from mmedit.methods.ike import IKE, IKEConfig
 from mmedit.methods.ke import KE, KEConfig
 from mmedit.methods.memit import MEMIT, MEMITConfig
 from mmedit.methods.mend import MEND, MENDConfig
+from mmedit.methods.more import MORE, MOREConfig
 from mmedit.methods.rome import ROME, ROMEConfig
 from mmedit.methods.serac import SERAC, SERACConfig
 from mmedit.methods.ultraedit import UltraEdit, UltraEditConfig
@@ -55,6 +56,10 @@ EDITORS_UNDER_TEST: dict[str, Callable[[], Editor]] = {
         small_located(AlphaEditConfig, layers=(2, 3), l2=0.1, tokens="all", eta=0.05)
     ),
     "ultraedit": lambda: UltraEdit(UltraEditConfig(sites=LAST, lr=3e-4)),
+    "more": lambda: MORE(MOREConfig(sites=LAST, rank=14, alpha=28, lr=0.1, steps=3)),
+    "scopeedit": lambda: MORE(
+        MOREConfig(sites=LAST, rank=10, shared_rank=4, alpha=28, steps=3, locality_keys=20)
+    ),
     "serac-minilm": lambda: SERAC(small_serac(scope="text", sentence_encoder=saved_encoder())),
 }  # fmt: skip
 
