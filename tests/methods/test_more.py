@@ -79,12 +79,12 @@ def test_a_key_is_read_where_the_answer_is_predicted(vlm, requests_, keys, late)
 
 def test_what_an_edit_keeps_says_its_p(vlm, requests_):
     editor = more(steps=3)
-    written = editor._written(vlm, requests_[:1], separate=False)
+    written = editor._written(vlm, requests_[:1], editor._begun(vlm, edits=1))
     edit = editor.edit(vlm, requests_[:1])
     for site in SITES:
         keys = kept(edit, "private", site)
         assert keys.shape == (3, 16)
-        projector = written[site].private.online.projector[0]
+        projector = written[site].private.projector[0]
         torch.testing.assert_close(projector_of(keys, 10.0), projector, rtol=1e-4, atol=1e-5)
 
 
@@ -99,6 +99,17 @@ def test_edits_of_a_sequence_add_up_in_one_b(vlm, requests_):
         each = [deltas_of(edit)[site] for edit in edited.edits]
         torch.testing.assert_close(total.u, sum(delta.u for delta in each))
         assert total.u.shape[0] == 16
+
+
+def test_requests_of_one_apply_are_written_one_after_the_other(vlm, requests_):
+    editor = more()
+    together, one = editor.edit(vlm, requests_[:2]), editor.apply(vlm, requests_[:1])
+    second = editor.edit(one, requests_[1:2])
+    for site in SITES:
+        total = deltas_of(one.edits[0])[site].u + deltas_of(second)[site].u
+        torch.testing.assert_close(deltas_of(together)[site].u, total, rtol=1e-3, atol=1e-5)
+        rows = torch.cat([kept(edit, "private", site) for edit in (one.edits[0], second)])
+        torch.testing.assert_close(kept(together, "private", site), rows, rtol=1e-3, atol=1e-5)
 
 
 def test_a_direction_that_was_used_is_damped_for_the_next_edit(vlm, requests_):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmedit.deltas import LowRank
-from mmedit.methods.more.steps import Online, damped, gate, mean_over, projector_of
+from mmedit.methods.more.steps import Part, damped, gate, mean_over, projector_of
 
 CASES = golden_cases("more")
 MORE = [case for case in CASES if case.name.startswith("more")]
@@ -26,8 +26,9 @@ def steps(case: GoldenCase) -> Iterator[dict[str, Tensor]]:
         yield under(f"step_{number}", case.tensors)
 
 
-def begun(out: int, rank: int, dtype: torch.dtype = torch.float32) -> Online:
-    return Online(torch.zeros(out, rank, dtype=dtype), torch.eye(rank, dtype=dtype))
+def begun(out: int, rank: int, dtype: torch.dtype = torch.float32) -> Part:
+    b, keys = (torch.zeros(rows, rank, dtype=dtype) for rows in (out, 0))
+    return Part(b, torch.eye(rank, dtype=dtype), keys)
 
 
 def code_of(case: GoldenCase, x: Tensor) -> Tensor:
@@ -85,9 +86,9 @@ def test_steps_with_the_right_keys_are_exact_in_float64(case: GoldenCase):
         close(projector_of(torch.stack(keys), case.facts["lambda"]), state.projector, 1e-12)
 
 
-def stepped(case: GoldenCase, state: Online, gradient: Tensor, z: Tensor) -> Online:
+def stepped(case: GoldenCase, state: Part, gradient: Tensor, z: Tensor) -> Part:
     facts: dict[str, Any] = case.facts
-    return state.stepped(gradient, z[None], lr=facts["eta"], damping=facts["lambda"])
+    return state.stepped(gradient, z, lr=facts["eta"], damping=facts["lambda"])
 
 
 @of_more
@@ -95,7 +96,7 @@ def test_one_more_key_alone_damps_its_direction(case: GoldenCase):
     *_, last = steps(case)
     after = under("after", case.tensors)
     z = key(case, code_of(case, after["x"]), late=True)
-    found = damped(last["published_P"], z[None], case.facts["lambda"])
+    found = damped(last["published_P"], z, case.facts["lambda"])
     close(found, after["P_with_one_more_key"])
     all_keys = torch.stack([*(tensors["published_z"] for tensors in steps(case)), z])
     close(projector_of(all_keys, case.facts["lambda"]), after["P_with_one_more_key"])
@@ -135,7 +136,7 @@ def test_a_scopeedit_writes_private_and_shared_rows_as_published(case: GoldenCas
         private = stepped(case, private, tensors["gradient_B_private"], z)
         shared = shared.stepped(
             gated.own * tensors["gradient_B_shared"],
-            gated.key,
+            gated.key[0],
             lr=facts["eta_shared"],
             damping=facts["lambda_shared"],
         )

@@ -52,8 +52,9 @@ from mmedit.vlm.interface import VLM
 
 
 class MORE(Editor[MOREConfig]):
-    """M-ORE. `apply` and `apply_each` cost `steps` captures; `fit` costs a capture of every
-    locality question, and with `basis=data` the statistics of the training questions
+    """M-ORE. `apply` and `apply_each` cost `steps` captures. Several requests of one `apply` are
+    written one after the other, as in a sequence. `fit` costs a capture of every locality question,
+    and with `basis=data` the statistics of the training questions
     (`mmedit.editors.closed_form.statistics`).
 
     Separate edits have a P each: edits · sites · rank² numbers.
@@ -88,52 +89,61 @@ class MORE(Editor[MOREConfig]):
         return self.with_learnt(Prepared(bases=bases, keys=keys), origin)
 
     def change(self, vlm: VLM, requests: Sequence[Example]) -> Change:
-        written = self._written(vlm, requests, separate=False)
+        written = self._begun(vlm, edits=1)
+        for request in requests:
+            written = self._written(vlm, [request], written)
+        u = {site: one.delta(self.config.scale).u[0] for site, one in written.items()}
         kept = {self._name("private", site): one.private.rows for site, one in written.items()}
         if self.config.shared_rank:
             kept |= {self._name("shared", site): one.shared.rows for site, one in written.items()}
-        return DeltaChange(self._deltas(written, separate=False), kept=kept)
+        return DeltaChange({site: LowRank(u[site], written[site].basis) for site in u}, kept=kept)
 
     def apply_each(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
         if not requests:
             return vlm
-        return vlm.with_deltas(
-            self._deltas(self._written(vlm, requests, separate=True), separate=True)
-        )
+        written = self._written(vlm, requests, self._begun(vlm, edits=len(requests)))
+        scale = self.config.scale
+        return vlm.with_deltas({site: writing.delta(scale) for site, writing in written.items()})
 
     @torch.no_grad()
     def _written(
-        self, vlm: VLM, requests: Sequence[Example], *, separate: bool
+        self, vlm: VLM, requests: Sequence[Example], written: dict[str, Writing]
     ) -> dict[str, Writing]:
-        """Return the edits by site: one of each request, or one of all together."""
-        if self.needs_fit:
-            self.require_fitted_on(vlm)
-        config, bases = self.config, self._bases(vlm)
-        edits = len(requests) if separate else 1
-        written = {site: self._begun(vlm, site, basis, edits) for site, basis in bases.items()}
+        """Return what is written after all steps of an edit for each request."""
+        config = self.config
+        bases = {site: writing.basis for site, writing in written.items()}
         for _ in range(config.steps):
-            edited = vlm.with_deltas(self._deltas(written, separate=separate))
+            deltas = {site: writing.delta(config.scale) for site, writing in written.items()}
+            edited = vlm.with_deltas(deltas)
             read = readings(edited, requests, bases, keys=config.keys, scale=config.scale)
-            written = step(written, read, config, separate=separate)
+            written = step(written, read, config)
         return written
 
-    def _deltas(self, written: Mapping[str, Writing], *, separate: bool) -> dict[str, LowRank]:
-        scale = self.config.scale
-        return {site: one.delta(scale, separate=separate) for site, one in written.items()}
+    def _begun(self, vlm: VLM, edits: int) -> dict[str, Writing]:
+        """Return edits before their first step, after the edits that the VLM holds."""
+        if self.needs_fit:
+            self.require_fitted_on(vlm)
+        config, begun = self.config, {}
+        before = self.learnt.keys if self.learnt else {}
+        for site, basis in self._bases(vlm).items():
+            out = vlm.shape(site)[0]
+            private = before.get(site, basis.new_zeros(0, config.rank)).to(basis)
+            private = self._with_kept(private, vlm, "private", site)
+            shared = basis.new_zeros(0, config.shared_rank)
+            shared = self._with_kept(shared, vlm, "shared", site)
+            begun[site] = Writing(
+                basis,
+                Part.begun(out, private, config.damping, edits),
+                Part.begun(out, shared, config.shared_damping, edits),
+            )
+        return begun
 
-    def _begun(self, vlm: VLM, site: str, basis: Float[Tensor, "rank in"], edits: int) -> Writing:
-        """Return an edit before its first step, after the edits that the VLM holds."""
-        config, out = self.config, vlm.shape(site)[0]
-        learnt = [self.learnt.keys[site]] if self.learnt and site in self.learnt.keys else []
-        private = learnt + kept_of(vlm.edits, self._name("private", site))
-        shared = kept_of(vlm.edits, self._name("shared", site))
-        return Writing(
-            basis,
-            Part.begun(out, _joined(private, basis, config.rank), config.damping, edits),
-            Part.begun(
-                out, _joined(shared, basis, config.shared_rank), config.shared_damping, edits
-            ),
-        )
+    def _with_kept(
+        self, keys: Float[Tensor, "before rank"], vlm: VLM, part: str, site: str
+    ) -> Float[Tensor, "keys rank"]:
+        """Return keys, and behind them those of the edits that the VLM holds."""
+        kept = kept_of(vlm.edits, self._name(part, site))
+        return torch.cat([keys, *(rows.to(keys) for rows in kept)])
 
     def _name(self, part: str, site: str) -> str:
         """Return the name of a site's keys in what an edit keeps for later ones. It names A, as the
@@ -165,10 +175,3 @@ class MORE(Editor[MOREConfig]):
         if origin is None:
             return self.with_learnt(None, None)
         return self.with_learnt(Prepared.of_tensors(tensors, origin.sites, self.config), origin)
-
-
-def _joined(
-    keys: Sequence[Tensor], basis: Float[Tensor, "all in"], rank: int
-) -> Float[Tensor, "keys rank"]:
-    """Return keys as one matrix, on the device of A."""
-    return torch.cat([basis.new_zeros(0, rank), *(rows.to(basis) for rows in keys)])

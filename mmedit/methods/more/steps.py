@@ -18,41 +18,52 @@ EPSILON = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
-class Online:
-    """B and P of one Linear; with the axis in front, of separate edits."""
+class Part:
+    """Some rows of A with their columns of B; with the axis in front, of separate edits."""
 
     b: Float[Tensor, "*edits out rank"]
     """B, or its change by the edits that are being made."""
     projector: Float[Tensor, "*edits rank rank"]
     """P = (I + Σ z zᵀ / λ)⁻¹ over all keys z so far."""
+    keys: Float[Tensor, "*edits steps rank"]
+    """Key of every step; 0 where a step did not write."""
+
+    @staticmethod
+    def begun(out: int, keys: Float[Tensor, "keys rank"], damping: float, edits: int) -> Part:
+        """Return B = 0 and the P of all keys before, for so many edits."""
+        rank = keys.shape[-1]
+        projector = projector_of(keys, damping).expand(edits, rank, rank)
+        return Part(keys.new_zeros(edits, out, rank), projector, keys.new_zeros(edits, 0, rank))
+
+    @property
+    def rows(self) -> Float[Tensor, "keys rank"]:
+        """The keys of all steps that wrote."""
+        keys = self.keys.flatten(0, -2)
+        return keys[keys.any(-1)]
 
     def stepped(
         self,
         gradient: Float[Tensor, "*edits out rank"],
-        keys: Float[Tensor, "*edits keys rank"],
+        key: Float[Tensor, "*edits rank"],
         *,
         lr: float,
         damping: float,
-    ) -> Online:
-        """Return B - lr · ∂L/∂B P, with P as it was, and P with the keys. Keys of 0 change
-        nothing.
-        """
-        b = self.b - lr * gradient @ self.projector
-        return Online(b, damped(self.projector, keys, damping))
+    ) -> Part:
+        """Return B - lr · ∂L/∂B P, with P as it was, and P with the key. Zeros change nothing."""
+        return Part(
+            self.b - lr * gradient @ self.projector,
+            damped(self.projector, key, damping),
+            torch.cat([self.keys, key.unsqueeze(-2)], dim=-2),
+        )
 
 
 def damped(
-    projector: Float[Tensor, "*edits rank rank"],
-    keys: Float[Tensor, "*edits keys rank"],
-    damping: float,
+    projector: Float[Tensor, "*edits rank rank"], key: Float[Tensor, "*edits rank"], damping: float
 ) -> Float[Tensor, "*edits rank rank"]:
-    """Return P with more keys Z (rows): P - P Zᵀ (λI + Z P Zᵀ)⁻¹ Z P. For one key this is
-    P - (P z)(P z)ᵀ / (λ + zᵀ P z).
-    """
-    projected = keys @ projector
-    inner = projected @ keys.mT
-    inner = inner + damping * torch.eye(inner.shape[-1], dtype=inner.dtype, device=inner.device)
-    return projector - projected.mT @ torch.linalg.solve(inner, projected)
+    """Return P with one more key: P - (P z)(P z)ᵀ / (λ + zᵀ P z)."""
+    z = key.unsqueeze(-1)
+    projected = projector @ z
+    return projector - projected @ projected.mT / (damping + z.mT @ projected)
 
 
 def projector_of(keys: Float[Tensor, "keys rank"], damping: float) -> Float[Tensor, "rank rank"]:
