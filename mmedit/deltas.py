@@ -236,6 +236,8 @@ def _merge(first: Delta, second: Delta) -> Delta | None:
         return None
     if isinstance(first, LowRank) and isinstance(second, LowRank):
         first, second = first.spread(), second.spread()
+        if _read_alike(first.v, second.v):
+            return LowRank(first.u + second.u, first.v)
         joined = LowRank(
             torch.cat([first.u, second.u], dim=-2), torch.cat([first.v, second.v], dim=-2)
         )
@@ -243,6 +245,13 @@ def _merge(first: Delta, second: Delta) -> Delta | None:
     if first.edits is None or (isinstance(first, Dense) and isinstance(second, Dense)):
         return Dense(_added(first, second))
     return None
+
+
+def _read_alike(first: Tensor, second: Tensor) -> bool:
+    """Tell whether two low-rank deltas read the same of an input, as those of M-ORE do."""
+    return first is second or (
+        first.shape == second.shape and first.dtype == second.dtype and torch.equal(first, second)
+    )
 
 
 def _added(first: Delta, second: Delta) -> Tensor:

@@ -12,12 +12,13 @@ from mmedit.methods.ke import KE
 from mmedit.methods.lora import LoRA
 from mmedit.methods.memit import MEMIT
 from mmedit.methods.mend import MEND
+from mmedit.methods.more import MORE
 from mmedit.methods.rome import ROME
 from mmedit.methods.serac import SERAC
 from mmedit.methods.ultraedit import UltraEdit
 
 EDITORS: dict[str, type[Editor]] = {
     editor.method: editor
-    for editor in (FT, LoRA, IKE, KE, MEND, SERAC, ROME, MEMIT, AlphaEdit, UltraEdit, GRACE)
+    for editor in (FT, LoRA, IKE, KE, MEND, SERAC, ROME, MEMIT, AlphaEdit, UltraEdit, MORE, GRACE)
 }
 """Methods by name."""

@@ -103,7 +103,7 @@ class DeltaChange(Change):
 
 
 def kept_of(edits: Sequence[Edit], name: str) -> list[Tensor]:
-    """Return the tensors of this name that edits of weights keep for later ones, the oldest first."""
+    """Return the tensors of this name that edits of weights keep for later ones, oldest first."""
     changes = [part.change for edit in edits for part in edit.parts]
     return [c.kept[name] for c in changes if isinstance(c, DeltaChange) and name in c.kept]
 

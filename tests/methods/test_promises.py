@@ -26,6 +26,7 @@ from mmedit.methods.ke import KE, KEConfig
 from mmedit.methods.lora import LoRA, LoRAConfig
 from mmedit.methods.memit import MEMIT, MEMITConfig
 from mmedit.methods.mend import MEND, MENDConfig
+from mmedit.methods.more import MORE, MOREConfig
 from mmedit.methods.rome import ROME, ROMEConfig
 from mmedit.methods.serac import SERAC, SERACConfig
 from mmedit.methods.ultraedit import UltraEdit, UltraEditConfig
@@ -61,6 +62,10 @@ EDITORS_UNDER_TEST: dict[str, Callable[[], Editor]] = {
     ),
     "ultraedit": lambda: UltraEdit(UltraEditConfig(sites=LAST, lr=3e-4)),
     "grace": lambda: GRACE(GRACEConfig(layer=2, steps=8)),
+    "more": lambda: MORE(MOREConfig(sites=LAST, rank=14, alpha=28, lr=0.1, steps=3)),
+    "scopeedit": lambda: MORE(
+        MOREConfig(sites=LAST, rank=10, shared_rank=4, alpha=28, steps=3, locality_keys=20)
+    ),
     "serac-minilm": lambda: SERAC(small_serac(scope="text", sentence_encoder=saved_encoder())),
 }  # fmt: skip
 
