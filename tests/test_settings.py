@@ -197,9 +197,7 @@ def test_a_file_of_a_windows_editor_is_read(tmp_path):
 def test_a_value_that_cannot_be_read_is_one_short_line(written):
     with pytest.raises(ConfigError, match="--set 'editor") as raised:
         read_overrides([written])
-    told, _, known = str(raised.value).partition(" There are: ")
-    assert len(told) < 160
-    assert "mend" in known  # the list of names is as long as there are editors
+    assert len(str(raised.value)) < 300
 
 
 # VLMs that have settings by another name
