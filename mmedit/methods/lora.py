@@ -198,6 +198,14 @@ class Descent:
         for tensor, values in zip(self._learnt, kept, strict=True):
             tensor.detach()[done] = values
 
+    def ended(self) -> Descent:
+        """Return this with adapters that no gradient goes through."""
+        self.adapters = {
+            site: replace(one, **{name: t.detach() for name, t in one.tensors().items()})
+            for site, one in self.adapters.items()
+        }
+        return self
+
     def run(self, requests: Sequence[Example]) -> None:
         """Descend until all edits are done, or for as many steps as the settings say.
 
@@ -251,7 +259,7 @@ class LoRA(Editor[LoRAConfig]):
         vlm.require_reach(requests, sites)
         descent = Descent(vlm, self._start(vlm, sites), self.config, edits=edits)
         descent.run(requests)
-        return descent
+        return descent.ended()
 
     def _start(self, vlm: VLM, sites: Sequence[str]) -> dict[str, SiteAdapter]:
         """Return the adapters that an edit of this VLM begins from."""
