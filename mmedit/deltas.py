@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -20,6 +21,16 @@ from mmedit.errors import SiteError, did_you_mean
 
 class Delta(ABC):
     """An addition to the output of one `nn.Linear`."""
+
+    kind: ClassVar[str]
+    """Name of this kind of delta in files."""
+
+    @property
+    def reads(self) -> str | None:
+        """Name of the Linear whose input is x; None for the one that it acts at. A delta that reads
+        another one is not a change of a weight.
+        """
+        return None
 
     @property
     @abstractmethod
@@ -50,6 +61,17 @@ class Delta(ABC):
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors that a file stores, by name."""
 
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> Delta:
+        """Return the delta that gave these `tensors`."""
+        return cls(**tensors)
+
+    def beside(self, other: Delta) -> Delta | None:
+        """Return one delta in place of both; None if they must stay apart. It is asked of deltas
+        that read another Linear.
+        """
+        return None
+
     @property
     def parameters(self) -> int:
         """Number of values in one edit."""
@@ -60,6 +82,7 @@ class Delta(ABC):
 class LowRank(Delta):
     """Δ(x) = Σ_r u_r (v_r · x); the factors of rank r are u[r] and v[r]."""
 
+    kind = "low_rank"
     u: Float[Tensor, "*edits rank out"]
     v: Float[Tensor, "*edits rank in"]
     _: KW_ONLY
@@ -114,6 +137,7 @@ class LowRank(Delta):
 class Dense(Delta):
     """Δ(x) = ΔW x."""
 
+    kind = "dense"
     change: Float[Tensor, "*edits out in"]
 
     @property
@@ -145,9 +169,11 @@ class Dense(Delta):
 class Sum(Delta):
     """Deltas at one site that cannot be merged without cost.
 
-    These are separate edits of two kinds, or separate edits beside one of all rows.
+    These are separate edits of two kinds, separate edits beside one of all rows, or deltas that
+    read different Linears (`mmedit.neurons.by_input`).
     """
 
+    kind = "sum"
     parts: tuple[Delta, ...]
 
     @property
@@ -179,7 +205,7 @@ class Sum(Delta):
 
     def tensors(self) -> dict[str, Tensor]:
         return {
-            f"{number}.{kind_of(part)}.{name}": tensor
+            f"{number}.{part.kind}.{name}": tensor
             for number, part in enumerate(self.parts)
             for name, tensor in part.tensors().items()
         }
@@ -192,15 +218,6 @@ def require_rows(rows: Sequence[int], edits: int) -> None:
             raise SiteError(
                 f"row {row} was selected of {edits} separate edits; expected 0 to {edits - 1}"
             )
-
-
-KINDS: dict[str, type[LowRank] | type[Dense]] = {"low_rank": LowRank, "dense": Dense}
-"""Deltas by the name of their kind in files. A `Sum` is called "sum" there."""
-
-
-def kind_of(delta: Delta) -> str:
-    """Return the name of a delta's kind in files."""
-    return next((name for name, kind in KINDS.items() if isinstance(delta, kind)), "sum")
 
 
 def compose(first: Delta, second: Delta) -> Delta:
@@ -230,6 +247,8 @@ def compose(first: Delta, second: Delta) -> Delta:
 def _merge(first: Delta, second: Delta) -> Delta | None:
     if first.edits != second.edits:
         return None
+    if first.reads or second.reads:
+        return first.beside(second)
     if isinstance(first, LowRank) and isinstance(second, LowRank):
         first, second = first.spread(), second.spread()
         joined = LowRank(

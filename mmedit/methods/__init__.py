@@ -12,10 +12,11 @@ from mmedit.methods.memit import MEMIT
 from mmedit.methods.mend import MEND
 from mmedit.methods.rome import ROME
 from mmedit.methods.serac import SERAC
+from mmedit.methods.tpatcher import TPatcher
 from mmedit.methods.ultraedit import UltraEdit
 
 EDITORS: dict[str, type[Editor]] = {
     editor.method: editor
-    for editor in (FT, IKE, KE, MEND, SERAC, ROME, MEMIT, AlphaEdit, UltraEdit)
+    for editor in (FT, IKE, KE, MEND, SERAC, ROME, MEMIT, AlphaEdit, UltraEdit, TPatcher)
 }
 """Methods by name."""

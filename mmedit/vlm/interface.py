@@ -138,6 +138,13 @@ class VLM(ABC):
         OPT, "mlp.down_proj" of Llama and Qwen. Methods that locate facts write there.
         """
 
+    @property
+    @abstractmethod
+    def ffn_inputs(self) -> tuple[str, ...]:
+        """A weight that takes the input of the feed-forward block of each decoder layer, in order:
+        "fc1" of OPT, "mlp.up_proj" of Llama and Qwen. Neurons beside a block read there.
+        """
+
     @abstractmethod
     def shape(self, site: str) -> tuple[int, int]:
         """Return (out, in) of the weight at a site. Raises SiteError with the nearest name."""

@@ -51,6 +51,10 @@ class WrappedVLM(VLM):
     def value_sites(self) -> tuple[str, ...]:
         return self.inner.value_sites
 
+    @property
+    def ffn_inputs(self) -> tuple[str, ...]:
+        return self.inner.ffn_inputs
+
     def observe(
         self, examples: Sequence[Example], sites: Sequence[str], *, after: Sequence[int] = ()
     ) -> Observed:
