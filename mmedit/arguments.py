@@ -56,11 +56,23 @@ def as_examples(given: Any) -> Sequence[Example]:
 
 
 def as_requests(given: Any) -> Sequence[Example]:
-    """Return what an editor edits in. A case stands for its request. Raises DataError."""
+    """Return what an editor edits in. A case stands for its requests. Raises DataError."""
     items = _items(given, Example, "Example(prompt=..., target=...)")
     if any(isinstance(item, EditCase) for item in items):
-        return [item.request if isinstance(item, EditCase) else item for item in items]
+        parts = [item.requests if isinstance(item, EditCase) else (item,) for item in items]
+        return [request for part in parts for request in part]
     return items
+
+
+def as_separate_requests(given: Any) -> Sequence[Example]:
+    """Return requests that are edited in one per row. Raises DataError for a case of several."""
+    for item in given if isinstance(given, Sequence) else ():
+        if isinstance(item, EditCase) and item.also:
+            raise DataError(
+                f"the case {shortened(item.id)} has {len(item.requests)} requests, which are made "
+                "together, and apply_each makes one edit of each request; use apply(vlm, [case])"
+            )
+    return as_requests(given)
 
 
 def as_cases(given: Any) -> Sequence[EditCase]:

@@ -117,7 +117,15 @@ class Probe(StrEnum):
     The value is its name in records, `heading` its name in tables. Text and image reliability ask
     about the content of the edit, without and with its image (MMKE-Bench). Iconic generality asks
     about the clean picture of the edited product (grocery), near locality about an image like the
-    edit's, object locality about another photograph of what an edit of one photograph shows.
+    edit's, object locality about another photograph of what an edit of one photograph shows. Fine
+    generality and locality ask about the edit's own image, in and out of its scope (FGVEdit).
+    Compositional reliability needs both edits of a case (CCKEB). Generalization and preservation
+    ask records that are near or far by image or text (ComprehendEdit): `among` says which count.
+
+    The last seven tell a deep edit from a shallow one (docs/protocol.md). Binding, after "this is
+    X": what follows from X and from what was there before (new and old binding), and whether X also
+    took the name of that (old entity). De-VQA: the edit's question about other images (random,
+    consistent image) and without any (no image, question alone).
 
     >>> Probe.TEXT_GENERALITY.value, Probe.TEXT_GENERALITY.heading, Probe.TEXT_GENERALITY.title
     ('text_generality', 'T-Gen', 'Text generality')
@@ -136,6 +144,25 @@ class Probe(StrEnum):
     NEAR_LOCALITY = "near_locality", "N-Loc"
     IMAGE_LOCALITY = "image_locality", "I-Loc"
     PORTABILITY = "portability", "Port"
+    # FGVEdit, CCKEB, ComprehendEdit
+    FINE_GENERALITY = "fine_generality", "FG-Gen"
+    FINE_LOCALITY = "fine_locality", "FG-Loc"
+    COMPOSITIONAL_RELIABILITY = "compositional_reliability", "C-Rel"
+    GENERALIZATION_IMAGE_NEAR = "generalization_image_near", "KGI I-near"
+    GENERALIZATION_TEXT_NEAR = "generalization_text_near", "KGI T-near"
+    GENERALIZATION_IMAGE_FAR = "generalization_image_far", "KGI I-far"
+    GENERALIZATION_TEXT_FAR = "generalization_text_far", "KGI T-far"
+    PRESERVATION_IMAGE_NEAR = "preservation_image_near", "KPI I-near"
+    PRESERVATION_TEXT_NEAR = "preservation_text_near", "KPI T-near"
+    PRESERVATION_IMAGE_FAR = "preservation_image_far", "KPI I-far"
+    PRESERVATION_TEXT_FAR = "preservation_text_far", "KPI T-far"
+    NEW_BINDING = "new_binding", "N-Bind"
+    OLD_BINDING = "old_binding", "O-Bind"
+    OLD_ENTITY = "old_entity_locality", "O-Ent"
+    RANDOM_IMAGE = "random_image_locality", "RI"
+    NO_IMAGE = "no_image_locality", "NI"
+    CONSISTENT_IMAGE = "consistent_image_locality", "CI"
+    QUESTION_ALONE = "question_alone_locality", "Q-Loc"
 
     def __new__(cls, value: str, heading: str) -> Probe:
         """Make a member; `Probe("reliability")` finds it by its value alone."""
@@ -154,17 +181,54 @@ class Probe(StrEnum):
         """Whether the edit must leave the answer as it was; all other probes ask for the target."""
         return self.value.endswith("_locality")
 
+    @property
+    def among(self) -> Literal["right", "wrong"] | None:
+        """Answer of the base model (teacher-forced) for which a question counts; None: all count.
+
+        >>> Probe.GENERALIZATION_TEXT_FAR.among, Probe.PRESERVATION_TEXT_FAR.among
+        ('wrong', 'right')
+        """
+        kind = self.value.partition("_")[0]
+        return {"generalization": "wrong", "preservation": "right"}.get(kind)  # pyright: ignore
+
+    @property
+    def is_unwanted(self) -> bool:
+        """Whether the target is an answer that the edited model should no longer give."""
+        return self is Probe.OLD_BINDING
+
+    @property
+    def forces_own_answer(self) -> bool:
+        """Whether the base model's own greedy answer is forced, in place of the example's target:
+        what these locality probes ask has no answer in the data.
+        """
+        return self in OWN_ANSWER
+
+
+OWN_ANSWER = frozenset(
+    (
+        Probe.OLD_ENTITY,
+        Probe.RANDOM_IMAGE,
+        Probe.NO_IMAGE,
+        Probe.CONSISTENT_IMAGE,
+        Probe.QUESTION_ALONE,
+    )
+)
+"""The locality probes on which the base model's own greedy answer is forced."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EditCase:
     """One edit of a benchmark: its request, and examples by probe.
 
-    The request itself is the reliability probe, unless `probes` has another one.
+    The request itself is the reliability probe, unless `probes` has another one. `also` are further
+    requests of the same edit, made together with it: CCKEB edits what an image shows, and a fact
+    about it in text. Editors that learn train on `request` alone.
     """
 
     id: str
     request: Example
     probes: Mapping[Probe, tuple[Example, ...]] = field(default_factory=dict)
+    also: tuple[Example, ...] = ()
 
     def __post_init__(self) -> None:
         require_text(self.id, "the id of a case")
@@ -173,19 +237,34 @@ class EditCase:
                 f"the request of case {shortened(self.id)} is of type "
                 f"{type(self.request).__name__}; expected an Example"
             )
+        also = _examples("further requests", self.also, self.id)
+        object.__setattr__(self, "also", also)
         if not isinstance(self.probes, Mapping):
             raise DataError(
                 f"the probes of case {shortened(self.id)} are of type "
                 f"{type(self.probes).__name__}; expected a dictionary of Examples by Probe"
             )
-        given = {_probe(name): _examples(name, e, self.id) for name, e in self.probes.items()}
+        given = {
+            _probe(name): _examples(f"probe {name}", e, self.id) for name, e in self.probes.items()
+        }
         probes = {Probe.RELIABILITY: (self.request,), **given}
         ordered = {probe: tuple(probes[probe]) for probe in Probe if probes.get(probe)}
         object.__setattr__(self, "probes", MappingProxyType(ordered))
 
+    @property
+    def edit_target(self) -> str:
+        """The answer that the edit sets."""
+        return self.request.target
+
     def __repr__(self) -> str:
         probes = ", ".join(f"{probe} {len(examples)}" for probe, examples in self.probes.items())
-        return f"EditCase({self.id!r}, {self.request!r}, probes: {probes})"
+        also = f"and {len(self.also)} more, " if self.also else ""
+        return f"EditCase({self.id!r}, {self.request!r}, {also}probes: {probes})"
+
+    @property
+    def requests(self) -> tuple[Example, ...]:
+        """All requests of the edit, which are made together; mostly one."""
+        return (self.request, *self.also)
 
 
 def _probe(name: object) -> Probe:
@@ -196,13 +275,13 @@ def _probe(name: object) -> Probe:
         raise UnknownNameError("probe", str(name), [probe.value for probe in Probe]) from None
 
 
-def _examples(probe: str, given: object, case: str) -> tuple[Example, ...]:
+def _examples(name: str, given: object, case: str) -> tuple[Example, ...]:
     """Return the examples of a probe; one alone is accepted. Raises DataError."""
     examples = [given] if isinstance(given, Example) else given
     if isinstance(examples, Sequence) and all(isinstance(e, Example) for e in examples):
         return tuple(examples)
     raise DataError(
-        f"the probe {probe} of case {shortened(case)} is not a list of Examples; expected "
+        f"the {name} of case {shortened(case)} is not a list of Examples; expected "
         "(Example(...), ...)"
     )
 
@@ -286,7 +365,7 @@ def dataset_hash(cases: Iterable[EditCase]) -> str:
     """
     digest = hashlib.blake2b(digest_size=16)
     for case in cases:
-        asked = [("request", case.request)]
+        asked = [("request", case.request), *(("also", example) for example in case.also)]
         asked += [(probe, example) for probe in case.probes for example in case.probes[probe]]
         content = [case.id, *([role, *_content(example)] for role, example in asked)]
         digest.update(json.dumps(content).encode() + b"\n")

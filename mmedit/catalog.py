@@ -33,11 +33,13 @@ MAX_BYTES = 1_000_000
 MODES = ("independent", "batch", "sequential")
 FORMATS = ("md", "latex", "csv", "html", "json")
 COLUMN_SETS = ("default", "generation", "locality")
-DOWNLOADS = ("evqa", "eic", "vlkeb", "mmke", "grocery")
+RELEASES = ("evqa", "eic", "vlkeb", "mmke", "comprehendedit", "fgvedit", "cckeb", "adsedit")
+"""Published datasets that are read from annotation files."""
+DOWNLOADS = (*RELEASES, "grocery")
 """Datasets that `mmedit data get` fetches."""
 DOWNLOADED_VLMS = ("photo-vlm",)
 """VLMs that `mmedit data get` makes, by the name of their folder."""
-AUDITS = ("evqa", "eic", "vlkeb", "mmke", "grocery", "json")
+AUDITS = (*RELEASES, "grocery", "json")
 """Datasets that `mmedit data check` checks."""
 CONVERTED = ("blip2", "minigpt4")
 """Families whose original files `mmedit convert` reads."""

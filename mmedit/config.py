@@ -144,8 +144,7 @@ def load_vlm_of(name: str, file: VLMFile, **given: Any) -> NetworkVLM:
 
     options: dict[str, Any] = file.model_dump(include={*LOADED})
     options |= {key: value for key, value in given.items() if value is not None}
-    sites = file.expanded_sites()
-    return loading.load_vlm(file.name_or_path, name=name, sites=sites, **options)
+    return loading.load_vlm(file.name_or_path, name=name, sites=file.sites, **options)
 
 
 def load_editor(name: str | Path, vlm: VLM | str, **settings: Any) -> Editor:

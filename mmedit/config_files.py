@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +12,7 @@ from mmedit.bench.contradictions import OnContradiction
 from mmedit.bench.modes import MODES
 from mmedit.catalog import FAMILIES, Kind, is_file_of, names, read_yaml, require_known
 from mmedit.errors import ConfigError, UnknownNameError, shortened
-from mmedit.settings import Settings, Values, merged, validate
+from mmedit.settings import Names, Settings, Values, merged, validate
 from mmedit.storage import config_folder
 
 MAX_BATCH = 100_000
@@ -47,7 +46,7 @@ class VLMFile(Settings):
     """A built-in name ("embedded", "photo"), a transformers folder, or a hub id."""
     convert: str | None = None
     """The command that makes the folder from original checkpoint files."""
-    sites: dict[Where, tuple[str, ...]] = Field(default_factory=dict)
+    sites: dict[Where, Names] = Field(default_factory=dict)
     """Edit sites by stage; `layers.{1,2}.{fc1,fc2}` stands for four sites."""
     adapter: Annotated[str, AfterValidator(_known_adapter)] | None = None
     """Name of the model family's adapter; by default it follows from the model type."""
@@ -67,13 +66,6 @@ class VLMFile(Settings):
     """
     batch_size: int = Field(default=1, ge=1, le=MAX_BATCH)
     """Separate edits per pass. FT keeps a whole weight per edit: a large model needs few."""
-
-    def expanded_sites(self) -> dict[Where, tuple[str, ...]]:
-        """Return the sites with every pattern replaced by its names."""
-        return {
-            stage: tuple(site for pattern in patterns for site in _expand(pattern))
-            for stage, patterns in self.sites.items()
-        }
 
 
 class EditorFile(Settings):
@@ -213,10 +205,3 @@ def require_names(block: Block) -> None:
     require_known("dataset", block.dataset)
     if block.mode not in MODES:
         raise UnknownNameError("mode", block.mode, MODES)
-
-
-def _expand(pattern: str) -> list[str]:
-    """Expand braces as a shell does: `a.{1,2}.{x,y}` gives four names."""
-    parts = re.split(r"\{([^{}]*)\}", pattern)
-    choices = [part.split(",") if place % 2 else [part] for place, part in enumerate(parts)]
-    return ["".join(chosen) for chosen in product(*choices)]

@@ -20,7 +20,10 @@ from mmedit.errors import SiteError, did_you_mean
 
 
 class Delta(ABC):
-    """An addition to the output of one `nn.Linear`."""
+    """An addition to the output of one `nn.Linear`; or to that of a decoder layer, which is x."""
+
+    of_prompt: ClassVar[bool] = False
+    """Whether it acts in the first forward of a call alone, which reads the prompt."""
 
     kind: ClassVar[str]
     """Name of this kind of delta in files."""
@@ -251,6 +254,8 @@ def _merge(first: Delta, second: Delta) -> Delta | None:
         return first.beside(second)
     if isinstance(first, LowRank) and isinstance(second, LowRank):
         first, second = first.spread(), second.spread()
+        if _read_alike(first.v, second.v):
+            return LowRank(first.u + second.u, first.v)
         joined = LowRank(
             torch.cat([first.u, second.u], dim=-2), torch.cat([first.v, second.v], dim=-2)
         )
@@ -258,6 +263,13 @@ def _merge(first: Delta, second: Delta) -> Delta | None:
     if first.edits is None or (isinstance(first, Dense) and isinstance(second, Dense)):
         return Dense(_added(first, second))
     return None
+
+
+def _read_alike(first: Tensor, second: Tensor) -> bool:
+    """Tell whether two low-rank deltas read the same of an input, as those of M-ORE do."""
+    return first is second or (
+        first.shape == second.shape and first.dtype == second.dtype and torch.equal(first, second)
+    )
 
 
 def _added(first: Delta, second: Delta) -> Tensor:

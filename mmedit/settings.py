@@ -4,12 +4,15 @@ them after `--set`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from itertools import product
+from math import prod
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
 from mmedit.errors import ConfigError, did_you_mean, shortened
 from mmedit.storage import broken_text
@@ -121,6 +124,35 @@ def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> Values:
             merged(there, value) if isinstance(there, dict) and isinstance(value, dict) else value
         )
     return result
+
+
+def expanded(patterns: Iterable[str]) -> tuple[str, ...]:
+    """Return names with braces expanded as a shell does. Raises ValueError for too many names.
+
+    >>> expanded(["a.{1,2}.{x,y}", "b.{0..3}"])
+    ('a.1.x', 'a.1.y', 'a.2.x', 'a.2.y', 'b.0', 'b.1', 'b.2', 'b.3')
+    """
+    found: list[str] = []
+    for pattern in patterns:
+        parts = re.split(r"\{([^{}]*)\}", pattern)
+        choices = [_choices(part) if n % 2 else [part] for n, part in enumerate(parts)]
+        if (count := len(found) + prod(map(len, choices))) > MAX_VALUES:
+            raise ValueError(
+                f"the braces stand for {count:,} names; expected at most {MAX_VALUES:,}"
+            )
+        found += map("".join, product(*choices))
+    return tuple(found)
+
+
+def _choices(inside: str) -> list[str]:
+    """Return the texts that stand between two braces: `1,2`, or all whole numbers of `0..31`."""
+    if limits := re.fullmatch(r"(\d{1,4})\.\.(\d{1,4})", inside):
+        return [str(number) for number in range(int(limits[1]), int(limits[2]) + 1)]
+    return inside.split(",")
+
+
+Names = Annotated[tuple[str, ...], AfterValidator(expanded)]
+"""Names of Linear modules; `layers.{0..3}.{fc1,fc2}` stands for eight."""
 
 
 def validate(model: type[Model], values: Mapping[str, Any], source: str) -> Model:

@@ -126,7 +126,17 @@ def make_vlkeb(root: Path) -> None:
         save(root / f"{split}.json", records)
         if split == "eval":
             onehop = [
-                record | {"port_new": [{"port_q": question, "port_a": answer}]}
+                record
+                | {
+                    "port_new": [
+                        {
+                            "port_edit_q": question,
+                            "port_edit_a": answer,
+                            "port_q": question,
+                            "port_a": answer,
+                        }
+                    ]
+                }
                 for record, (question, answer) in zip(records, hops, strict=True)
             ]
             multihop = [
@@ -176,6 +186,115 @@ def _mmke_questions(scene: Scene, *, visual: bool) -> dict[str, str]:
         "m_rel_1": "What color is it?", "m_rel_ans_1": scene.wrong,
         "m_rel_2": f"Is it {scene.color}?", "m_rel_ans_2": "no",
     }  # fmt: skip
+
+
+def make_comprehendedit(root: Path) -> None:
+    """ComprehendEdit: test records name others of their file, and of the file of right answers."""
+    rng = Random(7)
+    number = 0
+    sources = ("GQA", "TallyQA", "VSR")
+    for split, count in (("train", 3), ("test", 3), ("ori_right", 3)):
+        records = []
+        for pid in range(count):
+            scene, number = Scene(rng), number + 1
+            source = sources[pid]
+            names = (f"{source}/images/{number:02}.jpg", "", f"val2014/other_{number:02}.jpg")
+            draw(root / names[0], scene.color, scene.shape, rng)
+            question, answer = f"What color is the {scene.shape}?", scene.color
+            if source == "VSR":
+                question, answer = f"The {scene.shape} is {scene.color}.", "true"
+            record = {
+                "image": names[0], "question": question, "answer": answer, "source": source,
+                "Category": "object attributes", "pid": pid,
+            }  # fmt: skip
+            if split != "ori_right":
+                draw(root / names[2], scene.far, scene.other_shape, rng)
+                record |= {
+                    "rephrase": f"{question} Look.",
+                    "locality_prompt": scene.fact[0],
+                    "locality_ground_truth": scene.fact[1],
+                    "multimodal_locality_image": names[2],
+                    "multimodal_locality_prompt": "What shape is it?",
+                    "multimodal_locality_ground_truth": scene.other_shape,
+                }
+            if split == "test":
+                others = [(pid + 1) % count, (pid + 2) % count]
+                groups = ("img_topk", "txt_topk", "img_last_topk", "txt_last_topk")
+                record |= dict.fromkeys(groups, others)
+                record |= {f"ori_rt_{group}": [pid, *others] for group in groups}
+            records.append(record)
+        save(root / f"ComprehendEdit_{split}.json", records)
+
+
+def make_fgvedit(root: Path) -> None:
+    """FGVEdit: an image of two shapes, one of which is edited."""
+    rng = Random(8)
+    number = 0
+    for split, count in (("train", 4), ("test", 3)):
+        records = []
+        for _ in range(count):
+            scene, number = Scene(rng), number + 1
+            name = f"val2014/sample_{number:02}.jpg"
+            draw(root / "images" / name, scene.color, scene.shape, rng)
+            record = scene.record(name, "", "")
+            for key in ("pred", "image_rephrase", "m_loc", "m_loc_q", "m_loc_a"):
+                del record[key]
+            record |= {
+                "fg_gen_q": f"Is the {scene.shape} {scene.wrong}?", "fg_gen_a": "yes",
+                "fg_loc_q": "What is behind it?", "fg_loc_a": "nothing",
+            }  # fmt: skip
+            records.append(record)
+        save(root / f"{split}_data.json", records)
+
+
+def make_cckeb(root: Path) -> None:
+    """CCKEB: the edit of an image, and of a fact about what it then shows."""
+    rng = Random(9)
+    number = 0
+    for split, count in (("train", 3), ("eval", 2)):
+        records = []
+        for place in range(count):
+            scene, number = Scene(rng), number + 1
+            names = tuple(f"m.{number:03}/google_{part}.jpg" for part in (1, 2, 3))
+            scene.draw(*(root / "CCKEB_images" / "mmkb_images" / name for name in names))
+            named = f"Studio {number}"
+            question = {"Question": "Where is the owner of it?", "Answer": "Paris"}
+            record = scene.record(*names) | {
+                "src": "Who owns it?", "rephrase": "Who is the owner of it?", "pred": "nobody",
+                "alt": named, "port_new": [{"port_type": "comp", "Q&A": question}],
+                "textual_edit": {
+                    "src": f"Where is {named}?", "rephrase": f"In which city is {named}?",
+                    "pred": "Paris", "alt": ["New", "Delhi"] if place == 0 else "Lima",
+                    "loc": FACTS[0][0], "loc_ans": FACTS[0][1],
+                },
+            }  # fmt: skip
+            records.append(record)
+        save(root / f"CCKEB_{split}.json", records)
+
+
+def make_adsedit(root: Path) -> None:
+    """ADS-Edit, single images: by the name of a file, and of an annotation of CODA-LM."""
+    rng = Random(10)
+    number = 0
+    for split, count in (("train", 3), ("test", 2)):
+        records = []
+        for place in range(count):
+            scene, number = Scene(rng), number + 1
+            names = [f"train/{number:02}_a.jpg", f"train/{number:02}_b.jpg"]
+            if place == 0:
+                names = [f"test/images/{number:03}1.jpg", f"test/images/{number:03}2.jpg"]
+            other = f"val2014/other_{number:02}.jpg"
+            folder = root / "images"
+            scene.draw(folder / names[0], folder / names[1], folder / other)
+            written = [f"test_{Path(name).stem}.json" if place == 0 else name for name in names]
+            record = scene.record(written[0], written[1], other) | {
+                "data_type": "Signboard understanding", "image_type": "single-image",
+                "source": "codalm", "original_gr": scene.wrong,
+                "rephrase_images_original_gr": scene.wrong,
+            }  # fmt: skip
+            del record["pred"]
+            records.append(record)
+        save(root / f"{split}.json", records)
 
 
 def make_grocery(root: Path) -> None:
@@ -239,6 +358,10 @@ def make_all(folder: Path) -> None:
     make_evqa(folder / "eic", captions=True)
     make_vlkeb(folder / "vlkeb")
     make_mmke(folder / "mmke")
+    make_comprehendedit(folder / "comprehendedit")
+    make_fgvedit(folder / "fgvedit")
+    make_cckeb(folder / "cckeb")
+    make_adsedit(folder / "adsedit")
     make_grocery(folder / "grocery")
     make_json(folder / "json")
 

@@ -57,9 +57,9 @@ class Layered:
 
     def layer_of(self, site: str) -> int:
         """Return how many decoder layers come before a site; 0 if that cannot be told."""
-        names = self._layer_names
+        names = self.layer_sites
         for number, name in enumerate(names):
-            if site.startswith(f"{name}."):
+            if f"{site}.".startswith(f"{name}."):
                 return number
         module = self.network.get_submodule(site)
         return len(names) if module is self.network.get_output_embeddings() else 0
@@ -87,12 +87,13 @@ class Layered:
         """Return the one weight of each layer whose name ends so; empty if a layer has not one."""
         found = [
             [f"{name}.{ending}" for ending in endings if ending in dict(layer.named_modules())]
-            for name, layer in zip(self._layer_names, self.layers, strict=True)
+            for name, layer in zip(self.layer_sites, self.layers, strict=True)
         ]
         return tuple(site for (site,) in found) if all(len(one) == 1 for one in found) else ()
 
     @cached_property
-    def _layer_names(self) -> tuple[str, ...]:
+    def layer_sites(self) -> tuple[str, ...]:
+        """The names of the decoder layers, in order."""
         names = {id(module): name for name, module in self.network.named_modules()}
         return tuple(names[id(layer)] for layer in self.layers)
 

@@ -14,10 +14,15 @@ from mmedit.chunks import chunks
 
 
 class ProbedCase(Protocol):
-    """A case as far as it is tested: its id and its probes."""
+    """A case as far as it is tested: its id, its probes, and the answer that its edit sets, "" for
+    a case that is not edited.
+    """
 
     @property
     def id(self) -> str: ...
+
+    @property
+    def edit_target(self) -> str: ...
 
     @property
     def probes(self) -> Mapping[Probe, tuple[Example, ...]]: ...

@@ -44,6 +44,13 @@ class _Question(NamedTuple):
     image: str | None
 
 
+class _Requested(NamedTuple):
+    """A request and its case."""
+
+    request: Example
+    case: EditCase
+
+
 @dataclass(frozen=True)
 class Contradictions:
     """The cases without the contradicted probes, and how many of these there are."""
@@ -94,16 +101,19 @@ def find_contradictions(cases: Sequence[EditCase]) -> Contradictions:
     memory. Raises ImageError if one cannot be read.
     """
     asked = _Asked.of(cases)
-    requests: dict[_Question, EditCase] = {}
+    requests: dict[_Question, _Requested] = {}
     counts, examples, kept = Counter[str](), list[str](), list[EditCase]()
     for case in cases:
-        question = asked.question(case.request)
-        first = requests.setdefault(question, case) if question else case
-        if _target(first.request) == _target(case.request):
+        own = {asked.question(request): _Requested(request, case) for request in case.requests}
+        new = {question: one for question, one in own.items() if question is not None}
+        against = [(one, requests.get(question, one)) for question, one in new.items()]
+        opposed = [pair for pair in against if _target(pair[0].request) != _target(pair[1].request)]
+        if not opposed:
             kept.append(case)
+            requests = new | requests
         else:
             counts[REQUEST] += 1
-            examples.append(_example(REQUEST, case, case.request, first))
+            examples.append(_example(REQUEST, case, opposed[0][0].request, opposed[0][1]))
     for place, case in enumerate(kept):
         probes: dict[Probe, tuple[Example, ...]] = {}
         for probe, example in _probed(case):
@@ -135,15 +145,16 @@ class _Asked:
         targets: dict[_Wording, set[str]] = defaultdict(set)
         drawn, local = set[_Wording](), set[_Wording]()
         for case in cases:
-            for probe, example in ((Probe.RELIABILITY, case.request), *_probed(case)):
+            requested = [(Probe.RELIABILITY, request) for request in case.requests]
+            for probe, example in (*requested, *_probed(case)):
                 wording = _wording(example)
                 targets[wording].add(_target(example))
                 if probe.is_locality:
                     local.add(wording)
                 if isinstance(example.image, Image.Image):
                     drawn.add(wording)
-        requested = {_wording(case.request) for case in cases}
-        contested = {w for w in requested if len(targets[w]) > 1 or w in local}
+        wordings = {_wording(request) for case in cases for request in case.requests}
+        contested = {w for w in wordings if len(targets[w]) > 1 or w in local}
         return cls(frozenset(contested), frozenset(drawn))
 
     def question(self, example: Example) -> _Question | None:
@@ -178,9 +189,9 @@ def _target(example: Example) -> str:
     return example.target.strip()
 
 
-def _example(kind: str, case: EditCase, example: Example, other: EditCase) -> str:
+def _example(kind: str, case: EditCase, example: Example, other: _Requested) -> str:
     return (
         f"{kind.replace('_', ' ')} of {case.id!r} expects {shortened(example.target)} for "
-        f"{shortened(example.prompt)}, where the request of {other.id!r} sets "
+        f"{shortened(example.prompt)}, where the request of {other.case.id!r} sets "
         f"{shortened(other.request.target)}"
     )

@@ -103,7 +103,7 @@ def _room(vlm: VLM, examples: Sequence[Example]) -> int:
 def examples_of(cases: Iterable[EditCase]) -> Iterable[Example]:
     """Yield the requests and probes of cases."""
     for case in cases:
-        yield case.request
+        yield from case.requests
         for examples in case.probes.values():
             yield from examples
 

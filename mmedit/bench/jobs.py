@@ -52,7 +52,7 @@ def _joint_edits(meter: Meter, editor: Editor, cases: Sequence[EditCase]) -> lis
     """Return the records of edits that were made at once and tested on the VLM that holds all."""
     vlm, edits = meter.vlm, len(cases)
     forget_peak_memory(vlm.devices)
-    requests = [case.request for case in cases]
+    requests = [request for case in cases for request in case.requests]
     edited, seconds = timed(lambda: editor.apply(vlm, requests), vlm.devices)
     records: list[Record] = []
     for places in chunks(range(1, edits + 1), meter.batch_size):

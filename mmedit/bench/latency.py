@@ -42,17 +42,18 @@ def measure_latency(
     main process alone works. Costs one `apply` for each.
     """
     done = len(folder.manifest.latencies.get(label, ()))
-    missing = [case.request for case in cases[done:]]
+    missing = [case.requests for case in cases[done:]]
     if not missing:
         return
     on_main(lambda: _seconds(editor, vlm, missing[0]))
-    for request in missing:
+    for requests in missing:
         progress(f"timing {label}", done, len(cases), "")
-        folder.note_latency(label, on_main(lambda request=request: _seconds(editor, vlm, request)))
+        seconds = on_main(lambda requests=requests: _seconds(editor, vlm, requests))
+        folder.note_latency(label, seconds)
         done += 1
     progress(f"timing {label}", done, len(cases), "")
 
 
-def _seconds(editor: Editor, vlm: VLM, request: Example) -> float:
-    vlm.frozen.image_features([request])
-    return timed(lambda: editor.apply(vlm, [request]), vlm.devices)[1]
+def _seconds(editor: Editor, vlm: VLM, requests: Sequence[Example]) -> float:
+    vlm.frozen.image_features(requests)
+    return timed(lambda: editor.apply(vlm, requests), vlm.devices)[1]

@@ -21,6 +21,7 @@ from mmedit.chunks import chunks
 from mmedit.editors.base import Editor
 from mmedit.editors.config import EditorConfig
 from mmedit.editors.given import as_editor, label_of
+from mmedit.errors import EditorError, shortened
 from mmedit.progress import Progress, by_itself, counted
 from mmedit.records.schema import BASE, ProbeRecord, Record, Test
 from mmedit.vlm.interface import VLM, as_vlm
@@ -135,7 +136,13 @@ class Meter:
             yield from self.separate_edits(editor, batch)
 
     def separate_edits(self, editor: Editor, cases: Sequence[EditCase]) -> list[Record]:
-        """Return the records of separate edits of the base model, made and tested together."""
+        """Return the records of separate edits of the base model, made and tested together.
+
+        `apply_each` makes one request for each row. So where a case has several (`EditCase.also`),
+        the edits are made and tested one by one, with one `apply` each.
+        """
+        if any(case.also for case in cases):
+            return [record for case in cases for record in self._edit_alone(editor, case)]
         self.encode_images(cases)
         forget_peak_memory(self.vlm.devices)
         requests = [case.request for case in cases]
@@ -149,6 +156,18 @@ class Meter:
             batch=number,
         )
         return self.records(state, cases)
+
+    def _edit_alone(self, editor: Editor, case: EditCase) -> list[Record]:
+        """Return the record of one edit, all of whose requests are made at once."""
+        if not isinstance(editor, Editor):
+            raise EditorError(
+                f"case {shortened(case.id)} has {len(case.requests)} requests, and {self.name} has "
+                "no `apply`, which makes them together; derive your class from mmedit's Editor"
+            )
+        self.encode_images([case])
+        forget_peak_memory(self.vlm.devices)
+        edited, seconds = timed(lambda: editor.apply(self.vlm, case.requests), self.vlm.devices)
+        return self.records(EditState(vlm=edited, seconds=[seconds], places=[1]), [case])
 
     def encode_images(self, cases: Sequence[ProbedCase]) -> None:
         """Put the images of all probes through the frozen stages, before they are needed.
@@ -200,6 +219,7 @@ class Meter:
                 [(question.probe, question.example) for question in batch],
                 max_new_tokens=self.max_new_tokens,
                 scorer=self.scorer,
+                targets=[cases[question.case].edit_target for question in batch],
             )
             for question, record in zip(batch, records, strict=True):
                 found[question.case].setdefault(question.probe, []).append(record)

@@ -60,8 +60,9 @@ def require_sound_rows(
 def _rows(cases: Sequence[EditCase]) -> Iterator[tuple[EditCase, str, Example]]:
     """Yield every example of the cases with its place: a probe, or the request if it is not one."""
     for case in cases:
-        if case.request not in case.probes[Probe.RELIABILITY]:
-            yield case, REQUEST, case.request
+        for request in case.requests:
+            if request not in case.probes[Probe.RELIABILITY]:
+                yield case, REQUEST, request
         for probe, examples in case.probes.items():
             for example in examples:
                 yield case, probe.value, example

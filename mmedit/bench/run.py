@@ -20,9 +20,10 @@ from mmedit.bench.modes import Batch, Mode, Sequential, require_sound
 from mmedit.bench.plan import Plan, TrainingCases, editor_folder
 from mmedit.bench.protocol import Meter, NoEdit
 from mmedit.bench.rows import require_sound_rows
+from mmedit.bench.scoring import OWN_ANSWER_TOKENS
 from mmedit.bench.sequential import Schedule, sequential_jobs
 from mmedit.bench.snapshots import Snapshot, Snapshots
-from mmedit.cases import EditCase, Probe, require_distinct_ids
+from mmedit.cases import OWN_ANSWER, EditCase, Probe, require_distinct_ids
 from mmedit.editors.base import Editor
 from mmedit.editors.fitting import Fitting, progress_of
 from mmedit.processes import attempt, gather, number_of_processes, on_main, process_number
@@ -87,11 +88,13 @@ def _require_measurable(
 def _new_tokens(plan: Plan) -> dict[Probe, int]:
     """Return the room that the generations of every probe need, in tokens: as the plan says, else
     one, as a length that follows from the answers ends where there is no room. Fluency continues
-    the requests.
+    the requests. Without generations, some probes need the base model's own answer.
     """
     tokens = 1 if plan.max_new_tokens is None else plan.max_new_tokens
+    if not tokens:
+        return dict.fromkeys(OWN_ANSWER, OWN_ANSWER_TOKENS)
     room = dict.fromkeys(Probe, tokens)
-    return room | {Probe.RELIABILITY: max(tokens, plan.generation.fluency_tokens)} if tokens else {}
+    return room | {Probe.RELIABILITY: max(tokens, plan.generation.fluency_tokens)}
 
 
 def _fit_all(

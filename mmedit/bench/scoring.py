@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mmedit.bench.base_outputs import BaseOutput, BaseOutputs, LocalOutput, scores_of
 from mmedit.bench.generation import GenerationScorer
 from mmedit.cases import Example, Probe, image_name
-from mmedit.metrics.generation import fluency, repeated, unchanged
+from mmedit.metrics.generation import fluency, leak, repeated, unchanged
 from mmedit.metrics.locality import Ranked, locality_to
 from mmedit.records.schema import Generation, Locality, ProbeRecord, Scores
 from mmedit.vlm.interface import VLM
@@ -23,6 +24,8 @@ from mmedit.vlm.outputs import Predictions
 Measured = TypeVar("Measured", Scores, Locality | None, Generation | None)
 Asked = Sequence[tuple[Probe, Example]]
 """Examples, each with the probe that asks it."""
+OWN_ANSWER_TOKENS = 16
+"""Largest length of the base model's own answer, where it is forced and no generations are made."""
 
 
 @torch.no_grad()
@@ -33,17 +36,19 @@ def measure(
     *,
     max_new_tokens: int = 0,
     scorer: GenerationScorer | None = None,
+    targets: Sequence[str] = (),
 ) -> list[ProbeRecord]:
     """Return every metric of the examples; row i of `edited` answers example i.
 
-    One forward of `edited`, and with `max_new_tokens` > 0 one generation; no more than these if
-    `edited` is the base model.
+    `targets` are the answers that the rows' edits set, for `leak`. One forward of `edited`, and
+    with `max_new_tokens` > 0 one generation; no more than these if `edited` is the base model.
+    Probes that force the base model's own answer cost one generation of it where none are made.
     """
-    examples = [example for _, example in asked]
+    forced = _forced(base, asked, max_new_tokens or OWN_ANSWER_TOKENS)
     is_locality = [probe.is_locality for probe, _ in asked]
-    after = edited.predict(examples, answers_only=[not here for here in is_locality])
+    after = edited.predict(forced, answers_only=[not here for here in is_locality])
     made = after if edited is base.vlm else None
-    before = base.predict(examples, is_locality=is_locality, made=made)
+    before = base.predict(forced, is_locality=is_locality, made=made)
     local = [row for row, here in enumerate(is_locality) if here]
     locality = dict(zip(local, _locality(before, after, local), strict=True))
     records = [
@@ -55,16 +60,40 @@ def measure(
                 pre=before[row].scores,
                 post=post,
                 locality=locality.get(row),
+                forced=forced[row].target if probe.forces_own_answer else None,
             )
         )
-        for row, (example, post) in enumerate(zip(examples, scores_of(after), strict=True))
+        for row, ((probe, example), post) in enumerate(zip(asked, scores_of(after), strict=True))
     ]
     if not max_new_tokens:
         return records
-    generations = _generations(base, edited, asked, max_new_tokens, scorer or GenerationScorer())
+    generations = _generations(
+        base,
+        edited,
+        asked,
+        targets or [""] * len(asked),
+        max_new_tokens,
+        scorer or GenerationScorer(),
+    )
     return [
         _known(record.model_copy(update=fields))
         for record, fields in zip(records, generations, strict=True)
+    ]
+
+
+def _forced(base: BaseOutputs, asked: Asked, max_new_tokens: int) -> list[Example]:
+    """Return the examples as they are forced: some probes with the base model's own answer as the
+    target. An empty answer leaves the example's own.
+    """
+    examples = [example for _, example in asked]
+    if not any(probe.forces_own_answer for probe, _ in asked):
+        return examples
+    own = base.answer(examples, max_new_tokens=max_new_tokens)
+    return [
+        replace(example, target=answer.text, answers=())
+        if probe.forces_own_answer and answer.text
+        else example
+        for (probe, example), answer in zip(asked, own, strict=True)
     ]
 
 
@@ -134,7 +163,12 @@ def _padded(rows: Sequence[Tensor], after: Predictions) -> Tensor:
 
 
 def _generations(
-    base: BaseOutputs, edited: VLM, asked: Asked, max_new_tokens: int, scorer: GenerationScorer
+    base: BaseOutputs,
+    edited: VLM,
+    asked: Asked,
+    targets: Sequence[str],
+    max_new_tokens: int,
+    scorer: GenerationScorer,
 ) -> list[dict[str, Any]]:
     """Return the fields of a record that hold the generations and their scores."""
     examples = [example for _, example in asked]
@@ -143,9 +177,13 @@ def _generations(
     after = before if unedited else edited.answer(examples, max_new_tokens=max_new_tokens)
     pre, post = (scorer(examples, [a.text for a in answers]) for answers in (before, after))
     more_pre, more_post = _fluencies(base, edited, asked, scorer.fluency_tokens)
-    for row, (probe, _) in enumerate(asked):
+    for row, (probe, example) in enumerate(asked):
         if probe.is_locality:
-            more_post[row] = {"unchanged": unchanged(before[row].text, after[row].text)}
+            said = before[row].text, after[row].text
+            more_post[row] = {"unchanged": unchanged(*said)}
+            target = example.target if probe is Probe.OLD_ENTITY else targets[row]
+            if target:
+                more_post[row]["leak"] = leak(*said, target)
     return [
         {
             "generated_pre": before[row].text,

@@ -119,6 +119,7 @@ class LocalityCase:
 
     id: str
     probes: Mapping[Probe, tuple[Example, ...]]
+    edit_target: str = ""
 
     @staticmethod
     def of(case: EditCase) -> LocalityCase:
@@ -160,8 +161,8 @@ class SequenceOfEdits:
     def _edit(self, editor: Editor, vlm: VLM, edits: int) -> tuple[VLM, float]:
         """Make the edit of this number; return the edited VLM and the seconds that it took."""
         forget_peak_memory(vlm.devices)
-        request = self.schedule.cases[edits - 1].request
-        edited, seconds = timed(lambda: editor.apply(vlm, [request]), vlm.devices)
+        requests = self.schedule.cases[edits - 1].requests
+        edited, seconds = timed(lambda: editor.apply(vlm, requests), vlm.devices)
         return edited.merged(), seconds  # the weights of each edit would fill the memory
 
     def _first_missing(self, known: Mapping[Key, Record]) -> int | None:

@@ -2,7 +2,17 @@
 (docs/adding-a-dataset.md).
 """
 
-from mmedit.datasets.annotated.releases import EIC, EVQA, MMKE, VLKEB, OwnFiles
+from mmedit.datasets.annotated.releases import (
+    CCKEB,
+    EIC,
+    EVQA,
+    MMKE,
+    VLKEB,
+    ADSEdit,
+    ComprehendEdit,
+    FGVEdit,
+    OwnFiles,
+)
 from mmedit.datasets.base import DatasetSettings
 from mmedit.datasets.easyvqa.cases import EasyVQA
 from mmedit.datasets.fact_edits import Facts
@@ -14,6 +24,10 @@ DATASETS: dict[str, type[DatasetSettings]] = {
     "eic": EIC,
     "vlkeb": VLKEB,
     "mmke": MMKE,
+    "comprehendedit": ComprehendEdit,
+    "fgvedit": FGVEdit,
+    "cckeb": CCKEB,
+    "adsedit": ADSEdit,
     "grocery": Grocery,
     "facts": Facts,
     "json": OwnFiles,

@@ -71,10 +71,7 @@ def _check_grocery(settings: AuditSettings, decode: bool, progress: Progress, co
 
 
 AUDITS: dict[str, AuditFunction] = {
-    "evqa": partial(_check_release, "evqa"),
-    "eic": partial(_check_release, "eic"),
-    "vlkeb": partial(_check_release, "vlkeb"),
-    "mmke": partial(_check_release, "mmke"),
+    **{name: partial(_check_release, name) for name in PUBLISHED},
     "grocery": _check_grocery,
     "json": _check_own,
 }

@@ -5,13 +5,21 @@ from __future__ import annotations
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator
 
-from mmedit.cases import Cases, Example, Split
+from mmedit.cases import Cases, Example, Split, image_name
+from mmedit.datasets.neighbours import (
+    MAKE,
+    Neighbours,
+    Place,
+    parse_neighbours,
+    same_question,
+    with_devqa,
+)
 from mmedit.errors import ConfigError, DataError, UnknownNameError, shortened
 from mmedit.progress import Progress, silent
 from mmedit.settings import Settings
@@ -23,8 +31,23 @@ CaseSplit = Literal["train", "validation", "test"]
 SPLITS: tuple[CaseSplit, ...] = get_args(CaseSplit)
 
 
+ProbeSet = Literal["devqa", "binding"]
+"""Probes that tell deep edits from shallow ones, which are asked if `dataset.probes` names them."""
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [] if value is None else [value]
+
+
 class DatasetSettings(Settings, ABC):
     """The settings of one dataset, as `configs/dataset/*.yaml` and `--set dataset.*` give them."""
+
+    probes: Annotated[tuple[ProbeSet, ...], BeforeValidator(_as_list)] = ()
+    """Further probes: "devqa" (RI, NI, CI, Q-Loc), "binding" (N-Bind, O-Bind, O-Ent), or both. Each
+    of them takes as long as all others together.
+    """
+    neighbours: Path | None = None
+    """A file of `mmedit data neighbours`, which fixes the similar questions of "devqa"."""
 
     def load(
         self,
@@ -46,6 +69,56 @@ class DatasetSettings(Settings, ABC):
             count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
             if not count and (name, value) != ("limit", None):
                 raise ConfigError(f"{name} is {value!r}; expected a whole number from 0")
+        if "binding" in self.probes and not self.has_binding:
+            raise ConfigError(
+                f"{type(self).__name__} has no facts for the probes of binding; leave binding out "
+                "of dataset.probes, or use grocery-object, grocery-photo, or vlkeb with "
+                "dataset.portability=onehop"
+            )
+        cases = self._read(split, limit=limit, seed=seed, progress=progress)
+        if "devqa" not in self.probes:
+            return cases
+        chosen = {}
+        if self.neighbours is not None:
+            chosen = parse_neighbours(read_text(self.neighbours, MAKE), self.neighbours)
+        search = Neighbours(self.training_questions(seed), self)
+        asked = with_devqa(cases, search, self, chosen=chosen, progress=progress)
+        return Cases(asked, cases.left_out)
+
+    @property
+    def has_binding(self) -> bool:
+        """Whether its facts give the probes of binding."""
+        return False
+
+    def find_neighbours(
+        self, split: CaseSplit, *, limit: int | None = None, seed: int = 0, progress: Progress
+    ) -> dict[str, Place]:
+        """Return the similar question of the training split of every case, by the case's id."""
+        search = Neighbours(self.training_questions(seed), self)
+        cases = self._read(split, limit=limit, seed=seed, progress=progress)
+        found = {c.id: search.nearest(c) for c in cases if c.request.image is not None}
+        return {
+            case: Place(near.example.prompt, image_name(near.example))
+            for case, near in found.items()
+            if near is not None
+        }
+
+    def training_questions(self, seed: int) -> Iterable[Example]:
+        """Return the questions of the training split that a case may have as its neighbour."""
+        cases = self.read("train", limit=None, seed=seed, progress=silent)
+        return [case.request for case in cases]
+
+    def settles(self, prompt: str, other: str) -> bool:
+        """Return whether an edit of one question settles another one about the same image: by
+        default, if they may be the same in other words.
+        """
+        return same_question(prompt, other)
+
+    def shows(self, image: Path) -> str:
+        """Return what an image shows, as edits tell things apart: by default, itself."""
+        return str(image)
+
+    def _read(self, split: CaseSplit, *, limit: int | None, seed: int, progress: Progress) -> Cases:
         if split == "validation":
             return self.read_validation(limit=limit, seed=seed, progress=progress)
         return self.read(split, limit=limit, seed=seed, progress=progress)
@@ -125,10 +198,6 @@ def one_of(kind: str, known: Collection[str]) -> BeforeValidator:
         return value
 
     return BeforeValidator(check)
-
-
-def _as_list(value: Any) -> Any:
-    return value if isinstance(value, list | tuple) else [] if value is None else [value]
 
 
 Folders = Annotated[tuple[Path, ...], BeforeValidator(_as_list)]

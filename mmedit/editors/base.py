@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from torch import Tensor
 
-from mmedit.arguments import Doors, as_requests, check_arguments
+from mmedit.arguments import Doors, as_requests, as_separate_requests, check_arguments
 from mmedit.cases import Example
 from mmedit.deltas import LowRank, together
 from mmedit.editors import saved
@@ -33,7 +33,7 @@ EDITS = {"vlm": as_vlm, "requests": as_requests}
 DOORS: Doors = {
     "fit": {"vlm": as_vlm, "fitting": as_fitting},
     "apply": EDITS,
-    "apply_each": EDITS,
+    "apply_each": {"vlm": as_vlm, "requests": as_separate_requests},
     "change": EDITS,
     "edit": EDITS,
     "deltas": EDITS,

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from mmedit.adapters.base import Stage
 from mmedit.errors import ConfigError, SiteError, shortened
-from mmedit.settings import Settings
+from mmedit.settings import Names, Settings
 from mmedit.training.checkpoints import dotted
 from mmedit.vlm.interface import VLM
 
@@ -29,8 +29,10 @@ class SitesConfig(EditorConfig):
 
     where: Stage = "language"
     """The part of the VLM that is edited: language, bridge or vision."""
-    sites: tuple[str, ...] = ()
-    """Names of the Linear weights to edit; empty: the model family's default sites in `where`."""
+    sites: Names = ()
+    """Names of the Linear weights to edit, `layers.{0..3}.{fc1,fc2}` for eight of them; empty: the
+    model family's default sites in `where`.
+    """
 
     def idle(self) -> dict[str, str]:
         return {"where": "beside sites, which lie where they lie"} if self.sites else {}

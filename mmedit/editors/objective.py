@@ -1,11 +1,15 @@
 """The outer loss of the methods that learn, computed on the probes of training cases:
 
     Σ_p w_p · nll(p)                  over reliability, text and image generality
-  + Σ_p w_p · KL(base || edited)(p)   over text and image locality
+  + Σ_p w_p · KL(base || edited)(p)   over text and image locality, and with weights > 0 over the
+                                      probes of De-VQA (`mmedit.datasets.neighbours`)
 
 With the default weights it is the loss of MMEdit (Cheng et al. 2023, Can We Edit Multimodal Large
 Language Models?): c_edit · nll(rephrase) + i_edit · nll(image rephrase) + c_loc · KL + i_loc · KL.
-All terms are means over the batch.
+With ri_loc 0.1, ci_loc 1 and ni_loc 1 besides it is the balanced loss of De-VQA (AAAI 2026). All
+terms are means over the batch, and of each probe the first example is asked: random image T1 I3,
+consistent image T2 I2, no image T1. What is forced there is an answer of the data, never the edit's
+target.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from mmedit.cases import EditCase, Example, Probe
+from mmedit.cases import OWN_ANSWER, EditCase, Example, Probe
 from mmedit.editors.learned import LearnedConfig
 from mmedit.errors import DataError
 from mmedit.metrics.locality import kl, top1
@@ -34,6 +38,9 @@ NAMES = {
     Probe.IMAGE_GENERALITY: "image_rephrase",
     Probe.TEXT_LOCALITY: "loc",
     Probe.IMAGE_LOCALITY: "image_loc",
+    Probe.RANDOM_IMAGE: "random_image_loc",
+    Probe.CONSISTENT_IMAGE: "consistent_image_loc",
+    Probe.NO_IMAGE: "no_image_loc",
 }
 """Names of the probes in the log, as MMEdit's trainer writes them."""
 
@@ -52,6 +59,15 @@ class ObjectiveConfig(LearnedConfig):
     i_loc: float = Field(default=1.0, ge=0)
     """Weight of the KL on questions about another image (image locality). MMEdit: 1."""
 
+    ri_loc: float = Field(default=0.0, ge=0)
+    """Weight of the KL on the edit's question about another image (RI). Balanced: 0.1. These three
+    need training cases with the probes of De-VQA: --set dataset.probes=devqa.
+    """
+    ci_loc: float = Field(default=0.0, ge=0)
+    """Weight of the KL on a similar question about its own image (CI). Balanced: 1."""
+    ni_loc: float = Field(default=0.0, ge=0)
+    """Weight of the KL on the edit's question without an image (NI). Balanced: 1."""
+
     @property
     def probe_weights(self) -> dict[Probe, float]:
         """Weights of the probes that are trained on."""
@@ -61,6 +77,9 @@ class ObjectiveConfig(LearnedConfig):
             Probe.IMAGE_GENERALITY: self.i_edit,
             Probe.TEXT_LOCALITY: self.c_loc,
             Probe.IMAGE_LOCALITY: self.i_loc,
+            Probe.RANDOM_IMAGE: self.ri_loc,
+            Probe.CONSISTENT_IMAGE: self.ci_loc,
+            Probe.NO_IMAGE: self.ni_loc,
         }
         return {probe: weight for probe, weight in weights.items() if weight}
 
@@ -88,7 +107,7 @@ def outcome(vlm: VLM, edited: VLM, cases: Sequence[EditCase], probes: Sequence[P
     Figures, with the names of MMEdit's trainer: inner/acc, edit/acc, image_rephrase/acc: exact
     match; loc/acc, image_loc/acc: share of answer tokens whose top-1 did not change; acc/pre,
     acc/post: token accuracy on the locality answers before and after; score: the mean of the
-    figures among the first five that exist.
+    accuracies that exist.
     """
     after = _predict(edited, cases, probes, separate=True)
     with torch.no_grad():
@@ -166,7 +185,9 @@ def divergence(before: Predictions, after: Predictions) -> Float[Tensor, " batch
 
 
 def require_probes(cases: Sequence[EditCase], probes: Sequence[Probe], method: str) -> None:
-    """Raise DataError unless all cases have the same ones of these probes, and at least one."""
+    """Raise DataError unless all cases have the same ones of these probes, and at least one; and
+    those of De-VQA, which nobody asks for by accident.
+    """
     if not cases:
         raise DataError(f"{method.upper()} needs training cases; none were given")
     kinds = {frozenset(case.probes) & set(probes) for case in cases}
@@ -175,6 +196,13 @@ def require_probes(cases: Sequence[EditCase], probes: Sequence[Probe], method: s
         raise DataError(
             f"{method.upper()} is trained on {', '.join(probes)}; every training case must have "
             f"the same kinds of them. Found cases with: {found}"
+        )
+    lacking = [probe for probe in probes if probe in OWN_ANSWER and probe not in cases[0].probes]
+    if lacking:
+        raise DataError(
+            f"{method.upper()} is trained on {', '.join(lacking)} too, which the training cases do "
+            "not have; add them with --set dataset.probes=devqa, or set ri_loc, ci_loc and ni_loc "
+            "to 0"
         )
 
 

@@ -6,10 +6,13 @@ docs/adding-a-method.md lists all files that a new method needs.
 from mmedit.editors.base import Editor
 from mmedit.methods.alphaedit import AlphaEdit
 from mmedit.methods.ft import FT
+from mmedit.methods.grace import GRACE
 from mmedit.methods.ike import IKE
 from mmedit.methods.ke import KE
+from mmedit.methods.lora import LoRA
 from mmedit.methods.memit import MEMIT
 from mmedit.methods.mend import MEND
+from mmedit.methods.more import MORE
 from mmedit.methods.rome import ROME
 from mmedit.methods.serac import SERAC
 from mmedit.methods.tpatcher import TPatcher
@@ -17,6 +20,20 @@ from mmedit.methods.ultraedit import UltraEdit
 
 EDITORS: dict[str, type[Editor]] = {
     editor.method: editor
-    for editor in (FT, IKE, KE, MEND, SERAC, ROME, MEMIT, AlphaEdit, UltraEdit, TPatcher)
+    for editor in (
+        FT,
+        LoRA,
+        IKE,
+        KE,
+        MEND,
+        SERAC,
+        ROME,
+        MEMIT,
+        AlphaEdit,
+        UltraEdit,
+        MORE,
+        GRACE,
+        TPatcher,
+    )
 }
 """Methods by name."""

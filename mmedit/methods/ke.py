@@ -48,7 +48,13 @@ from mmedit.vlm.outputs import Captured
 from mmedit.vlm.prepared import Asked
 
 EDITED = (Probe.RELIABILITY, Probe.TEXT_GENERALITY, Probe.IMAGE_GENERALITY)
-KEPT = (Probe.TEXT_LOCALITY, Probe.IMAGE_LOCALITY)
+KEPT = (
+    Probe.TEXT_LOCALITY,
+    Probe.IMAGE_LOCALITY,
+    Probe.RANDOM_IMAGE,
+    Probe.CONSISTENT_IMAGE,
+    Probe.NO_IMAGE,
+)
 
 
 class KEConfig(SitesConfig, ObjectiveConfig):

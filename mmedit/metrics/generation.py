@@ -71,6 +71,16 @@ def unchanged(base: str, edited: str) -> float:
     return float(base == edited)
 
 
+def leak(base: str, edited: str, target: str) -> float:
+    """Return 1 if the words of an edit's target stand in the edited model's answer, and did not
+    stand in the base model's; else 0. For questions that the edit says nothing about.
+
+    >>> leak("a cat", "It is a dog.", "dog"), leak("a dog", "the dog", "dog")
+    (1.0, 0.0)
+    """
+    return float(_is_in(target, edited) and not _is_in(target, base))
+
+
 def rouge_l(text: str, answers: Sequence[str]) -> float:
     """Return ROUGE-L (F1, no stemming) against the nearest accepted answer, 0 to 1. For captions.
 

@@ -69,6 +69,8 @@ class Change:
             return "NaN or infinite outputs"
         if self.probe.is_locality:
             return "unchanged" if self.is_good else "changed"
+        if self.probe.is_unwanted:
+            return "old answer is gone" if self.is_good else "old answer"
         return "new answer" if self.is_good else "not the new answer"
 
 
@@ -98,7 +100,7 @@ def changes(outputs: BaseOutputs, edited: VLM, case: EditCase) -> tuple[Change, 
 
 def summary(found: Sequence[Change]) -> str:
     """Return how many answers are as they should be, as one sentence."""
-    about = [one.is_good for one in found if not one.probe.is_locality]
+    about = [p.is_good for p in found if not (p.probe.is_locality or p.probe.is_unwanted)]
     unrelated = [one.is_good for one in found if one.probe.is_locality]
     parts = [f"{sum(about)} of {len(about)} questions about the edit get the new answer"]
     if unrelated:
@@ -113,6 +115,7 @@ def _change(probe: Probe, example: Example, record: ProbeRecord) -> Change:
     if locality:
         after = (locality.top1_answer, locality.exact_answer)
     good = generation and (generation.unchanged if locality else generation.exact)
+    good = not good if probe.is_unwanted else good
     return Change(
         probe=probe,
         prompt=example.prompt,

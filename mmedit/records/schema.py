@@ -60,7 +60,8 @@ class Locality(_Frozen):
 class Generation(_Frozen):
     """Scores of one greedy generation (docs/protocol.md).
 
-    `unchanged` is set for locality probes after the edit, `fluency` and `repeated` for the request
+    `unchanged` is set for locality probes after the edit, `leak` too if the case was edited (None
+    in earlier versions), `fluency` and `repeated` for the request
     if long continuations were generated, `clip_score` and `judge` if they were turned on.
     """
 
@@ -68,6 +69,7 @@ class Generation(_Frozen):
     exact: float
     rouge_l: float
     unchanged: float | None = None
+    leak: float | None = None
     fluency: float | None = None
     repeated: float | None = None
     clip_score: float | None = None
@@ -104,6 +106,10 @@ class ProbeRecord(_Frozen):
     pre: Scores
     post: Scores
     locality: Locality | None = None
+    forced: str | None = None
+    """The answer that was forced in place of the target: the base model's own; None for probes that
+    force the target.
+    """
     generated_pre: str | None = None
     generated_post: str | None = None
     cut_off_pre: bool | None = None

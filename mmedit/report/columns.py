@@ -8,41 +8,22 @@ tables. docs/protocol.md defines the scores.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from mmedit.cases import Probe
 from mmedit.records.schema import ProbeRecord, Record
+from mmedit.report.measures import SPECIFICITY_OURS, SPECIFICITY_PUBLISHED, Combined, Measure
 
 Column = tuple[str, str]
 """The key of a column: the heading of its probe, or `COST`, and its own name."""
 COST = "cost"
 N = ("", "n")
 """The column that holds the number of records of each row."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measure:
-    """One score column. `of` reads the score of one example, None if it was not measured.
-
-    `metric` is the metric class: two numbers may be compared if their classes are equal.
-    """
-
-    name: str
-    metric: str
-    definition: str
-    of: Callable[[ProbeRecord], float | None]
-    percent: bool = True
-    format: str = ".1f"
-    better: Literal["higher", "lower", "neither"] = "higher"
-    all_or_nothing: bool = False
-    """True if an example scores 0 or 1. The interval is then Wilson's."""
-    optional: bool = False
-    """True if all records of a method may lack it. Its cell is then empty."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +58,21 @@ class CostColumn:
 @dataclass(frozen=True)
 class ColumnSet:
     """The columns that one value of `--columns` selects: `answers` for the probes that the edit
-    must change, `locality` for those that it must not.
+    must change, `locality` for those that it must not, `unwanted` for those whose target the edited
+    model should no longer give, and `combined` of several probes.
     """
 
     answers: tuple[Measure, ...]
     locality: tuple[Measure, ...]
+    combined: tuple[Combined, ...] = ()
+    unwanted: tuple[Measure, ...] = ()
 
     def of(self, probe: Probe) -> tuple[Measure, ...]:
         """Return the columns of one probe."""
-        return self.locality if probe.is_locality else self.answers
+        if probe.is_unwanted:
+            return self.unwanted
+        measures = self.locality if probe.is_locality else self.answers
+        return tuple(measure.limited_to(probe.among) for measure in measures)
 
 
 def _locality(name: str) -> Callable[[ProbeRecord], float | None]:
@@ -178,12 +165,27 @@ _TO_TARGET = (
     _generated("CLIP", "clip_score", "CLIPScore of image and answer", percent=False, format=".3f"),
 )
 _SAME = _generated("same", "unchanged", _UNCHANGED, all_or_nothing=True)
+_LEAKED = "share of answers that contain the edit's target where the base model's does not"
+_LEAK = _generated("leak", "leak", _LEAKED, all_or_nothing=True, better="lower")
+
+
+def _lower(measures: Sequence[Measure]) -> tuple[Measure, ...]:
+    """Return the measures for a target that the edited model should no longer give."""
+    return tuple(replace(measure, better="lower") for measure in measures)
+
 
 COLUMN_SETS: Mapping[str, ColumnSet] = MappingProxyType(
     {
-        "default": ColumnSet((TOKEN_ACCURACY, EXACT_MATCH), (TOP1_ANSWER, EXACT_ANSWER)),
-        "generation": ColumnSet((*_TO_TARGET, *_FREE), (_SAME, *_FREE)),
-        "locality": ColumnSet((), _LOCALITY),
+        "default": ColumnSet(
+            (TOKEN_ACCURACY, EXACT_MATCH),
+            (TOP1_ANSWER, EXACT_ANSWER),
+            (SPECIFICITY_OURS,),
+            _lower((TOKEN_ACCURACY, EXACT_MATCH)),
+        ),
+        "generation": ColumnSet(
+            (*_TO_TARGET, *_FREE), (_SAME, _LEAK, *_FREE), unwanted=_lower(_TO_TARGET[:2])
+        ),
+        "locality": ColumnSet((), _LOCALITY, SPECIFICITY_PUBLISHED),
     }
 )
 
@@ -259,10 +261,15 @@ def cost_of(column: Column) -> CostColumn | None:
     return next((cost for cost in COSTS if cost.column == column), None)
 
 
+COMBINED = tuple(one for columns in COLUMN_SETS.values() for one in columns.combined)
+"""All columns of several probes."""
+
+
 def measure_of(heading: str, name: str) -> Measure | None:
     """Return the measure of a table's column, None for costs and n."""
+    combined = (one.measure for one in COMBINED if one.heading == heading)
     probe = next((probe for probe in Probe if probe.heading == heading), None)
     if probe is None:
-        return None
+        return next((measure for measure in combined if measure.name == name), None)
     shown = (measure for columns in COLUMN_SETS.values() for measure in columns.of(probe))
     return next(measure for measure in shown if measure.name == name)

@@ -157,11 +157,13 @@ def _difference(
 
 
 def _disagreements(ours: Sequence[Record], theirs: Sequence[Record]) -> Iterator[Disagreement]:
-    """Compare the answers to the questions that both are asked; NaN outputs are no answers."""
+    """Compare the answers to the questions that both are asked and that have a right answer; NaN
+    outputs are no answers.
+    """
     other = _questions(theirs)
     for (probe, content), a in _questions(ours).items():
         b = other.get((probe, content))
-        if b is None or not (a.is_finite and b.is_finite):
+        if b is None or probe.is_unwanted or not (a.is_finite and b.is_finite):
             continue
         if (right := _exact(a)) != _exact(b):
             expected = (a.generated_pre if probe.is_locality else a.target) or a.target

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pandas
 import yaml
@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from mmedit.cases import Probe
 from mmedit.errors import DataError, UnknownNameError
-from mmedit.report.columns import Measure, measure_of
+from mmedit.report.columns import COMBINED, Measure, measure_of
 from mmedit.report.intervals import Summary
 from mmedit.report.runs import Origin
 from mmedit.report.scores import is_base
@@ -48,7 +48,7 @@ class Published(Settings):
     notes: tuple[str, ...] = ()
     protocol: dict[str, PaperProtocol] = Field(default_factory=dict)
     """By model: what the paper used."""
-    metrics: dict[Probe, str]
+    metrics: dict[Probe | Literal["specificity"], str]
     models: Names
     datasets: Names
     methods: Names = Field(default_factory=dict)
@@ -220,7 +220,7 @@ def _beside(
     table: pandas.DataFrame, editor: str, published: Published, values: tuple[float | None, ...]
 ) -> list[Beside]:
     by_split = {
-        probe.heading: (value, metric)
+        _heading(probe): (value, metric)
         for (probe, metric), value in zip(published.metrics.items(), values, strict=True)
     }
     found: list[Beside] = []
@@ -231,6 +231,13 @@ def _beside(
         if measure is not None and measured and value is not None:
             found.append(Beside(editor, column[0], measure, cell, value, metric))
     return found
+
+
+def _heading(name: Probe | str) -> str:
+    """Return the heading of a probe, or of a column of several."""
+    if isinstance(name, Probe):
+        return name.heading
+    return next(combined.heading for combined in COMBINED if combined.title == name)
 
 
 def _named(names: Names, name: str, kind: str, *, chosen: bool) -> str | None:

@@ -22,8 +22,8 @@ from scipy.sparse.csgraph import connected_components
 from mmedit.cases import Probe
 from mmedit.errors import DataError
 from mmedit.records.schema import BASE, Content, Key, ProbeRecord, Record
-from mmedit.report.columns import Measure
 from mmedit.report.intervals import Summary, summarise, summarise_share
+from mmedit.report.measures import Combined, Measure, Score
 
 
 def is_base(label: str) -> bool:
@@ -151,11 +151,13 @@ def edit_scores(records: Sequence[Record], probe: Probe, measure: Measure) -> Ed
 
 
 def scores_of(asked: Asked, measure: Measure) -> EditScores | None:
-    """Return the values of one column of a probe.
+    """Return the values of one column of a probe; an edit none of whose examples count
+    (`Measure.counts`) has none.
 
     None if no edit has this probe, or if the measure is optional and no edit has the score. Raises
     DataError if some edits lack the score, or all and the measure is not optional.
     """
+    asked = _counting(asked, measure)
     probe, records = asked.probe, asked.records
     values = [_mean_score(record.probes[probe], measure) for record in records]
     missing = [record for record, value in zip(records, values, strict=True) if value is None]
@@ -167,22 +169,69 @@ def scores_of(asked: Asked, measure: Measure) -> EditScores | None:
             f"{missing[0].probes[probe][0].prompt!r} has no {measure.metric}, as {len(missing)} of "
             f"{len(records)} edits; measure these edits again"
         )
+    return _finite_scores(asked, measure, values)
+
+
+def combined_scores(asked: Mapping[Probe, Asked], combined: Combined) -> EditScores | None:
+    """Return the values of a column of several probes, of the edits that have all of them.
+
+    A value is the mean over the probes; the score of a probe is the mean over its examples. None
+    if no edit has all probes with their scores.
+    """
+    probes = [probe for probe, _ in combined.parts]
+    records, edits, values = list[Record](), list[AskedEdit](), list[float]()
+    for record in asked[probes[0]].records:
+        found = [_mean(record.probes.get(probe, ()), score) for probe, score in combined.parts]
+        known = [score for score in found if score is not None]
+        if len(known) == len(found):
+            examples = [example for probe in probes for example in record.probes[probe]]
+            records.append(record)
+            edits.append(AskedEdit(record.content, tuple(one.content for one in examples)))
+            values.append(fmean(known) if all(one.is_finite for one in examples) else nan)
+    if not records:
+        return None
+    finite = np.isfinite(values)
+    together = Asked(probes[0], tuple(records), tuple(edits), clusters_of(tuple(edits)), finite)
+    return _finite_scores(together, combined.measure, values)
+
+
+def _counting(asked: Asked, measure: Measure) -> Asked:
+    """Return the edits of which at least one example counts."""
+    if measure.among is None:
+        return asked
+    rows = [
+        row
+        for row, record in enumerate(asked.records)
+        if any(map(measure.counts, record.probes[asked.probe]))
+    ]
+    edits = tuple(asked.edits[row] for row in rows)
+    records = tuple(asked.records[row] for row in rows)
+    return Asked(asked.probe, records, edits, clusters_of(edits), asked.finite[rows])
+
+
+def _finite_scores(asked: Asked, measure: Measure, values: Sequence[float | None]) -> EditScores:
+    """Return the values of edits with finite output, and the keys of the others."""
     array = np.array(values, dtype=np.float64)
     finite = np.isfinite(array) & asked.finite
     if finite.all():
         return EditScores(measure, asked.edits, asked.clusters, array)
     edits = tuple(edit for edit, known in zip(asked.edits, finite, strict=True) if known)
-    failed = tuple(record.key for record, known in zip(records, finite, strict=True) if not known)
+    records = zip(asked.records, finite, strict=True)
+    failed = tuple(record.key for record, known in records if not known)
     return EditScores(measure, edits, clusters_of(edits), array[finite], failed)
 
 
 def _mean_score(examples: Sequence[ProbeRecord], measure: Measure) -> float | None:
-    """Return the mean score of the examples, None if one was not measured."""
-    if len(examples) == 1:
-        return measure.of(examples[0])
-    values = [measure.of(example) for example in examples]
+    """Return the mean score of the examples that count, None if one was not measured."""
+    return _mean([example for example in examples if measure.counts(example)], measure.of)
+
+
+def _mean(examples: Sequence[ProbeRecord], score: Score) -> float | None:
+    values = [score(example) for example in examples]
+    if len(values) == 1:
+        return values[0]
     known = [value for value in values if value is not None]
-    return fmean(known) if len(known) == len(values) else None
+    return fmean(known) if known and len(known) == len(values) else None
 
 
 @lru_cache(maxsize=len(Probe))  # the methods of a table ask the same, one after another

@@ -24,6 +24,7 @@ from mmedit.report.scores import (
     EditScores,
     asked_edits,
     by_editor,
+    combined_scores,
     failures,
     is_base,
     pair,
@@ -107,6 +108,11 @@ def _scores(
             scores = {editor: scores_of(found[probe], measure) for editor, found in asked.items()}
             if any(found is not None for found in scores.values()):
                 table[probe.heading, measure.name] = scores
+    for combined in COLUMN_SETS[columns].combined:
+        probes = [probe for probe, _ in combined.parts]
+        scores = {e: combined_scores(asked_edits(r, probes), combined) for e, r in rows.items()}
+        if any(found is not None for found in scores.values()):
+            table[combined.heading, combined.measure.name] = scores
     if not table:
         raise DataError(
             f"the records have none of the scores of --columns {columns}; measure the edits again "
@@ -159,7 +165,7 @@ def _cells(scores: Mapping[str, EditScores | None]) -> list[Score | None]:
     ]
 
 
-_AGAINST_BASE = ("locality/", "generation/unchanged")
+_AGAINST_BASE = ("locality/", "generation/unchanged", "generation/leak")
 """Beginnings of the metric classes that compare an edited model with the base model."""
 
 

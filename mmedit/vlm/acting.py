@@ -8,7 +8,7 @@ delta. Half precision would round the edit away, so there the hook remains.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 from weakref import WeakKeyDictionary, ref
@@ -43,16 +43,25 @@ _FOLDED: WeakKeyDictionary[Dense, Folded] = WeakKeyDictionary()
 
 
 @contextmanager
-def added(network: nn.Module, deltas: Mapping[str, Delta], rows: int) -> Iterator[None]:
-    """Add the delta of every named Linear to its output while the context lasts.
+def added(
+    network: nn.Module, deltas: Mapping[str, Delta], rows: int, *, layers: Sequence[str] = ()
+) -> Iterator[None]:
+    """Add the delta of every named Linear, or of one of the decoder `layers`, to its output while
+    the context lasts.
 
     `rows` is the batch size of the call. It must be given, because OPT flattens (rows, tokens) to
     one axis before fc1 and fc2. Raises SiteError if a delta does not fit.
     """
     with ExitStack() as until:
         for site, delta in deltas.items():
+            _require_rows(delta, rows)
+            if site in layers:
+                module = network.get_submodule(site)
+                hook = module.register_forward_hook(_adder(delta, rows, to_layer=True))
+                until.callback(hook.remove)
+                continue
             linear = linear_at(network, site)
-            _require_fits(site, delta, linear, rows)
+            _require_fits(site, delta, linear)
             own, others = _own_and_others(delta)
             for part in others:
                 until.enter_context(_added_beside(network, site, part, rows))
@@ -168,23 +177,40 @@ def _reading(linear: nn.Linear, weight: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda x: F.linear(x, weight, linear.bias)
 
 
-def _adder(delta: Delta, rows: int):
+def _adder(delta: Delta, rows: int, *, to_layer: bool = False):
+    """Return a hook that adds Δ(x), where x is the input of a Linear or the output of a layer."""
+    of_call = [delta, _without_prompt_parts(delta)]  # for the first forward, and for those after it
+
     def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        x = inputs[0]
-        together = 1 if delta.edits is None else rows  # rows of one edit may be ragged
-        change = delta(x.reshape(together, -1, x.shape[-1])).reshape(output.shape)
+        acting = of_call.pop(0) if len(of_call) > 1 else of_call[0]
+        if acting is None:
+            return output
+        x = output if to_layer else inputs[0]
+        together = 1 if acting.edits is None else rows  # rows of one edit may be ragged
+        change = acting(x.reshape(together, -1, x.shape[-1])).reshape(output.shape)
         return (output + change.to(output.device)).to(output.dtype)
 
     return add
 
 
-def _require_fits(site: str, delta: Delta, linear: nn.Linear, rows: int) -> None:
+def _without_prompt_parts(delta: Delta) -> Delta | None:
+    """Return what acts in every forward of a call."""
+    if not isinstance(delta, Sum):
+        return None if delta.of_prompt else delta
+    parts = tuple(part for part in delta.parts if not part.of_prompt)
+    return Sum(parts) if len(parts) > 1 else next(iter(parts), None)
+
+
+def _require_rows(delta: Delta, rows: int) -> None:
     if delta.edits is not None and delta.edits != rows:
         raise SiteError(
             f"{delta.edits} separate edits cannot answer {rows} rows: row i is answered "
             "under edit i. "
             "Use select(rows) to say which edit answers which row."
         )
+
+
+def _require_fits(site: str, delta: Delta, linear: nn.Linear) -> None:
     if delta.shape != (linear.out_features, linear.in_features):
         raise SiteError(
             f"the delta for {site} is {delta.shape}, the weight there "

@@ -26,6 +26,8 @@ from mmedit.vlm.identity import Identity
 
 MERGED, NAMELESS, STACK = "merged", "deltas", "stack"
 """Names of edits that no editor made."""
+LATEST = "latest."
+"""Beginning of the names of kept tensors of which later edits need the newest alone."""
 
 
 class Change(ABC):
@@ -73,7 +75,9 @@ class DeltaChange(Change):
     ) -> None:
         self._deltas = dict(deltas)
         self.kept = dict(kept or {})
-        """Rows that later edits of the method must know (AlphaEdit: the keys of this edit)."""
+        """Tensors that later edits of the method must know, by name: rows (AlphaEdit: the keys of
+        this edit), or a state that replaces the one before (LoRA: the adapter; `LATEST`).
+        """
 
     @classmethod
     def of_tensors(cls, path: Path, tensors: Mapping[str, Tensor]) -> DeltaChange:
@@ -99,7 +103,7 @@ class DeltaChange(Change):
 
 
 def kept_of(edits: Sequence[Edit], name: str) -> list[Tensor]:
-    """Return the rows of this name that edits of weights keep for later ones, the oldest first."""
+    """Return the tensors of this name that edits of weights keep for later ones, oldest first."""
     changes = [part.change for edit in edits for part in edit.parts]
     return [c.kept[name] for c in changes if isinstance(c, DeltaChange) and name in c.kept]
 
@@ -284,11 +288,14 @@ def merged(edits: Sequence[Edit], deltas: Mapping[str, Delta]) -> tuple[Edit, ..
 
 
 def all_kept(edits: Sequence[Edit]) -> dict[str, Tensor]:
-    """Return the rows that edits keep for later ones, joined by name."""
+    """Return what edits keep for later ones by name: rows joined, of a state the newest."""
     changes = [edit.change for edit in edits if isinstance(edit.change, DeltaChange)]
     names = dict.fromkeys(name for change in changes for name in change.kept)
     found = {name: kept_of(edits, name) for name in names}
-    return {name: torch.cat([r.to(rows[0]) for r in rows]) for name, rows in found.items()}
+    return {
+        name: rows[-1] if name.startswith(LATEST) else torch.cat([r.to(rows[0]) for r in rows])
+        for name, rows in found.items()
+    }
 
 
 def with_own_name(edits: Sequence[Edit], edit: Edit) -> tuple[Edit, ...]:

@@ -145,9 +145,18 @@ class VLM(ABC):
         "fc1" of OPT, "mlp.up_proj" of Llama and Qwen. Neurons beside a block read there.
         """
 
+    @property
+    @abstractmethod
+    def layer_sites(self) -> tuple[str, ...]:
+        """The names of the decoder layers, in order. A delta there adds to the hidden states that
+        the layer gives, and reads them.
+        """
+
     @abstractmethod
     def shape(self, site: str) -> tuple[int, int]:
-        """Return (out, in) of the weight at a site. Raises SiteError with the nearest name."""
+        """Return (out, in) of the weight at a site; of a decoder layer, its width twice. Raises
+        SiteError with the nearest name.
+        """
 
     @abstractmethod
     def weight(self, site: str) -> Float[Tensor, "*edits out in"]:

@@ -188,7 +188,14 @@ class NetworkVLM(VLM):
     def sites(self, where: Stage) -> tuple[str, ...]:
         return self._sites.get(where) or self.adapter.sites(where)
 
+    @property
+    def layer_sites(self) -> tuple[str, ...]:
+        return self.adapter.layer_sites
+
     def shape(self, site: str) -> tuple[int, int]:
+        if site in self.layer_sites:
+            width = self._frozen.hidden
+            return width, width
         linear = linear_at(self.adapter.network, site)
         return linear.out_features, linear.in_features
 

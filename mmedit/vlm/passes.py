@@ -186,7 +186,10 @@ class Pass:
             _require_rows(deltas, self.batch)
             deltas = {site: delta.select(rows) for site, delta in deltas.items()}
         with ExitStack() as entered:
-            entered.enter_context(added(self.adapter.network, deltas, rows=len(rows)))
+            layers = self.adapter.layer_sites if stage == "language" else ()
+            entered.enter_context(
+                added(self.adapter.network, deltas, rows=len(rows), layers=layers)
+            )
             if self.recorder:
                 sites = self._recorded_in(stage)
                 entered.enter_context(self.recorder.listening(self.adapter.network, sites))

@@ -55,6 +55,10 @@ class WrappedVLM(VLM):
     def ffn_inputs(self) -> tuple[str, ...]:
         return self.inner.ffn_inputs
 
+    @property
+    def layer_sites(self) -> tuple[str, ...]:
+        return self.inner.layer_sites
+
     def observe(
         self, examples: Sequence[Example], sites: Sequence[str], *, after: Sequence[int] = ()
     ) -> Observed:

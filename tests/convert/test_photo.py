@@ -202,7 +202,7 @@ def test_the_named_sites_are_linear_weights_of_the_network_in_its_full_size():
     with torch.device("meta"):
         network = photo.build_network(config, 4)
     linears = {n for n, module in network.named_modules() if isinstance(module, torch.nn.Linear)}
-    sites = named_vlms()["photo"].expanded_sites()
+    sites = named_vlms()["photo"].sites
     assert (len(sites["language"]), len(sites["bridge"])) == (6, 2)
     assert linears.issuperset((*sites["language"], *sites["bridge"]))
     assert not any("vision_tower" in name for name in linears)

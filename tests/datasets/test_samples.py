@@ -25,6 +25,10 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
         {"root": FOLDER / "vlkeb", "portability": kind} for kind in ("none", "onehop", "multihop")
     ],
     "mmke": [{"root": FOLDER / "mmke", "knowledge": kind} for kind in ("entity", "visual", "user")],
+    "comprehendedit": [{"root": FOLDER / "comprehendedit", "neighbours": n} for n in (2, 0)],
+    "fgvedit": [{"root": FOLDER / "fgvedit"}],
+    "cckeb": [{"root": FOLDER / "cckeb"}],
+    "adsedit": [{"root": FOLDER / "adsedit"}],
     "grocery": [
         {"root": FOLDER / "grocery", "task": task} for task in ("object", "photo", "caption")
     ],

@@ -19,7 +19,6 @@ from mmedit.editors.closed_form.contexts import (
 )
 from mmedit.editors.closed_form.keys import joined, read_keys
 from mmedit.editors.closed_form.positions import require_positions, spots
-from mmedit.editors.closed_form.shifts import Shift
 from mmedit.editors.closed_form.values import (
     OtherImage,
     ValueConfig,
@@ -27,6 +26,7 @@ from mmedit.editors.closed_form.values import (
     find_values,
     kl_questions,
 )
+from mmedit.editors.shifts import Shift
 from mmedit.errors import EditError, SiteError
 from mmedit.images import image_key
 from mmedit.vlm.network import NetworkVLM

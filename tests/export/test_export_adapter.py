@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 from exports import LOCALITY, REQUEST
+from safetensors.torch import load_file
 from torch import nn
 
 from mmedit.deltas import Delta, Dense, LowRank
@@ -20,6 +21,7 @@ from mmedit.errors import ConfigError, EditError, LostEditError, ModelError
 from mmedit.export import adapter as adapter_module
 from mmedit.export.adapter import AdapterForm, export_peft
 from mmedit.export.low_rank import factors_of
+from mmedit.methods.lora import LoRA, LoRAConfig
 from mmedit.vlm.interface import VLM
 from mmedit.vlm.loading import load_vlm
 from mmedit.vlm.network import NetworkVLM
@@ -72,6 +74,21 @@ def test_peft_gives_the_logits_of_a_low_rank_edit(family: str, stage: Any, tmp_p
     assert (logits(found) - logits(edited)).abs().max() < 1e-5
     assert (logits(found) - before).abs().max() > 0.1
     assert found.generate(ASKED, max_new_tokens=6) == edited.generate(ASKED, max_new_tokens=6)
+
+
+def test_an_edit_by_lora_is_written_as_it_is(tiny_vlm: NetworkVLM, tmp_path: Path):
+    edited = LoRA(LoRAConfig(rank=2, lr=1e-2, steps=5)).apply(tiny_vlm, [REQUEST])
+    export = export_peft(lambda: edited, tmp_path / "out", LOCALITY)
+
+    assert (export.stored["rank"], export.stored["truncation"]) == (2, 0.0)
+    assert export.checks[0].largest_logit_difference < 1e-5
+    written = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert edited.edits[0].deltas is not None
+    for site, delta in edited.edits[0].deltas.items():
+        u, v = (delta.tensors()[name] for name in ("u", "v"))
+        assert torch.equal(written[f"base_model.model.{site}.lora_A.weight"], v)
+        assert torch.equal(written[f"base_model.model.{site}.lora_B.weight"], u.mT)
+    assert len(written) == 2 * len(edited.edits[0].deltas)
 
 
 def test_the_base_model_in_memory_stays_as_it_was(tiny_vlm: NetworkVLM, tmp_path: Path):

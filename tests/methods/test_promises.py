@@ -9,6 +9,7 @@ import torch
 from tiny_sentences import saved_encoder
 
 from mmedit.adapters.weights import weights_hash
+from mmedit.bench.protocol import evaluate
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.datasets.easyvqa import cases as easyvqa
 from mmedit.editors.base import Editor
@@ -19,10 +20,13 @@ from mmedit.errors import EditError, SiteError
 from mmedit.methods import EDITORS
 from mmedit.methods.alphaedit import AlphaEdit, AlphaEditConfig
 from mmedit.methods.ft import FT, FTConfig
+from mmedit.methods.grace import GRACE, GRACEConfig
 from mmedit.methods.ike import IKE, IKEConfig
 from mmedit.methods.ke import KE, KEConfig
+from mmedit.methods.lora import LoRA, LoRAConfig
 from mmedit.methods.memit import MEMIT, MEMITConfig
 from mmedit.methods.mend import MEND, MENDConfig
+from mmedit.methods.more import MORE, MOREConfig
 from mmedit.methods.rome import ROME, ROMEConfig
 from mmedit.methods.serac import SERAC, SERACConfig
 from mmedit.methods.tpatcher import TPatcher, TPatcherConfig
@@ -40,6 +44,8 @@ EDITORS_UNDER_TEST: dict[str, Callable[[], Editor]] = {
     "ft-l": lambda: FT(FTConfig(sites=LAST, lr=1e-3, steps=5, objective="prompt_last")),
     "ft-bridge": lambda: FT(FTConfig(where="bridge", lr=2e-3, steps=5)),
     "ft-vision": lambda: FT(FTConfig(where="vision", lr=2e-3, steps=5)),
+    "lora": lambda: LoRA(LoRAConfig(sites=LAST, rank=4, lr=3e-3, steps=6)),
+    "lora-shared": lambda: LoRA(LoRAConfig(sites=LAST, rank=4, lr=3e-3, steps=6, shared=True)),
     "ike": lambda: IKE(IKEConfig(k=2)),
     "ike-minilm": lambda: IKE(IKEConfig(k=2, retrieval="text", sentence_encoder=saved_encoder())),
     "ike-no-demonstrations": lambda: IKE(IKEConfig(k=0)),
@@ -58,6 +64,11 @@ EDITORS_UNDER_TEST: dict[str, Callable[[], Editor]] = {
     "ultraedit": lambda: UltraEdit(UltraEditConfig(sites=LAST, lr=3e-4)),
     "tpatcher": lambda: TPatcher(
         TPatcherConfig(steps=15, memory=500, m_largest=(50, 50), m_weight=0.1)
+    ),
+    "grace": lambda: GRACE(GRACEConfig(layer=2, steps=8)),
+    "more": lambda: MORE(MOREConfig(sites=LAST, rank=14, alpha=28, lr=0.1, steps=3)),
+    "scopeedit": lambda: MORE(
+        MOREConfig(sites=LAST, rank=10, shared_rank=4, alpha=28, steps=3, locality_keys=20)
     ),
     "serac-minilm": lambda: SERAC(small_serac(scope="text", sentence_encoder=saved_encoder())),
 }  # fmt: skip
@@ -320,3 +331,12 @@ def test_reliability_of_the_request_rises(editor, vlm, requests_):
 def nll(vlm: VLM, examples: list[Example]) -> torch.Tensor:
     predictions = vlm.predict(examples)
     return answer_nll(predictions.logits, predictions.target, predictions.is_answer)
+
+
+def test_what_a_case_is_probed_with_changes_no_edit(editor, vlm, cases):
+    case, other = cases[:2]
+    local = {probe: asked for probe, asked in other.probes.items() if probe.is_locality}
+    probed = EditCase(id=case.id, request=case.request, probes=local)
+    bare = EditCase(id=case.id, request=case.request)
+    [first], [second] = (list(evaluate(vlm, editor, [one], name="x")) for one in (bare, probed))
+    assert first.probes[Probe.RELIABILITY] == second.probes[Probe.RELIABILITY]

@@ -22,25 +22,29 @@ TOGETHER = (("loc", "loc_ans"), ("m_loc", "m_loc_q", "m_loc_a"))
 """Groups of keys: a record has all keys of a group, or none."""
 
 
-class _Record(BaseModel):
+class Keys(BaseModel):
+    """Keys of a record, or of a part of it."""
+
     # other keys are ignored, not refused: the released files have some of their own
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, populate_by_name=True)
 
 
-class QuestionAnswer(_Record):
+class QuestionAnswer(Keys):
     """One question of VLKEB's multi-hop portability."""
 
     question: str = Field(alias="Question")
     answer: str = Field(alias="Answer")
 
 
-class Hop(_Record):
+class Hop(Keys):
     """One portability question, in either of VLKEB's forms."""
 
     port_type: str | None = None
     asked: QuestionAnswer | None = Field(default=None, alias="Q&A")
     port_q: str | None = None
     port_a: str | None = None
+    port_edit_q: str | None = None
+    """The same question without the image, about the new entity by its name."""
 
     @property
     def question_and_answer(self) -> tuple[str, str] | None:
@@ -52,7 +56,7 @@ class Hop(_Record):
         return None
 
 
-class Annotation(_Record):
+class Annotation(Keys):
     """One record. Two keys are of mmedit alone: `answers`, more answers that count as right, and
     `subject`, what the question is about, as it stands in `src`.
     """
@@ -77,9 +81,20 @@ class Annotation(_Record):
         subject = self.subject or ""
         return subject if subject.lower() in text.lower() else ""
 
+    @classmethod
+    def written(cls, field: str) -> str:
+        """Return the key that the files have for a field."""
+        found = cls.model_fields.get(field)
+        return (found and found.alias) or field
+
+    @property
+    def unused(self) -> str:
+        """Reason why no case is made of the record, whose keys are sound; "" mostly."""
+        return ""
+
     @property
     def images(self) -> dict[str, str | None]:
-        """The names of its images, by key."""
+        """The names of its images, by field."""
         return {
             "image": self.image,
             "image_rephrase": self.image_rephrase,
@@ -156,11 +171,11 @@ def _check(annotation: Annotation, file: Path, row: int, required: Sequence[str]
     there = {key for key, value in annotation if value is not None}
     for key in required:
         if key not in there:
-            raise DataError(f"{file}, row {row}: {key} is missing")
+            raise DataError(f"{file}, row {row}: {annotation.written(key)} is missing")
     for keys in TOGETHER:
-        found = [key for key in keys if key in there]
+        found = [annotation.written(key) for key in keys if key in there]
         if found and len(found) < len(keys):
-            lacking = [key for key in keys if key not in there]
+            lacking = [annotation.written(key) for key in keys if key not in there]
             raise DataError(
                 f"{file}, row {row}: {', '.join(lacking)} is missing beside {', '.join(found)}"
             )
@@ -174,7 +189,7 @@ def _check(annotation: Annotation, file: Path, row: int, required: Sequence[str]
             f"{file}, row {row}: subject: {shortened(annotation.subject)} does not stand in src, "
             f"{shortened(annotation.src)}; copy it from there, or leave the key out"
         )
-    for key, text in texts(annotation.model_dump()):
+    for key, text in texts(annotation.model_dump(by_alias=True)):
         if fault := broken_text(text):
             raise DataError(
                 f"{file}, row {row}: {key}: {shortened(text)} {fault}; write the whole character"

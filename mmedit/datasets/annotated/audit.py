@@ -10,7 +10,8 @@ from pathlib import Path
 
 from mmedit.datasets.annotated.annotations import Annotation, texts
 from mmedit.datasets.annotated.cases import Source
-from mmedit.datasets.annotated.releases import RELEASES, ReleaseSettings
+from mmedit.datasets.annotated.files import RELEASES
+from mmedit.datasets.annotated.releases import ReleaseSettings
 from mmedit.errors import DataError, shortened
 from mmedit.images import corrupt_images
 from mmedit.progress import Progress

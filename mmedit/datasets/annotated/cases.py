@@ -7,6 +7,8 @@ with an empty field is left out, as in the reference code. Prompts are verbatim 
 from __future__ import annotations
 
 import os
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,8 @@ from mmedit.storage import inside
 OnMissing = Literal["error", "skip"]
 CaseMaker = Callable[["Source", int, Annotation], EditCase]
 
+MMEDIT = "Question: {} Short answer:"
+"""MMEdit's template of visual questions."""
 PROBES = ("rephrase", "image_rephrase", "loc", "m_loc")
 """Keys of a record of the published benchmarks beside the request."""
 ALLOW = "If the image may be there, name its folder too: --set 'dataset.images=[DIR1, DIR2]'."
@@ -53,6 +57,8 @@ class Source:
     """The keys of a record."""
     case: CaseMaker | None = None
     """Makes a case of a record; None stands for `usual_case`."""
+    binding: bool = False
+    """Whether cases have the probes of binding."""
 
     def read(self) -> Sequence[Annotation]:
         """Return all records. Raises DataError."""
@@ -61,9 +67,10 @@ class Source:
         )
 
     def image(self, row: int, record: Annotation, key: str) -> Path:
-        """Return the path of the image under a key of a record. Raises DataError."""
+        """Return the path of the image in a field of a record. Raises DataError."""
         roots = self.rephrase_images if key == "image_rephrase" else self.images
-        return inside(roots, record.images[key] or "", f"{self.file}, row {row}, {key}", ALLOW)
+        where = f"{self.file}, row {row}, {record.written(key)}"
+        return inside(roots, record.images[key] or "", where, ALLOW)
 
 
 @dataclass(frozen=True)
@@ -82,11 +89,14 @@ class _Row:
 def load(
     source: Source, *, on_missing_image: OnMissing, limit: int | None, progress: Progress
 ) -> Cases:
-    """Return the first `limit` records as cases, in the file's order. Raises DataError."""
-    records, rows = source.read()[:limit], list[_Row]()
-    for number, record in enumerate(records):
+    """Return the first `limit` records that are used as cases, in the file's order. Raises
+    DataError.
+    """
+    found, rows = source.read(), list[_Row]()
+    records = [(row, record) for row, record in enumerate(found) if not record.unused][:limit]
+    for number, record in records:
         rows.append(_row(source, number, record))
-        progress("reading cases", number + 1, len(records), "")
+        progress("reading cases", len(rows), len(records), "")
     missing = [(path, row.number) for row in rows for path in row.missing]
     if missing and on_missing_image == "error":
         path, number = missing[0]
@@ -99,9 +109,10 @@ def load(
             "records that lack an image: --set dataset.on_missing_image=skip."
         )
     cases = tuple(row.case for row in rows if row.case is not None)
-    if rows and not cases:
-        raise DataError(_nothing_left(source, rows))
-    return Cases(cases, _left_out(rows))
+    unused = Counter(record.unused for record in found if record.unused)
+    if not cases and (rows or (unused and limit != 0)):
+        raise DataError(_nothing_left(source, rows, unused))
+    return Cases(cases, {**_left_out(rows), **unused})
 
 
 def _row(source: Source, number: int, record: Annotation) -> _Row:
@@ -149,7 +160,31 @@ def usual_case(source: Source, row: int, record: Annotation) -> EditCase:
             for qa in hops
             if qa is not None
         )
+        if source.binding:
+            probes[Probe.NEW_BINDING] = probes[Probe.PORTABILITY]
+            probes[Probe.OLD_ENTITY] = _about_old_entity(record)
     return EditCase(id=f"{source.name}-{row}", request=asked(prompt)[0], probes=probes)
+
+
+def _about_old_entity(record: Annotation) -> tuple[Example, ...]:
+    """Return the questions about the new entity by its name, with the name of the old one in place
+    of it: their answers must not become those about the new one. The old entity's own answers are
+    not in the records.
+    """
+    old, new = (record.pred or "").replace("_", " ").strip(), re.escape(record.alt.strip())
+    if not old:
+        return ()
+    asked = [(hop.port_edit_q, hop.port_a) for hop in record.port_new]
+    changed = [
+        (re.sub(new, lambda _: old, question, flags=re.IGNORECASE), question, answer)
+        for question, answer in asked
+        if question is not None and answer is not None
+    ]
+    return tuple(
+        Example(prompt=prompt, target=answer.strip())
+        for prompt, question, answer in changed
+        if prompt != question
+    )
 
 
 def _locality(source: Source, row: int, record: Annotation) -> Mapping[Probe, tuple[Example, ...]]:
@@ -168,12 +203,13 @@ def _locality(source: Source, row: int, record: Annotation) -> Mapping[Probe, tu
 
 
 def _images(case: EditCase) -> list[Path]:
-    examples = [example for asked in case.probes.values() for example in asked]
+    examples = [*case.requests, *(example for asked in case.probes.values() for example in asked)]
     return list(dict.fromkeys(e.image for e in examples if isinstance(e.image, Path)))
 
 
-def _nothing_left(source: Source, rows: Sequence[_Row]) -> str:
-    reasons = ", ".join(f"{why}: {number:,}" for why, number in _left_out(rows).items())
+def _nothing_left(source: Source, rows: Sequence[_Row], unused: Mapping[str, int]) -> str:
+    counts = {**_left_out(rows), **unused}
+    reasons = ", ".join(f"{why}: {number:,}" for why, number in counts.items())
     said = [f"{source.name}: no record is left ({reasons})."]
     empty = [f"row {row.number}: {', '.join(row.empty)}" for row in rows if row.empty]
     if empty:

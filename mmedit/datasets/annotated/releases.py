@@ -1,97 +1,29 @@
 """The datasets that are read from annotation files: E-VQA and E-IC (MMEdit, Cheng et al. 2023),
-VLKEB (Huang et al. 2024), MMKE-Bench (Du et al. 2025), and your own file in MMEdit's keys
-(docs/datasets.md).
+VLKEB (Huang et al. 2024), MMKE-Bench (Du et al. 2025), ComprehendEdit, FGVEdit, CCKEB, ADS-Edit
+(their modules), and your own file in MMEdit's keys (docs/datasets.md).
 """
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from mmedit.cases import Cases, Split
-from mmedit.datasets.annotated.annotations import Annotation
-from mmedit.datasets.annotated.cases import CaseMaker, OnMissing, Source, load
-from mmedit.datasets.annotated.mmke import KNOWLEDGE, MMKERecord, mmke_case
+from mmedit.datasets.annotated.cases import MMEDIT, OnMissing, Source, load
+from mmedit.datasets.annotated.comprehendedit import Neighbours
+from mmedit.datasets.annotated.files import RELEASES
+from mmedit.datasets.annotated.mmke import KNOWLEDGE
 from mmedit.datasets.base import DatasetSettings, Folders, existing_folder, one_of
 from mmedit.datasets.fetch.origins import how_to_get
 from mmedit.errors import DataError
 from mmedit.progress import Progress
 
-MMEDIT = "Question: {} Short answer:"
-"""MMEdit's template of visual questions."""
 PORTABILITY = ("none", "onehop", "multihop")
-
-
-@dataclass(frozen=True)
-class ReleasedFile:
-    """One annotation file of a release."""
-
-    cases: str
-    """The beginning of its cases' ids."""
-    places: tuple[str, ...]
-    """Places under the dataset's folder where it may be; the first place is the usual one."""
-    published: int | None = None
-    """Number of records in the paper."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Release:
-    """A published dataset: its files, by split or by split and kind, and what is in them."""
-
-    files: Mapping[str, ReleasedFile]
-    images: str
-    """The image folder under the dataset's folder."""
-    form: type[Annotation] = Annotation
-    """The keys of a record."""
-    case: CaseMaker | None = None
-    """Makes a case of a record; None stands for the usual one."""
-
-
-RELEASES: dict[str, Release] = {
-    "evqa": Release(
-        files={
-            "train": ReleasedFile("evqa-train", ("vqa/vqa_train.json",), 6346),
-            "test": ReleasedFile("evqa-test", ("vqa/vqa_eval.json",), 2093),
-        },
-        images="images",
-    ),
-    "eic": Release(
-        files={
-            "train": ReleasedFile("eic-train", ("caption/caption_train_edit.json",), 2849),
-            "test": ReleasedFile("eic-test", ("caption/caption_eval_edit.json",), 1000),
-        },
-        images="images",
-    ),
-    "vlkeb": Release(
-        files={
-            "train": ReleasedFile("vlkeb-train", ("train.json",), 5000),
-            "test": ReleasedFile("vlkeb-test", ("eval.json",), 3174),
-            "test-onehop": ReleasedFile("vlkeb-test", ("eval_edit_onehop.json",)),
-            "test-multihop": ReleasedFile("vlkeb-test", ("eval_multihop.json",)),
-        },
-        images="VLKEB_images",
-    ),
-    "mmke": Release(
-        files={
-            f"{split}-{kind}": ReleasedFile(
-                f"mmke-{kind}-{split}",
-                (f"data_json/{kind}_{name}.json", f"data_json/{kind}/{name}.json"),
-            )
-            for kind in KNOWLEDGE
-            for split, name in (("train", "train"), ("test", "eval"))
-        },
-        images="data_image",
-        form=MMKERecord,
-        case=mmke_case,
-    ),
-}
-"""The published datasets by name. The second places of mmke are those of its first release."""
 
 
 def _require_slot(template: Any) -> Any:
@@ -155,7 +87,7 @@ class ReleaseSettings(AnnotatedSettings, ABC):
         release, folder = RELEASES[self.release], self._folder()
         found = release.files[kind]
         places = [folder / place for place in found.places]
-        images = self.images or (folder / release.images,)
+        images = self.images or tuple(folder / place for place in release.images)
         advice = how_to_get(self.release)
         return Source(
             name=found.cases,
@@ -164,11 +96,13 @@ class ReleaseSettings(AnnotatedSettings, ABC):
             rephrase_images=self.rephrase_images or images,
             template=self.template,
             locality_template=self.locality_template or self.template,
+            required=found.required,
             without_file=advice,
             without_image=f"{advice} If they are in other folders: --set dataset.images=DIR, and "
             "--set dataset.rephrase_images=DIR for image_rephrase.",
             form=release.form,
             case=release.case,
+            binding="binding" in self.probes,
         )
 
     def _folder(self) -> Path:
@@ -206,6 +140,14 @@ class VLKEB(ReleaseSettings):
         chosen = split == "test" and self.portability != "none"
         return f"test-{self.portability}" if chosen else split
 
+    @property
+    def has_binding(self) -> bool:
+        return self.portability == "onehop"
+
+    def shows(self, image: Path) -> str:
+        """Return the entity: its images are in a folder of their own."""
+        return image.parent.name
+
 
 class MMKE(ReleaseSettings):
     """MMKE-Bench; `root` holds data_json and data_image, and `knowledge` chooses the files."""
@@ -217,6 +159,45 @@ class MMKE(ReleaseSettings):
 
     def kind(self, split: Split) -> str:
         return f"{split}-{self.knowledge}"
+
+
+class ComprehendEdit(ReleaseSettings):
+    """ComprehendEdit; `root` holds its three JSON files. Prompts are those of the datasets that the
+    records are from, unless `template` is set.
+    """
+
+    release: ClassVar[str] = "comprehendedit"
+    template: Template = MMEDIT
+    per_group: int = Field(default=4, ge=0)
+    """Number of near and far records, of each group, that KGI and KPI ask after a test edit."""
+
+    def read(self, split: Split, *, limit: int | None, seed: int, progress: Progress) -> Cases:
+        """Read the file, and for test cases the files of their neighbours. Raises DataError."""
+        source = self.source(split)
+        if split == "test" and self.per_group:
+            found = Neighbours.read(self.per_group, source, self.source_of("right"))
+            source = replace(source, case=found.case)
+        skipping = self.on_missing_image
+        return load(source, on_missing_image=skipping, limit=limit, progress=progress)
+
+
+class FGVEdit(ReleaseSettings):
+    """FGVEdit; `root` holds train_data.json, test_data.json and images."""
+
+    release: ClassVar[str] = "fgvedit"
+    template: Template = MMEDIT
+
+
+class CCKEB(ReleaseSettings):
+    """CCKEB; `root` holds CCKEB_train.json, CCKEB_eval.json and CCKEB_images."""
+
+    release: ClassVar[str] = "cckeb"
+
+
+class ADSEdit(ReleaseSettings):
+    """ADS-Edit's records about a single image; `root` holds train.json, test.json and images."""
+
+    release: ClassVar[str] = "adsedit"
 
 
 class OwnFiles(AnnotatedSettings):
@@ -251,6 +232,7 @@ class OwnFiles(AnnotatedSettings):
 
 
 PUBLISHED: dict[str, type[ReleaseSettings]] = {
-    settings.release: settings for settings in (EVQA, EIC, VLKEB, MMKE)
+    settings.release: settings
+    for settings in (EVQA, EIC, VLKEB, MMKE, ComprehendEdit, FGVEdit, CCKEB, ADSEdit)
 }
 """The settings of the published datasets, by name."""

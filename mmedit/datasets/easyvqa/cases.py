@@ -16,8 +16,9 @@ any seed, so no edit contradicts an image-locality probe however many edits a VL
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import numpy as np
@@ -26,8 +27,8 @@ from PIL import Image
 from mmedit.cases import Cases, EditCase, Example, Probe, Split
 from mmedit.datasets.base import DatasetSettings, one_of
 from mmedit.datasets.easyvqa import questions
-from mmedit.datasets.easyvqa.pictures import Asked, Picture, known_pictures
-from mmedit.datasets.easyvqa.questions import Kind, Scene, counterfactual_caption
+from mmedit.datasets.easyvqa.pictures import Asked, Picture, known_pictures, scenes
+from mmedit.datasets.easyvqa.questions import Kind, Scene, asks_of, counterfactual_caption
 from mmedit.datasets.easyvqa.renderings import Rendering, find_shape
 from mmedit.datasets.facts import Phrasings, choose, unrelated_fact
 from mmedit.errors import ConfigError
@@ -79,6 +80,25 @@ class EasyVQA(DatasetSettings):
             cases.append(maker(subject))
             progress("reading cases", len(cases), len(chosen), "")
         return Cases(tuple(cases))
+
+    def training_questions(self, seed: int) -> Iterable[Example]:
+        """Return easy-VQA's own questions about the pictures of the train split, with their true
+        answers: reading the training cases would render every picture.
+        """
+        for picture, _ in known_pictures("train"):
+            for asked in picture.asked:
+                yield Example(prompt=asked.text, target=asked.answer, image=picture.path)
+
+    def settles(self, prompt: str, other: str) -> bool:
+        """Return whether two questions are both about the colour, or both about the shape. A
+        caption has both.
+        """
+        return self.task == "caption" or asks_of(prompt) == asks_of(other)
+
+    def shows(self, image: Path) -> str:
+        """Return colour and shape: another picture of the same is the same thing."""
+        scene = scenes()[image]
+        return f"{scene.color} {scene.shape}"
 
 
 def is_for_probes(place: int) -> bool:

@@ -227,6 +227,16 @@ def parse_question(text: str) -> Question:
     raise ValueError(f"not a question of easy-VQA: {text!r}")
 
 
+def asks_of(prompt: str) -> str:
+    """Return what a question in any wording is about: "color" or "shape".
+
+    >>> asks_of("do you see a red shape?"), asks_of("what is the red shape?")
+    ('color', 'shape')
+    """
+    there = (f"{word} {color} shape" for word in ("a", "no") for color in COLORS)
+    return "color" if "color" in prompt or any(thing in prompt for thing in there) else "shape"
+
+
 @cache
 def _original_patterns() -> tuple[tuple[re.Pattern[str], Kind], ...]:
     noun = "|".join((*SHAPES, "shape"))

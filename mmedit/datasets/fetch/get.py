@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,8 +19,6 @@ from mmedit.storage import sha256
 
 MAX_BYTES = 64 * GIGABYTE
 """Maximum size of the unpacked content of an archive from the hub, in bytes."""
-FOLDERS = ("data_json", "data_image")
-"""Names of the folders of MMKE-Bench."""
 
 
 @dataclass
@@ -66,7 +65,7 @@ def get(
     for archive in origin.archives:
         _get_archive(name, archive, got, images, progress)
     if origin.hub:
-        _get_from_hub(origin.hub, got, progress)
+        _get_from_hub(origin.hub, origin.folders, got, progress)
     _check_manual_downloads(origin, got)
     return got
 
@@ -117,10 +116,13 @@ def _is_unpacked(archive: RemoteArchive, folder: Path) -> bool:
     return sum(path.is_file() for path in folder.rglob("*")) >= archive.files
 
 
-def _get_from_hub(repository: str, got: FetchedFiles, progress: Progress) -> None:
+def _get_from_hub(
+    repository: str, folders: Sequence[str], got: FetchedFiles, progress: Progress
+) -> None:
     """Download all files of a dataset on the hub, unpack its zip files, and add them to `got`.
 
-    The hub's client resumes and checks the files. Raises DownloadError.
+    `folders` are those that the dataset's folder then has. The hub's client resumes and checks the
+    files. Raises DownloadError.
     """
     before = _list_existing(got.root)
     try:
@@ -132,10 +134,9 @@ def _get_from_hub(repository: str, got: FetchedFiles, progress: Progress) -> Non
             "space, then run the same command again; it skips files that are already downloaded"
         ) from error
     for packed in sorted(got.root.rglob("*.zip")):
-        if (place := _find_place(packed, got.root)) is None:
-            got.missing.append(
-                f"{packed} contains neither {' nor '.join(FOLDERS)}: unpack it yourself"
-            )
+        if (place := _find_place(packed, got.root, folders)) is None:
+            lacking = f" contains neither {' nor '.join(folders)}" if folders else ""
+            got.missing.append(f"{packed}{lacking}: unpack it yourself")
             continue
         inside, folder = place
         unpack(
@@ -150,23 +151,23 @@ def _get_from_hub(repository: str, got: FetchedFiles, progress: Progress) -> Non
     got.there += _group_by_folder(before)
     got.missing += [
         f"{got.root / folder} is not among the files of {repository}: see its page on the hub"
-        for folder in FOLDERS
+        for folder in folders
         if not (got.root / folder).is_dir()
     ]
 
 
-def _find_place(packed: Path, root: Path) -> tuple[str, Path] | None:
-    """Return the folder of an archive to unpack and its target, so that `root` holds `FOLDERS`.
+def _find_place(packed: Path, root: Path, folders: Sequence[str]) -> tuple[str, Path] | None:
+    """Return the folder of an archive to unpack and its target, so that `root` holds `folders`.
 
     Return None if the archive contains none of them.
     """
     inside = {tuple(Path(name).parts) for name in list_files(packed)}
     tops = {parts[0] for parts in inside}
-    if tops <= set(FOLDERS):
+    if tops <= set(folders):
         return "", root
-    if len(tops) == 1 and {parts[1] for parts in inside if len(parts) > 2} & set(FOLDERS):
+    if len(tops) == 1 and {parts[1] for parts in inside if len(parts) > 2} & set(folders):
         return tops.pop(), root
-    for folder in FOLDERS:
+    for folder in folders:
         if folder in packed.stem or packed.parent.name == folder:
             return "", root / folder
     return None

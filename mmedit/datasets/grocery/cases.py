@@ -31,7 +31,8 @@ from mmedit.cases import Cases, EditCase, Example, Probe, Split
 from mmedit.datasets.base import CaseSplit, DatasetSettings, one_of
 from mmedit.datasets.grocery.edits import CaseMaker, Task, in_turns
 from mmedit.datasets.grocery.files import FETCH, folder_of
-from mmedit.datasets.grocery.shop import LISTS, TYPES, Shop
+from mmedit.datasets.grocery.questions import QUESTIONS, SETTLED, asks_of
+from mmedit.datasets.grocery.shop import LISTS, TYPES, Shop, products_shown
 from mmedit.datasets.known import Known
 from mmedit.errors import ConfigError, DataError
 from mmedit.progress import Progress
@@ -75,15 +76,21 @@ class Grocery(DatasetSettings):
         has all probes that editors learn from. Raises DataError, with file and row, if files are
         missing.
         """
-        return self._read(split, limit, seed, progress)
+        return self._make(split, limit, seed, progress)
 
     def read_validation(self, *, limit: int | None, seed: int, progress: Progress) -> Cases:
         """Make a case of the photographs of val.txt, which no editor learns from."""
-        return self._read("validation", limit, seed, progress)
+        return self._make("validation", limit, seed, progress)
 
-    def _read(self, split: CaseSplit, limit: int | None, seed: int, progress: Progress) -> Cases:
+    def _make(self, split: CaseSplit, limit: int | None, seed: int, progress: Progress) -> Cases:
         shop = self._shop(split)
-        maker = CaseMaker(shop=shop, task=self.task, asked=self._questions(shop), seed=seed)
+        maker = CaseMaker(
+            shop=shop,
+            task=self.task,
+            asked=self._questions(shop),
+            seed=seed,
+            binding="binding" in self.probes,
+        )
         probes = {path for paths in shop.probed.values() for path in paths}
         mixed = np.random.default_rng([seed, 0]).permutation(len(shop.photographs))
         order = [place for place in mixed if shop.photographs[place][0] not in probes]
@@ -117,6 +124,30 @@ class Grocery(DatasetSettings):
     def questions(self, split: Split) -> Iterator[tuple[str, Example]]:
         """Yield every question that cases of a split may ask. Raises DataError."""
         yield from Shop.read(folder_of(self.root), split).questions()
+
+    def training_questions(self, seed: int) -> Iterator[Example]:
+        """Yield all questions about the photographs of train.txt, with their true answers."""
+        shop = Shop.read(folder_of(self.root), "train")
+        for path, number in shop.photographs:
+            for asked, prompts in QUESTIONS.items():
+                answer = shop.products[number].answer(asked)
+                if answer and asked != "description":
+                    yield Example(prompt=prompts.original[0], target=answer, image=path)
+
+    @property
+    def has_binding(self) -> bool:
+        return self.task != "caption"
+
+    def settles(self, prompt: str, other: str) -> bool:
+        """Return whether another answer to one question says something about the other: a name
+        gives the kind, the food group and the country; a kind the food group, and no product has
+        the old name; a description says all.
+        """
+        return asks_of(other) in SETTLED.get(asks_of(prompt), QUESTIONS)
+
+    def shows(self, image: Path) -> str:
+        """Return the number of the product."""
+        return str(products_shown(folder_of(self.root))[image])
 
     def _shop(self, split: CaseSplit) -> Shop:
         folder = folder_of(self.root)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.datasets.facts import choose
-from mmedit.datasets.grocery.questions import QUESTIONS
+from mmedit.datasets.grocery.questions import QUESTIONS, TEXT_QUESTIONS
 from mmedit.datasets.grocery.shop import LISTS, Shop
 from mmedit.images import open_image
 
@@ -55,6 +55,8 @@ class CaseMaker:
     asked: tuple[str, ...]
     """The questions that requests ask, keys of `QUESTIONS`."""
     seed: int
+    binding: bool = False
+    """Whether cases have the probes of binding."""
 
     def case(self, path: Path, number: int, place: int) -> EditCase | None:
         """Return the case of a photograph of product `number`, `place` in its list; None if the
@@ -77,6 +79,7 @@ class CaseMaker:
                 **self._same_product(request, change, place),
                 **self._other_products(change, rng),
                 Probe.PORTABILITY: self._following(path, change),
+                **(self._binding(path, change) if self.binding else {}),
             },
         )
 
@@ -194,22 +197,52 @@ class CaseMaker:
         return self.edits[number].asked not in (change.asked, "product")
 
     def _following(self, path: Path, change: Change) -> tuple[Example, ...]:
-        """Return what follows from a new name: the other product's kind and origin, where they are
-        not the product's own, no edit of the other product changes them, and the base model gives
-        them for half of its probe photographs.
+        """Return what follows from a new name: the other product's kind and origin."""
+        other = self.shop.products[change.other]
+        return tuple(
+            _about(path, QUESTIONS[asked].original[0], other.answer(asked))
+            for asked in self._followed(change)
+        )
+
+    def _followed(self, change: Change) -> list[str]:
+        """Return what follows from a new name: kind and origin, where they are not the product's
+        own, no edit of the other product changes them, and the base model gives them for half of
+        its probe photographs.
         """
         if change.asked != "product":
-            return ()
+            return []
         edited = self.edits[change.other].asked if self._is_by_object else None
         own, other = (self.shop.products[n] for n in (change.number, change.other))
         known, shown = self.shop.known_probed, self.shop.probed.get(change.other, ())
-        return tuple(
-            _about(path, QUESTIONS[asked].original[0], other.answer(asked))
+        return [
+            asked
             for asked in FOLLOWING
             if asked != edited
             and other.answer(asked) != own.answer(asked)
             and 2 * len(known[asked].get(change.other, ())) >= max(1, len(shown))
-        )
+        ]
+
+    def _binding(self, path: Path, change: Change) -> dict[Probe, tuple[Example, ...]]:
+        """Return the probes of a name's binding: what follows from the new name and what from the
+        old one, about the photograph; and the question about the old name without it, with the
+        answer that must not come.
+        """
+        own, other = (self.shop.products[n] for n in (change.number, change.other))
+        followed = self._followed(change)
+        prompts = {asked: QUESTIONS[asked].original[0] for asked in followed}
+        by_name = {asked: TEXT_QUESTIONS[asked].original[0] for asked in followed}
+        return {
+            Probe.NEW_BINDING: self._following(path, change),
+            Probe.OLD_BINDING: tuple(
+                _about(path, prompts[asked], own.answer(asked)) for asked in followed
+            ),
+            Probe.OLD_ENTITY: tuple(
+                Example(
+                    prompt=by_name[asked].format(name=own.facts.name), target=other.answer(asked)
+                )
+                for asked in followed
+            ),
+        }
 
 
 def cropped(path: Path, rng: np.random.Generator) -> Image.Image:

@@ -78,6 +78,13 @@ QUESTIONS: dict[str, Phrasings] = {
 `held_out` is for tests alone.
 """
 
+SETTLED: dict[str, frozenset[str]] = {
+    "product": frozenset(("product", "kind", "category", "origin")),
+    "kind": frozenset(("kind", "product", "category")),
+    "origin": frozenset(("origin",)),
+}
+"""The questions that the answer to one of them settles; a description settles all."""
+
 TEXT_QUESTIONS: dict[str, Phrasings] = {
     "kind": Phrasings(
         original=("What kind of food is {name}?",),
@@ -121,6 +128,20 @@ class ProductFacts:
         `asked` is a key of `QUESTIONS` except "description".
         """
         return self.name if asked == "product" else str(getattr(self, asked))
+
+
+@cache
+def _asked_by_prompt() -> dict[str, str]:
+    return {
+        prompt: asked
+        for asked, prompts in QUESTIONS.items()
+        for prompt in (*prompts.train, *prompts.held_out)
+    }
+
+
+def asks_of(prompt: str) -> str:
+    """Return what a question in any wording asks, a key of `QUESTIONS`; "" for another text."""
+    return _asked_by_prompt().get(prompt, "")
 
 
 @cache

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain
 from pathlib import Path
 
@@ -26,7 +26,13 @@ import numpy as np
 from mmedit.cases import Example, Split
 from mmedit.datasets.base import CaseSplit
 from mmedit.datasets.facts import capital_sentences, fact_questions
-from mmedit.datasets.grocery.files import Product, read_photographs, read_products
+from mmedit.datasets.grocery.files import (
+    Product,
+    read_classes,
+    read_list,
+    read_photographs,
+    read_products,
+)
 from mmedit.datasets.grocery.questions import QUESTIONS
 from mmedit.datasets.known import Known, text_key
 
@@ -155,6 +161,16 @@ class Shop:
 
 def _texts(split: Split) -> tuple[Example, ...]:
     return fact_questions(split) + capital_sentences(split)
+
+
+@cache
+def products_shown(folder: Path) -> dict[Path, int]:
+    """Return the number of the product that each photograph and iconic picture shows."""
+    found = read_classes(folder)
+    iconic = {one.iconic: number for number, one in enumerate(found) if one.iconic}
+    files = [file for name in LISTS.values() if (file := folder / f"{name}.txt").is_file()]
+    listed = chain.from_iterable(read_list(file, folder, len(found)) for file in files)
+    return iconic | dict(listed)
 
 
 def photograph_key(folder: Path, image: Path, asked: str) -> str:

@@ -98,6 +98,13 @@ class NullSpace:
         return keys - keys @ protected @ protected.mT
 
 
+def directions(second_moment: Float[Tensor, "in in"], number: int) -> Float[Tensor, "number in"]:
+    """Return the first `number` eigenvectors of C, largest eigenvalue first, as orthonormal rows in
+    float64. Raises EditorError if C is not finite.
+    """
+    return _spectrum(second_moment)[1][:, :number].mT
+
+
 def leading(values: Float[Tensor, " in"], share: float) -> Bool[Tensor, " in"]:
     """Return which eigenvalues, given largest first, are the fewest that hold a share of their
     sum.

@@ -20,8 +20,8 @@ from mmedit.deltas import LowRank
 from mmedit.editors.closed_form.config import LocatedConfig
 from mmedit.editors.closed_form.located import LocatedEditor
 from mmedit.editors.closed_form.positions import spots
-from mmedit.editors.closed_form.shifts import Shift
 from mmedit.editors.fitting import Fitting
+from mmedit.editors.shifts import Shift
 from mmedit.errors import SiteError
 from mmedit.vlm.edit import Change, DeltaChange
 from mmedit.vlm.interface import VLM

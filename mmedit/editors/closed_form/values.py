@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from mmedit.cases import Example
 from mmedit.editors.closed_form.contexts import in_contexts, of_contexts
 from mmedit.editors.closed_form.positions import Position, Spots, spots
-from mmedit.editors.closed_form.shifts import Shift
+from mmedit.editors.shifts import Shift
 from mmedit.images import image_key
 from mmedit.metrics.multiclass_log_probs import answer_nll
 from mmedit.settings import Settings

@@ -7,7 +7,7 @@ from math import isnan
 import pandas
 
 from mmedit.cases import Probe
-from mmedit.report.columns import Column, Measure, N, cost_of, measure_of
+from mmedit.report.columns import COMBINED, Column, Measure, N, cost_of, measure_of
 from mmedit.report.intervals import LEVEL, RESAMPLES
 from mmedit.report.render.cells import TIED, UNKNOWN, common_n
 from mmedit.report.significance import ALPHA, PERMUTATIONS
@@ -29,8 +29,11 @@ def footnote(table: pandas.DataFrame, *, intervals: bool = True) -> str:
 
 def _probes_note(table: pandas.DataFrame) -> str:
     shown = {heading for heading, _ in column_names(table)}
-    named = [f"{probe.heading}: {probe.title.lower()}" for probe in Probe if probe.heading in shown]
-    return f"{', '.join(named)}."
+    titles = {probe.heading: probe.title.lower() for probe in Probe}
+    titles |= {combined.heading: combined.title for combined in COMBINED}
+    return (
+        f"{', '.join(f'{heading}: {titles[heading]}' for heading in titles if heading in shown)}."
+    )
 
 
 def _metrics_note(table: pandas.DataFrame) -> str:
@@ -42,7 +45,12 @@ def _metrics_note(table: pandas.DataFrame) -> str:
     defined = "; ".join(f"{name}: {definition}" for name, definition in definitions.items())
     local = dict.fromkeys(h for h, m in _measures(table) if m.definition != definitions[m.name])
     agreement = f" ({' and '.join(local)}: agreement with the base model)" if local else ""
-    return f"{defined}{agreement}; mean over n edits{''.join(fewer)}, shares in percent."
+    limits = "".join(
+        f" ({' and '.join(headings)}: of questions that the base model answered {among})"
+        for among in ("wrong", "right")
+        if (headings := dict.fromkeys(h for h, m in _measures(table) if m.among == among))
+    )
+    return f"{defined}{agreement}{limits}; mean over n edits{''.join(fewer)}, shares in percent."
 
 
 def _scores(table: pandas.DataFrame) -> list[Column]:

@@ -169,7 +169,9 @@ def _question(
         if len(record.probes.get(probe, ())) > number
     }
     example = next(iter(asked.values()))
-    expected = "the answer must not change" if probe.is_locality else f"target: {example.target}"
+    expected = f"{'old answer' if probe.is_unwanted else 'target'}: {example.target}"
+    if probe.is_locality:
+        expected = "the answer must not change"
     answers = tuple(_answer(name, probe, one, outcomes[name]) for name, one in asked.items())
     return Question(probe.title, example.prompt, expected, answers)
 
@@ -208,7 +210,7 @@ def _text(generated: str | None, is_cut_off: bool | None) -> str | None:
 
 
 def _is_right(probe: Probe, asked: ProbeRecord) -> bool | None:
-    """Return whether a locality answer stayed, or another answer is the target."""
+    """Return whether a locality answer stayed, an unwanted one is gone, or any other is right."""
     before, after = asked.generated_pre, asked.generated_post
     if not asked.is_finite:
         return False
@@ -217,14 +219,14 @@ def _is_right(probe: Probe, asked: ProbeRecord) -> bool | None:
     if probe.is_locality:
         return after == before
     if asked.generation_post is not None:
-        return asked.generation_post.exact == 1
-    return after.strip().casefold() == asked.target.strip().casefold()
+        return (asked.generation_post.exact == 1) != probe.is_unwanted
+    return (after.strip().casefold() == asked.target.strip().casefold()) != probe.is_unwanted
 
 
 def _is_right_by_score(probe: Probe, asked: ProbeRecord) -> bool | None:
     """Return the verdict of the exact match, for an answer that was not generated."""
     if not probe.is_locality:
-        return asked.post.exact_match == 1
+        return (asked.post.exact_match == 1) != probe.is_unwanted
     return None if asked.locality is None else asked.locality.exact_answer == 1
 
 

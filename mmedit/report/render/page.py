@@ -20,7 +20,7 @@ import pandas
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from mmedit.cases import Probe
+from mmedit.cases import OWN_ANSWER, Probe
 from mmedit.records.schema import Record, RunManifest
 from mmedit.report.columns import Column
 from mmedit.report.intervals import Summary
@@ -130,7 +130,7 @@ def _lanes(table: pandas.DataFrame) -> list[Probe]:
     """Choose the probes of the plot: one that the edit must change, one that it must not."""
     known = [probe for probe in Probe if (probe.heading, "EM") in table.columns]
     changed = [probe for probe in known if not probe.is_locality]
-    kept = [probe for probe in reversed(known) if probe.is_locality]
+    kept = [probe for probe in reversed(known) if probe.is_locality and probe not in OWN_ANSWER]
     return [*changed[:1], *kept[:1]]
 
 
