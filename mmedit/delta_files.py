@@ -8,18 +8,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mmedit.deltas import KINDS, Delta, Sum, kind_of
+from mmedit.deltas import Delta, Dense, LowRank, Sum
 from mmedit.errors import DataError, shortened
+from mmedit.neurons import Neurons
 
 NUMBERED = ("number", "kind", "name")
 """Parts of the name of a tensor in a sum."""
+KINDS: dict[str, type[LowRank] | type[Dense] | type[Neurons]] = {
+    kind.kind: kind for kind in (LowRank, Dense, Neurons)
+}
+"""Deltas by the name of their kind. A `Sum` is called "sum"."""
 KEPT = "kept/"
 """Beginning of the names of tensors that are no deltas."""
 
@@ -30,7 +34,7 @@ def as_tensors(
     """Return deltas, by site, and kept rows, by name, as the tensors of a safetensors file."""
     rows = {f"{KEPT}{name}": tensor for name, tensor in (kept or {}).items()}
     return rows | {
-        f"{site}|{kind_of(delta)}|{name}": tensor.detach().clone(
+        f"{site}|{delta.kind}|{name}": tensor.detach().clone(
             memory_format=torch.contiguous_format
         )  # safetensors refuses memory that two names share
         for site, delta in deltas.items()
@@ -105,8 +109,7 @@ def _build(path: Path, kind: str, tensors: dict[str, Tensor]) -> Delta:
             f"{path}: unknown kind of delta {shortened(kind)}; known: {', '.join(KINDS)}"
         )
     _require_sound(path, kind, tensors)
-    made: Any = KINDS[kind]
-    return made(**tensors)
+    return KINDS[kind].of_tensors(tensors)
 
 
 def _require_sound(path: Path, kind: str, tensors: Mapping[str, Tensor]) -> None:
@@ -117,6 +120,8 @@ def _require_sound(path: Path, kind: str, tensors: Mapping[str, Tensor]) -> None
             f"{path}: a {kind} delta has the tensors {', '.join(map(shortened, sorted(tensors)))}; "
             f"expected {', '.join(sorted(expected))}"
         )
+    if kind == Neurons.kind:
+        tensors = _numbers_of_neurons(path, tensors)
     shapes = [tuple(tensor.shape) for tensor in tensors.values()]
     heads = {shape[:-1] for shape in shapes}  # edits and rank are those of both factors
     if len(heads) > 1 or not all(len(shape) in (2, 3) for shape in shapes):
@@ -131,3 +136,22 @@ def _require_sound(path: Path, kind: str, tensors: Mapping[str, Tensor]) -> None
                 f"{path}: the tensor {name} of a {kind} delta is of dtype {tensor.dtype}; expected "
                 "floating-point numbers"
             )
+
+
+def _numbers_of_neurons(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return keys, biases and values with an axis for their width. Raises DataError unless what is
+    beside them is the name of a Linear and a width.
+    """
+    name, width = tensors["read_at"], tensors["width"]
+    try:
+        is_name = name.dtype == torch.uint8 and name.ndim == 1 and bytes(name.tolist()).decode()
+    except UnicodeDecodeError:
+        is_name = False
+    if not is_name or width.dtype != torch.int64 or width.ndim or int(width) < 1:
+        raise DataError(
+            f"{path}: read_at and width of neurons are of dtypes {name.dtype}, {width.dtype} and "
+            f"shapes {list(name.shape)}, {list(width.shape)}; expected the name of a Linear as "
+            "uint8, and a positive int64"
+        )
+    numbers = {"key": tensors["key"], "value": tensors["value"]}
+    return numbers | {"bias": tensors["bias"].unsqueeze(-1)}

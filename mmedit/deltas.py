@@ -25,6 +25,16 @@ class Delta(ABC):
     of_prompt: ClassVar[bool] = False
     """Whether it acts in the first forward of a call alone, which reads the prompt."""
 
+    kind: ClassVar[str]
+    """Name of this kind of delta in files."""
+
+    @property
+    def reads(self) -> str | None:
+        """Name of the Linear whose input is x; None for the one that it acts at. A delta that reads
+        another one is not a change of a weight.
+        """
+        return None
+
     @property
     @abstractmethod
     def edits(self) -> int | None:
@@ -54,6 +64,17 @@ class Delta(ABC):
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors that a file stores, by name."""
 
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> Delta:
+        """Return the delta that gave these `tensors`."""
+        return cls(**tensors)
+
+    def beside(self, other: Delta) -> Delta | None:
+        """Return one delta in place of both; None if they must stay apart. It is asked of deltas
+        that read another Linear.
+        """
+        return None
+
     @property
     def parameters(self) -> int:
         """Number of values in one edit."""
@@ -64,6 +85,7 @@ class Delta(ABC):
 class LowRank(Delta):
     """Δ(x) = Σ_r u_r (v_r · x); the factors of rank r are u[r] and v[r]."""
 
+    kind = "low_rank"
     u: Float[Tensor, "*edits rank out"]
     v: Float[Tensor, "*edits rank in"]
     _: KW_ONLY
@@ -118,6 +140,7 @@ class LowRank(Delta):
 class Dense(Delta):
     """Δ(x) = ΔW x."""
 
+    kind = "dense"
     change: Float[Tensor, "*edits out in"]
 
     @property
@@ -149,9 +172,11 @@ class Dense(Delta):
 class Sum(Delta):
     """Deltas at one site that cannot be merged without cost.
 
-    These are separate edits of two kinds, or separate edits beside one of all rows.
+    These are separate edits of two kinds, separate edits beside one of all rows, or deltas that
+    read different Linears (`mmedit.neurons.by_input`).
     """
 
+    kind = "sum"
     parts: tuple[Delta, ...]
 
     @property
@@ -183,7 +208,7 @@ class Sum(Delta):
 
     def tensors(self) -> dict[str, Tensor]:
         return {
-            f"{number}.{kind_of(part)}.{name}": tensor
+            f"{number}.{part.kind}.{name}": tensor
             for number, part in enumerate(self.parts)
             for name, tensor in part.tensors().items()
         }
@@ -196,15 +221,6 @@ def require_rows(rows: Sequence[int], edits: int) -> None:
             raise SiteError(
                 f"row {row} was selected of {edits} separate edits; expected 0 to {edits - 1}"
             )
-
-
-KINDS: dict[str, type[LowRank] | type[Dense]] = {"low_rank": LowRank, "dense": Dense}
-"""Deltas by the name of their kind in files. A `Sum` is called "sum" there."""
-
-
-def kind_of(delta: Delta) -> str:
-    """Return the name of a delta's kind in files."""
-    return next((name for name, kind in KINDS.items() if isinstance(delta, kind)), "sum")
 
 
 def compose(first: Delta, second: Delta) -> Delta:
@@ -234,6 +250,8 @@ def compose(first: Delta, second: Delta) -> Delta:
 def _merge(first: Delta, second: Delta) -> Delta | None:
     if first.edits != second.edits:
         return None
+    if first.reads or second.reads:
+        return first.beside(second)
     if isinstance(first, LowRank) and isinstance(second, LowRank):
         first, second = first.spread(), second.spread()
         if _read_alike(first.v, second.v):

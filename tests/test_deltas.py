@@ -328,7 +328,7 @@ def test_sum_of_many_parts_keeps_their_order(tmp_path: Path):
     ("key", "text"),
     [
         ("weight", "the name of tensor 'weight' is not site|kind|name; expected a file of deltas"),
-        ("a|cubic|u", "unknown kind of delta 'cubic'; known: low_rank, dense"),
+        ("a|cubic|u", "unknown kind of delta 'cubic'; known: low_rank, dense, neurons"),
     ],
 )
 def test_file_that_holds_no_deltas_is_an_error(tmp_path: Path, key: str, text: str):

@@ -22,6 +22,10 @@ OF_ALL_LAYERS = ("attention_mask", "position_ids", "position_embeddings")
 """Inputs that are the same for all layers of a call."""
 VALUE_WEIGHTS = ("fc2", "mlp.down_proj", "mlp.fc2", "mlp.c_proj", "feed_forward.w2")
 """Names of the weight that ends the feed-forward block, in OPT, Llama, Phi, GPT-2, LFM2."""
+KEY_WEIGHTS = (
+    "fc1", "mlp.up_proj", "mlp.gate_up_proj", "mlp.fc1", "mlp.c_fc", "feed_forward.w1",
+)  # fmt: skip
+"""Names of a weight that begins the feed-forward block, in OPT, Llama, Phi-3, Phi, GPT-2, LFM2."""
 ATTENTION_WEIGHTS = ("self_attn.out_proj", "self_attn.o_proj", "self_attn.dense", "attn.c_proj")
 """Names of the weight that ends the attention block, in OPT, Llama, Phi, GPT-2."""
 GIVE_STATES = ("Gemma3DecoderLayer",)
@@ -66,6 +70,13 @@ class Layered:
         layer has none that is known, or several.
         """
         return self._ending(VALUE_WEIGHTS)
+
+    @cached_property
+    def ffn_inputs(self) -> tuple[str, ...]:
+        """A weight that takes the input of the feed-forward block of each decoder layer, as
+        `value_sites`.
+        """
+        return self._ending(KEY_WEIGHTS)
 
     @cached_property
     def attention_sites(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmedit.deltas import Delta, LowRank, Sum, require_rows
+from mmedit.neurons import by_input
 
 Acting = tuple[frozenset[int], ...]
 """The numbers of the deltas that act on a row, by row."""
@@ -65,7 +66,7 @@ class RoutedLowRank(Delta):
 
 @dataclass(frozen=True, eq=False)
 class Routed(Delta):
-    """Deltas that each see their own rows alone; `deltas` is by number."""
+    """Deltas that each see their own rows alone; `deltas` is by number, and all read one Linear."""
 
     deltas: dict[int, Delta]
     acting: Acting
@@ -73,6 +74,10 @@ class Routed(Delta):
     @property
     def edits(self) -> int:
         return len(self.acting)
+
+    @property
+    def reads(self) -> str | None:
+        return next(iter(self.deltas.values())).reads
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -121,15 +126,18 @@ def route(deltas: dict[int, Delta], acting: Acting) -> Delta:
 
     There must be a delta, none may have an edits axis, and all low-rank ones must be on one device.
     """
-    low, apart = {}, {}
+    low: dict[int, LowRank] = {}
+    apart: dict[str | None, dict[int, Delta]] = {}
     for number, delta in deltas.items():
-        is_low = isinstance(delta, LowRank) and len(delta.u) <= LARGEST_RANK
-        (low if is_low else apart)[number] = delta
+        for reads, part in by_input(delta).items():
+            if isinstance(part, LowRank) and len(part.u) <= LARGEST_RANK:
+                low[number] = part
+            else:
+                apart.setdefault(reads, {})[number] = part
     parts: list[Delta] = []
     if low:
         u, v = (torch.cat([delta.tensors()[name] for delta in low.values()]) for name in ("u", "v"))
         owner = tuple(number for number, delta in low.items() for _ in delta.tensors()["u"])
         parts.append(RoutedLowRank(u, v, owner, acting))
-    if apart:
-        parts.append(Routed(apart, acting))
+    parts += [Routed(found, acting) for found in apart.values()]
     return parts[0] if len(parts) == 1 else Sum(tuple(parts))

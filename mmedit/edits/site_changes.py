@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mmedit.deltas import Delta, Dense, LowRank, Sum
+from mmedit.deltas import Delta, LowRank, Sum
+from mmedit.neurons import Neurons, by_input
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +23,11 @@ class SiteChange:
 
     site: str
     kind: str
-    """Form of the delta: "low rank", "dense", or "sum" of several."""
+    """Form of the delta: "low rank", "dense", "neurons", or "sum" of several."""
     rank: int | None
-    """Number of its outer products; None for a whole matrix."""
+    """Number of its outer products, or neurons; None for a whole matrix."""
     norm: float
-    """Frobenius norm of what is added to the weight."""
+    """Frobenius norm of what is added to the weight; of neurons, as if all were active."""
     parameters: int
     """Number of values that it takes."""
 
@@ -36,8 +37,8 @@ def changes_of(deltas: Mapping[str, Delta]) -> list[SiteChange]:
     return [
         SiteChange(
             site=site,
-            kind=_kind(delta),
-            rank=delta.u.shape[-2] if isinstance(delta, LowRank) else None,
+            kind=delta.kind.replace("_", " "),
+            rank=_rank(delta),
             norm=frobenius(delta),
             parameters=delta.parameters,
         )
@@ -48,9 +49,16 @@ def changes_of(deltas: Mapping[str, Delta]) -> list[SiteChange]:
 @torch.no_grad()
 def frobenius(delta: Delta) -> float:
     """Return the Frobenius norm of Δ in float64; of separate edits, that of all together."""
-    parts = delta.parts if isinstance(delta, Sum) else (delta,)
-    total = sum(float(_product(first, second)) for first in parts for second in parts)
+    total = 0.0
+    for same in by_input(delta).values():  # changes of what two Linears take have no product
+        parts = [_active(part) for part in (same.parts if isinstance(same, Sum) else (same,))]
+        total += sum(float(_product(first, second)) for first in parts for second in parts)
     return math.sqrt(max(0.0, total))
+
+
+def _active(delta: Delta) -> Delta:
+    """Return neurons as what they add where all are active, without their biases."""
+    return LowRank(delta.value, delta.key) if isinstance(delta, Neurons) else delta
 
 
 def _product(first: Delta, second: Delta) -> Float[Tensor, ""]:
@@ -67,7 +75,6 @@ def _product(first: Delta, second: Delta) -> Float[Tensor, ""]:
     return (first.weight().double() * second.weight().double()).sum()
 
 
-def _kind(delta: Delta) -> str:
-    if isinstance(delta, Sum):
-        return "sum"
-    return "dense" if isinstance(delta, Dense) else "low rank"
+def _rank(delta: Delta) -> int | None:
+    low = _active(delta)
+    return low.u.shape[-2] if isinstance(low, LowRank) else None

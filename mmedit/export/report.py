@@ -15,6 +15,7 @@ from mmedit.cases import image_name
 from mmedit.errors import EditError, LostEditError, shortened
 from mmedit.export.check import Check, Outputs, Questions, answer_tokens, ask
 from mmedit.export.places import write_json
+from mmedit.neurons import read_by
 from mmedit.progress import Progress
 from mmedit.vlm.edit import Edit
 from mmedit.vlm.interface import VLM
@@ -87,6 +88,11 @@ def require_weights(edit: Edit) -> None:
             raise EditError(
                 f"{part.name} was made by {part.label}, which changes how the VLM is asked and not "
                 "its weights, so it cannot be exported; serve it: mmedit serve --edit ..."
+            )
+        if read_by(part.deltas):
+            raise EditError(
+                f"{part.name} was made by {part.label}, which adds neurons beside the weights and "
+                "does not change them, so it cannot be exported; serve it: mmedit serve --edit ..."
             )
 
 

@@ -15,10 +15,25 @@ from mmedit.methods.mend import MEND
 from mmedit.methods.more import MORE
 from mmedit.methods.rome import ROME
 from mmedit.methods.serac import SERAC
+from mmedit.methods.tpatcher import TPatcher
 from mmedit.methods.ultraedit import UltraEdit
 
 EDITORS: dict[str, type[Editor]] = {
     editor.method: editor
-    for editor in (FT, LoRA, IKE, KE, MEND, SERAC, ROME, MEMIT, AlphaEdit, UltraEdit, MORE, GRACE)
+    for editor in (
+        FT,
+        LoRA,
+        IKE,
+        KE,
+        MEND,
+        SERAC,
+        ROME,
+        MEMIT,
+        AlphaEdit,
+        UltraEdit,
+        MORE,
+        GRACE,
+        TPatcher,
+    )
 }
 """Methods by name."""

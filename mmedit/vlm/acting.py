@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from mmedit.adapters.layers import forward_replaced
 from mmedit.deltas import Delta, Dense, LowRank, Sum, fold, linear_at
 from mmedit.errors import SiteError
+from mmedit.neurons import by_input
 
 NOTICED = 0.1
 """Share of a Linear's own product above which a low-rank delta should be a whole matrix."""
@@ -61,12 +62,17 @@ def added(
                 continue
             linear = linear_at(network, site)
             _require_fits(site, delta, linear)
-            whole, rest = _split(delta)
+            own, others = _own_and_others(delta)
+            for part in others:
+                until.enter_context(_added_beside(network, site, part, rows))
+            if own is None:
+                continue
+            whole, rest = _split(own)
             if whole is not None and takes_folded(linear, whole.change):
                 reading = _reading(linear, folded(linear.weight, whole))
                 until.enter_context(forward_replaced(linear, reading))
             else:
-                rest = delta
+                rest = own
             if rest is not None:
                 hook = linear.register_forward_hook(_adder(rest, rows))
                 until.callback(hook.remove)
@@ -123,6 +129,39 @@ def _cheapest(linear: nn.Linear, delta: Delta) -> Delta:
     (out, in_), rank = delta.shape, len(delta.u)
     noticed = rank * (out + in_) > NOTICED * out * in_
     return Dense(delta.weight()) if noticed and takes_folded(linear, delta.u) else delta
+
+
+def _own_and_others(delta: Delta) -> tuple[Delta | None, list[Delta]]:
+    """Return the part of a delta that reads what its Linear reads, and those that read others."""
+    parts = by_input(delta)
+    return parts.pop(None, None), list(parts.values())
+
+
+@contextmanager
+def _added_beside(network: nn.Module, site: str, delta: Delta, rows: int) -> Iterator[None]:
+    """Add Δ(x) to the output of a Linear while the context lasts, where x is what another Linear
+    took before in the same forward.
+    """
+    noted: list[Tensor] = []
+
+    def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        noted[:] = inputs[:1]
+
+    add = _adder(delta, rows)
+
+    def add_to(linear: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if not noted:
+            raise SiteError(
+                f"the delta at {site} reads {delta.reads}, which did not run before it; expected "
+                "a Linear that begins the same feed-forward block"
+            )
+        return add(linear, (noted.pop(),), output)
+
+    reads = linear_at(network, str(delta.reads))
+    with ExitStack() as until:
+        until.callback(reads.register_forward_pre_hook(note).remove)
+        until.callback(linear_at(network, site).register_forward_hook(add_to).remove)
+        yield
 
 
 def _split(delta: Delta) -> tuple[Dense | None, Delta | None]:

@@ -314,4 +314,4 @@ def moved(delta: Delta, device: torch.device) -> Delta:
     tensors = delta.tensors()
     if all(tensor.device == device for tensor in tensors.values()):
         return delta
-    return type(delta)(**{name: tensor.to(device) for name, tensor in tensors.items()})
+    return delta.of_tensors({name: tensor.to(device) for name, tensor in tensors.items()})

@@ -140,6 +140,13 @@ class VLM(ABC):
 
     @property
     @abstractmethod
+    def ffn_inputs(self) -> tuple[str, ...]:
+        """A weight that takes the input of the feed-forward block of each decoder layer, in order:
+        "fc1" of OPT, "mlp.up_proj" of Llama and Qwen. Neurons beside a block read there.
+        """
+
+    @property
+    @abstractmethod
     def layer_sites(self) -> tuple[str, ...]:
         """The names of the decoder layers, in order. A delta there adds to the hidden states that
         the layer gives, and reads them.

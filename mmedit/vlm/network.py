@@ -23,6 +23,7 @@ from mmedit.cases import Example
 from mmedit.deltas import Delta, compose_all, linear_at
 from mmedit.errors import SiteError
 from mmedit.metrics.multiclass_log_probs import answer_nll
+from mmedit.neurons import by_input
 from mmedit.vlm.acting import cheapest
 from mmedit.vlm.decoding import groups_with_room
 from mmedit.vlm.edit import DeltaChange, Edit, merged, nameless, with_own_name
@@ -168,6 +169,10 @@ class NetworkVLM(VLM):
     def value_sites(self) -> tuple[str, ...]:
         return self.adapter.value_sites
 
+    @property
+    def ffn_inputs(self) -> tuple[str, ...]:
+        return self.adapter.ffn_inputs
+
     def represent(self, examples: Sequence[Example]) -> Float[Tensor, "batch hidden"]:
         site = linear_at(self.adapter.network, self.sites("language")[0])
         one = self._pass(examples)
@@ -196,7 +201,8 @@ class NetworkVLM(VLM):
 
     def weight(self, site: str) -> Float[Tensor, "*edits out in"]:
         weight = weight_of(linear_at(self.adapter.network, site)).to(self.device)
-        return weight + self.deltas[site].weight() if site in self.deltas else weight
+        own = by_input(self.deltas[site]).get(None) if site in self.deltas else None
+        return weight if own is None else weight + own.weight()
 
     def require_reach(self, examples: Sequence[Example], sites: Sequence[str]) -> None:
         for site in sites:

@@ -16,6 +16,7 @@ from mmedit.adapters.inputs import Inputs
 from mmedit.adapters.seen import SeenImage
 from mmedit.deltas import Delta, linear_at
 from mmedit.errors import SiteError
+from mmedit.neurons import read_by
 from mmedit.vlm.acting import added
 from mmedit.vlm.frozen import Frozen
 from mmedit.vlm.outputs import Predictions
@@ -131,8 +132,12 @@ class Pass:
 
     @property
     def _sites(self) -> tuple[str, ...]:
-        """The sites that are edited or recorded."""
-        return (*self.deltas, *(self.recorder.sites if self.recorder else ()))
+        """The Linears that are edited, read by deltas, or recorded."""
+        return (
+            *self.deltas,
+            *read_by(self.deltas),
+            *(self.recorder.sites if self.recorder else ()),
+        )
 
     @property
     def _seen(self) -> list[SeenImage]:

@@ -52,6 +52,10 @@ class WrappedVLM(VLM):
         return self.inner.value_sites
 
     @property
+    def ffn_inputs(self) -> tuple[str, ...]:
+        return self.inner.ffn_inputs
+
+    @property
     def layer_sites(self) -> tuple[str, ...]:
         return self.inner.layer_sites
 

@@ -29,6 +29,7 @@ from mmedit.methods.mend import MEND, MENDConfig
 from mmedit.methods.more import MORE, MOREConfig
 from mmedit.methods.rome import ROME, ROMEConfig
 from mmedit.methods.serac import SERAC, SERACConfig
+from mmedit.methods.tpatcher import TPatcher, TPatcherConfig
 from mmedit.methods.ultraedit import UltraEdit, UltraEditConfig
 from mmedit.metrics.multiclass_log_probs import answer_nll
 from mmedit.training.settings import TrainingConfig
@@ -61,6 +62,9 @@ EDITORS_UNDER_TEST: dict[str, Callable[[], Editor]] = {
         small_located(AlphaEditConfig, layers=(2, 3), l2=0.1, tokens="all", eta=0.05)
     ),
     "ultraedit": lambda: UltraEdit(UltraEditConfig(sites=LAST, lr=3e-4)),
+    "tpatcher": lambda: TPatcher(
+        TPatcherConfig(steps=15, memory=500, m_largest=(50, 50), m_weight=0.1)
+    ),
     "grace": lambda: GRACE(GRACEConfig(layer=2, steps=8)),
     "more": lambda: MORE(MOREConfig(sites=LAST, rank=14, alpha=28, lr=0.1, steps=3)),
     "scopeedit": lambda: MORE(
