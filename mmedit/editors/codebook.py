@@ -65,6 +65,17 @@ def at_prompt_end(vlm: VLM, examples: Sequence[Example], site: str) -> PromptEnd
     return PromptEnd(x, y, at.writes)
 
 
+def shift_to_values(
+    entries: Entries, at: PromptEnd
+) -> tuple[Bool[Tensor, " rows"], Float[Tensor, "rows out"]]:
+    """Return which rows are inside the ball of their nearest entry, and what leads from the output
+    of the Linear to the entry's value there; 0 outside.
+    """
+    found = nearest(entries["key"], at.x, entries.seen_by(len(at.x)))
+    inside = found.distance <= entries["radius"][found.entry]
+    return inside, (entries["value"][found.entry] - at.y).where(inside.unsqueeze(1), 0)
+
+
 class _Verdict(NamedTuple):
     """The place of new entries in a codebook, a row for each."""
 

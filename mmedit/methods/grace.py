@@ -38,7 +38,7 @@ from mmedit.cases import Example
 from mmedit.chunks import chunks
 from mmedit.deltas import Delta
 from mmedit.editors.closed_form.values import ValueConfig, asked_of, find_values
-from mmedit.editors.codebook import Expand, at_prompt_end, nearest, placed, placed_each
+from mmedit.editors.codebook import Expand, at_prompt_end, placed, placed_each, shift_to_values
 from mmedit.editors.config import EditorConfig
 from mmedit.editors.entries import Entries, token_rows
 from mmedit.editors.fitting import Fitting
@@ -152,12 +152,10 @@ class GRACE(MemoryEditor[GRACEConfig]):
     def choose(self, vlm: VLM, entries: Entries, examples: Sequence[Example]) -> dict[str, Delta]:
         site = self.config.site_in(vlm)
         at = at_prompt_end(vlm, list(examples), site)
-        found = nearest(entries["key"], at.x, entries.seen_by(len(examples)))
-        inside = found.distance <= entries["radius"][found.entry]
+        inside, shift = shift_to_values(entries, at)
         if not inside.any():
             return {}
-        value = (entries["value"][found.entry] - at.y).where(inside.unsqueeze(1), 0)
-        return {site: Shift(value.unsqueeze(1), at.writes, vlm.shape(site)[1])}
+        return {site: Shift(shift.unsqueeze(1), at.writes, vlm.shape(site)[1])}
 
     def add(self, entries: Entries, stored: Mapping[str, Tensor]) -> Entries:
         if entries.visible is not None:
