@@ -33,7 +33,6 @@ from mmedit.suite import RunOptions, run_suite
         ("ike", {"k": 0, "retrieval": "text"}, "retrieval has no effect with k=0"),
         ("serac", {"scope_encoder": "a"}, "scope_encoder has no effect with scope=multimodal"),
         ("serac-text", {"clip": "a/b"}, "clip has no effect with scope=text"),
-        ("serac", {"clip": "a/b", "scope_width": 8}, "scope_width has no effect with a clip"),
         (
             "serac",
             {"counterfactual": "a", "counterfactual_width": 8},

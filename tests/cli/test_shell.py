@@ -179,7 +179,7 @@ def test_completion_can_be_installed_and_knows_names(mmedit_, monkeypatch):
     monkeypatch.setenv("_MMEDIT_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", "mmedit edit --editor serac")
     monkeypatch.setenv("COMP_CWORD", "3")
-    assert mmedit_().out == "serac serac-minilm serac-text"
+    assert mmedit_().out == "serac serac-minilm serac-mscke serac-text"
 
 
 def test_ls_alone_shows_all_lists(mmedit_):

@@ -53,6 +53,7 @@ EDITORS_UNDER_TEST: dict[str, Callable[[], Editor]] = {
     "ke": lambda: KE(small_ke()),
     "serac": lambda: SERAC(small_serac(scope="multimodal")),
     "serac-text": lambda: SERAC(small_serac(scope="text")),
+    "serac-mscke": lambda: SERAC(small_serac(scope="fused")),
     "rome": lambda: ROME(small_located(ROMEConfig, layers=(3,))),
     "rome-last-prompt": lambda: ROME(
         small_located(ROMEConfig, layers=(2,), position="last_prompt", covariance=False)
@@ -92,7 +93,7 @@ def small_located(config: type[Located], **settings: Any) -> Located:
 
 
 def small_serac(
-    *, scope: Literal["text", "multimodal"], sentence_encoder: str | None = None
+    *, scope: Literal["text", "multimodal", "fused"], sentence_encoder: str | None = None
 ) -> SERACConfig:
     training = TrainingConfig(steps=20, batch_size=4)
     return SERACConfig(

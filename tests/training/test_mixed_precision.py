@@ -20,6 +20,9 @@ EDITORS: dict[str, Any] = {
     "mend": lambda: MEND(MENDConfig(rank=8, training=BF16)),
     "ke": lambda: KE(KEConfig(lstm_hidden=8, condition=8, hidden=8, training=BF16)),
     "serac": lambda: SERAC(SERACConfig(scope_width=8, counterfactual_width=8, training=BF16)),
+    "serac-mscke": lambda: SERAC(
+        SERACConfig(scope="fused", scope_width=8, counterfactual_width=8, training=BF16)
+    ),
     "serac-text": lambda: SERAC(
         SERACConfig(scope="text", scope_width=8, counterfactual_width=8, training=BF16)
     ),

@@ -19,6 +19,23 @@ Differences from EasyEdit's SERAC_MULTI:
 - Image locality is trained on (`i_loc=0` is EasyEdit's choice).
 - The cache holds all edits.
 - The counterfactual model learns where answers end.
+
+MSCKE (Zeng et al. 2025, Visual-Oriented Fine-Grained Knowledge Editing for MultiModal Large
+Language Models) is SERAC with a scope that fuses text and image, `scope: fused`:
+
+    scope(question) = [t ; softmax(t I^T) I]    t: its text, I: the tokens of its own image
+
+Differences from its published code:
+
+- Each question, and each cached edit, is fused with its own image. There the softmax runs over the
+  batch of cached edits, so that edits borrow each other's images, and an edit's embedding depends
+  on what else is cached. With one edit it runs over one entry, and fuses nothing; here it runs over
+  the tokens of the image.
+- As above: no answer in the cached text; the projections are trained once, and saved.
+- A question without image has a learnt image part, not that of a black image.
+- The towers (OpenCLIP's, or the VLM's own) are frozen, their features cached, and small networks
+  after them are trained. There CLIP itself is trained.
+- Locality probes count in both parts of the loss (there in the classification alone).
 """
 
 from __future__ import annotations
@@ -47,6 +64,7 @@ from mmedit.vlm.interface import VLM
 from mmedit.vlm.prepared import Asked
 
 IN_SCOPE = (Probe.RELIABILITY, Probe.TEXT_GENERALITY, Probe.IMAGE_GENERALITY)
+"""Probes that belong to the edit of their case: 1 in the classification, all others 0."""
 
 
 class SERACNetwork(nn.Module):
@@ -107,7 +125,7 @@ class SERACLearner(Learner):
         """Return which edits are the same to the scope: itself, and for a scope that sees no image
         all with its prompt.
         """
-        if self._config.scope == "multimodal":
+        if self._config.scope != "text":
             return torch.eye(len(edits), dtype=torch.bool)
         return torch.tensor([[one.prompt == other.prompt for other in edits] for one in edits])
 

@@ -17,21 +17,26 @@ class SERACConfig(ObjectiveConfig):
     """
 
     after_fit: ClassVar[frozenset[str]] = frozenset({"threshold"})
-    scope: Literal["text", "multimodal"] = "multimodal"
-    """Parts that the scope compares: prompts (text, the paper's), or also images (multimodal)."""
+    scope: Literal["text", "multimodal", "fused"] = "multimodal"
+    """Parts that the scope compares: prompts (text, the paper's), images and prompts (multimodal),
+    or prompts and what they attend to in their own images (fused, MSCKE's).
+    """
     scope_encoder: str | None = None
     """Hugging Face encoder of the text scope, trained further; null: a new small one. EasyEdit:
     distilbert-base-cased.
     """
     sentence_encoder: str | None = None
-    """Frozen sentence encoder of the prompts in either scope: all-MiniLM-L6-v2 (extra `retrieval`),
+    """Frozen sentence encoder of the prompts in any scope: all-MiniLM-L6-v2 (extra `retrieval`),
     a folder or a hub id; null: the scope's own encoder, or the texts of its towers.
     """
     clip: str | None = None
-    """OpenCLIP model of the multimodal scope, ARCHITECTURE/WEIGHTS; null: the VLM's own features.
+    """OpenCLIP model of the multimodal or fused scope, ARCHITECTURE/WEIGHTS; null: the VLM's own
+    features.
     """
     scope_width: int = Field(default=128, ge=4, multiple_of=4)
-    """Width of the scope's embeddings, if no pretrained encoder sets it."""
+    """Width of the scope's embeddings, if no pretrained encoder sets it; of the multimodal and the
+    fused scope: of image part and text part each.
+    """
     scope_layers: int = Field(default=2, ge=1)
     """Layers of a new encoder of the text scope."""
     distance: Distance = "squared_euclidean"
@@ -71,8 +76,6 @@ class SERACConfig(ObjectiveConfig):
             idle |= dict.fromkeys((*encoder, "scope_width"), "with a sentence_encoder")
         elif self.scope == "text" and self.scope_encoder:
             idle |= dict.fromkeys(("scope_width", "scope_layers"), "with a scope_encoder")
-        if self.scope == "multimodal" and self.clip:
-            idle["scope_width"] = "with a clip"
         if self.counterfactual:
             new = ("counterfactual_width", "counterfactual_layers")
             idle |= dict.fromkeys(new, "with a pretrained counterfactual model")

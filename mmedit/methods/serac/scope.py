@@ -4,7 +4,8 @@
 `SentenceScope` is a trained map of a frozen sentence encoder's embedding of the prompt. Both see no
 image: a question in the words of an edit is in their scope, whatever image it is about.
 `MultimodalScope` has image and text embeddings of frozen towers (`mmedit.methods.serac.towers`),
-each followed by a trained network. None of them sees an answer.
+each followed by a trained network. `FusedScope`, MSCKE's, lets the text choose among the tokens of
+its own image. None of them sees an answer.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from mmedit.editors.sentences import load_sentence_encoder
 from mmedit.errors import ModelError
 from mmedit.methods.serac.config import SERACConfig
 from mmedit.methods.serac.counterfactual import depend_on
+from mmedit.methods.serac.similarity import fuse
 from mmedit.methods.serac.towers import choose_towers
 from mmedit.vlm.frozen import Frozen
 
@@ -125,34 +127,68 @@ class SentenceScope(Scope):
         return encode([example.prompt for example in examples]) @ self.map
 
 
-class MultimodalScope(Scope):
-    """cat(f(image), g(text)) with a small trained network for each. A question without image has a
-    learnt vector in place of f(image).
+class PairScope(Scope):
+    """An image part and a text part, cat(image, g(text)), with trained networks over frozen towers.
+    A question without image has a learnt vector in place of the image part.
     """
 
     def __init__(self, facts: Mapping[str, Any]) -> None:
         super().__init__()
         width = facts["width"]
-        self._towers = choose_towers(facts["clip"], facts.get("sentence_encoder"))
+        self.towers = choose_towers(facts["clip"], facts.get("sentence_encoder"))
         self.image = _head(facts["image_width"], width)
         self.text = _head(facts["text_width"], width)
         self.no_image = nn.Parameter(torch.randn(width))
 
     def forward(self, examples: Sequence[Example], frozen: Frozen) -> Float[Tensor, "batch width"]:
-        text = self.text(self._towers.texts([example.prompt for example in examples], frozen))
+        text = self.text(self.towers.texts([example.prompt for example in examples], frozen))
         rows = [row for row, example in enumerate(examples) if example.image is not None]
         image = self.no_image.expand(len(examples), -1)
         if rows:
-            seen = self.image(self._towers.images([examples[row] for row in rows], frozen))
+            seen = self.image_part([examples[row] for row in rows], text[rows], frozen)
             image = image.index_copy(0, torch.tensor(rows, device=seen.device), seen)
         else:
             image = image + depend_on(self.image)
         return torch.cat([image, text], dim=-1)
 
+    @abstractmethod
+    def image_part(
+        self, examples: Sequence[Example], text: Float[Tensor, "batch width"], frozen: Frozen
+    ) -> Float[Tensor, "batch width"]:
+        """Return the image parts of questions about images, whose text parts are given."""
 
-def _multimodal_facts(config: SERACConfig, frozen: Frozen) -> dict[str, Any]:
-    """Return the facts of a MultimodalScope."""
-    image, text = choose_towers(config.clip, config.sentence_encoder).widths(frozen)
+
+class MultimodalScope(PairScope):
+    """cat(f(image), g(text)): the image part knows nothing of the question."""
+
+    def image_part(
+        self, examples: Sequence[Example], text: Float[Tensor, "batch width"], frozen: Frozen
+    ) -> Float[Tensor, "batch width"]:
+        return self.image(self.towers.images(examples, frozen))
+
+
+class FusedScope(PairScope):
+    """cat(softmax(t I^T) I, t) with t = g(text) and a row of I = f(token) for each token of the
+    question's own image: the text chooses what of its image counts.
+    """
+
+    def image_part(
+        self, examples: Sequence[Example], text: Float[Tensor, "batch width"], frozen: Frozen
+    ) -> Float[Tensor, "batch width"]:
+        tokens = self.towers.tokens(examples, frozen)
+        lengths = [len(image) for image in tokens]
+        made = self.image(torch.cat(tokens)).split(lengths)
+        ends = torch.tensor(lengths, device=text.device).unsqueeze(-1)
+        there = torch.arange(max(lengths), device=text.device) < ends
+        return fuse(text, pad_sequence(list(made), batch_first=True), there)
+
+
+def _pair_facts(config: SERACConfig, frozen: Frozen) -> dict[str, Any]:
+    """Return the facts of a PairScope."""
+    towers = choose_towers(config.clip, config.sentence_encoder)
+    image, text = towers.widths(frozen)
+    if config.scope == "fused":
+        image = towers.token_width(frozen)
     width = config.scope_width
     return {"clip": config.clip, "width": width, "image_width": image, "text_width": text}
 
@@ -171,13 +207,13 @@ def scope_facts(config: SERACConfig, frozen: Frozen) -> dict[str, Any]:
         used = {"sentence_encoder": name, "sha256": encoder.sha256}
         if config.scope == "text":
             return used | {"width": encoder.width}
-    if config.scope == "multimodal":
-        return used | _multimodal_facts(config, frozen)
+    if config.scope != "text":
+        return used | _pair_facts(config, frozen)
     return _text_facts(config.scope_encoder, config.scope_width, config.scope_layers, frozen)
 
 
 def build_scope(config: SERACConfig, facts: Mapping[str, Any]) -> Scope:
     """Return the scope that the settings choose, with fresh parameters."""
-    if config.scope == "multimodal":
-        return MultimodalScope(facts)
+    if config.scope != "text":
+        return MultimodalScope(facts) if config.scope == "multimodal" else FusedScope(facts)
     return SentenceScope(facts) if config.sentence_encoder else TextScope(facts)

@@ -1,4 +1,6 @@
-"""SERAC's formulas (Mitchell et al. 2022): similarity, mixture, and classification loss."""
+"""SERAC's formulas (Mitchell et al. 2022): similarity, mixture, and classification loss; and the
+fusion of MSCKE's scope.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +41,16 @@ def log_similarity(
         if distance == "euclidean":
             away = away.where(away > 0, 1).sqrt().where(away > 0, 0)  # no infinite gradient at 0
     return (-scale * away.amin(0)).to(tests.dtype)
+
+
+def fuse(
+    text: Float[Tensor, "batch width"],
+    image: Float[Tensor, "batch tokens width"],
+    there: Bool[Tensor, "batch tokens"],
+) -> Float[Tensor, "batch width"]:
+    """Return softmax(t I^T) I per row, over the tokens of the row's own image alone."""
+    weights = torch.einsum("bw,btw->bt", text, image).masked_fill(~there, -torch.inf).softmax(-1)
+    return torch.einsum("bt,btw->bw", weights, image)
 
 
 def _parts(embedded: Float[Tensor, "n width"], heads: int) -> Float[Tensor, "heads n part"]:

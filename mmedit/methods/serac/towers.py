@@ -1,9 +1,9 @@
-"""Frozen towers of SERAC's multimodal scope: networks that embed images and prompts."""
+"""Frozen towers of SERAC's multimodal and fused scopes: networks that embed images and prompts."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,9 @@ from mmedit.images import image_key, open_image
 from mmedit.metrics.clip_score import load_clip
 from mmedit.vlm.frozen import Frozen, in_groups
 
+BLANK = Image.new("RGB", (8, 8))
+"""An image to learn sizes from."""
+
 
 class Towers(Protocol):
     """Frozen networks that embed images and prompts."""
@@ -27,8 +30,18 @@ class Towers(Protocol):
         """Return the widths of image and text embeddings."""
         ...
 
+    def token_width(self, frozen: Frozen) -> int:
+        """Return the width of an image's tokens."""
+        ...
+
     def images(self, examples: Sequence[Example], frozen: Frozen) -> Float[Tensor, "batch width"]:
         """Return one embedding per example; all examples must have an image."""
+        ...
+
+    def tokens(
+        self, examples: Sequence[Example], frozen: Frozen
+    ) -> list[Float[Tensor, "_tokens width"]]:
+        """Return the tokens of every example's image; all examples must have one."""
         ...
 
     def texts(self, prompts: Sequence[str], frozen: Frozen) -> Float[Tensor, "batch width"]:
@@ -44,9 +57,14 @@ class OwnTowers:
     def widths(self, frozen: Frozen) -> tuple[int, int]:
         return frozen.hidden, frozen.hidden
 
+    def token_width(self, frozen: Frozen) -> int:
+        return frozen.hidden
+
     def images(self, examples: Sequence[Example], frozen: Frozen) -> Tensor:
-        features = frozen.image_features(examples)
-        return torch.stack([tokens.mean(0) for tokens in features if tokens is not None])
+        return torch.stack([tokens.mean(0) for tokens in self.tokens(examples, frozen)])
+
+    def tokens(self, examples: Sequence[Example], frozen: Frozen) -> list[Tensor]:
+        return [made for made in frozen.image_features(examples) if made is not None]
 
     def texts(self, prompts: Sequence[str], frozen: Frozen) -> Tensor:
         rows = [torch.tensor(ids or [0]) for ids in frozen.tokenize(prompts)]
@@ -59,7 +77,7 @@ class OwnTowers:
 
 class ClipTowers:
     """The towers of an OpenCLIP model, named "ARCHITECTURE/WEIGHTS". Image embeddings are cached by
-    content.
+    content. Tokens are the patches as the last block leaves them, normalised, without class token.
     """
 
     def __init__(self, name: str) -> None:
@@ -70,23 +88,53 @@ class ClipTowers:
         width = self.texts(["a photo"], frozen).shape[-1]
         return width, width
 
-    @torch.no_grad()
+    def token_width(self, frozen: Frozen) -> int:
+        (tokens,) = self.tokens([Example(prompt="", target="-", image=BLANK)], frozen)
+        return tokens.shape[-1]
+
     def images(self, examples: Sequence[Example], frozen: Frozen) -> Tensor:
-        model, transform, _ = self._clip(frozen)
+        model, _, _ = self._clip(frozen)
+        return torch.stack(
+            self._cached(
+                "clip", examples, frozen, lambda pixels: model.encode_image(pixels, normalize=True)
+            )
+        )
+
+    def tokens(self, examples: Sequence[Example], frozen: Frozen) -> list[Tensor]:
+        model, _, _ = self._clip(frozen)
+
+        def patches(pixels: Tensor) -> Tensor:
+            made = model.forward_intermediates(
+                pixels, image_indices=1, normalize_intermediates=True, intermediates_only=True
+            )
+            return made["image_intermediates"][-1].flatten(2).mT  # [batch, patches, width]
+
+        return self._cached("clip-tokens", examples, frozen, patches)
+
+    @torch.no_grad()
+    def _cached(
+        self,
+        kind: str,
+        examples: Sequence[Example],
+        frozen: Frozen,
+        encode: Callable[[Tensor], Tensor],
+    ) -> list[Tensor]:
+        """Return what `encode` makes of every example's image, once for each distinct one."""
+        _, transform, _ = self._clip(frozen)
 
         def embed(positions: Sequence[int]) -> list[Tensor]:
             seen = {
                 place: transform(open_image(_image(examples[place]))) for place in set(positions)
             }
             pixels = torch.stack([seen[place] for place in positions]).to(frozen.device)
-            return list(model.encode_image(pixels, normalize=True).float())
+            return list(encode(pixels).float())
 
         def compute(positions: Sequence[int]) -> list[Tensor]:
             return in_groups(positions, embed)
 
-        keys = [f"clip-{_digest(self._name)}-{image_key(_image(e))}" for e in examples]
+        keys = [f"{kind}-{_digest(self._name)}-{image_key(_image(e))}" for e in examples]
         found = frozen.features.lookup(keys, compute)
-        return torch.stack([embedded.to(frozen.device) for embedded in found])
+        return [embedded.to(frozen.device) for embedded in found]
 
     @torch.no_grad()
     def texts(self, prompts: Sequence[str], frozen: Frozen) -> Tensor:
@@ -96,7 +144,7 @@ class ClipTowers:
     def _clip(self, frozen: Frozen) -> tuple[Any, Any, Any]:
         if self._loaded is None:
             model, transform, tokenizer = load_clip(
-                self._name, device=frozen.device, wanted_by="SERAC's multimodal scope"
+                self._name, device=frozen.device, wanted_by="SERAC's scope"
             )
             self._loaded = model.eval().requires_grad_(False), transform, tokenizer
         return self._loaded
@@ -113,8 +161,14 @@ class SentenceTowers:
         image, _ = self._towers.widths(frozen)
         return image, load_sentence_encoder(self._encoder, frozen.device).width
 
+    def token_width(self, frozen: Frozen) -> int:
+        return self._towers.token_width(frozen)
+
     def images(self, examples: Sequence[Example], frozen: Frozen) -> Tensor:
         return self._towers.images(examples, frozen)
+
+    def tokens(self, examples: Sequence[Example], frozen: Frozen) -> list[Tensor]:
+        return self._towers.tokens(examples, frozen)
 
     def texts(self, prompts: Sequence[str], frozen: Frozen) -> Tensor:
         return load_sentence_encoder(self._encoder, frozen.device)(prompts)
