@@ -5,6 +5,7 @@ docs/adding-a-method.md lists all files that a new method needs.
 
 from mmedit.editors.base import Editor
 from mmedit.methods.alphaedit import AlphaEdit
+from mmedit.methods.balancedit import BalancEdit
 from mmedit.methods.ft import FT
 from mmedit.methods.grace import GRACE
 from mmedit.methods.ike import IKE
@@ -17,6 +18,6 @@ from mmedit.methods.ultraedit import UltraEdit
 
 EDITORS: dict[str, type[Editor]] = {
     editor.method: editor
-    for editor in (FT, IKE, KE, MEND, SERAC, ROME, MEMIT, AlphaEdit, UltraEdit, GRACE)
+    for editor in (FT, IKE, KE, MEND, SERAC, ROME, MEMIT, AlphaEdit, UltraEdit, GRACE, BalancEdit)
 }
 """Methods by name."""

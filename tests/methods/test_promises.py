@@ -18,6 +18,7 @@ from mmedit.edits.loading import load_edit
 from mmedit.errors import EditError, SiteError
 from mmedit.methods import EDITORS
 from mmedit.methods.alphaedit import AlphaEdit, AlphaEditConfig
+from mmedit.methods.balancedit import BalancEdit, BalancEditConfig
 from mmedit.methods.ft import FT, FTConfig
 from mmedit.methods.grace import GRACE, GRACEConfig
 from mmedit.methods.ike import IKE, IKEConfig
@@ -57,6 +58,7 @@ EDITORS_UNDER_TEST: dict[str, Callable[[], Editor]] = {
     ),
     "ultraedit": lambda: UltraEdit(UltraEditConfig(sites=LAST, lr=3e-4)),
     "grace": lambda: GRACE(GRACEConfig(layer=2, steps=8)),
+    "balancedit": lambda: BalancEdit(BalancEditConfig(layer=2, steps=12)),
     "serac-minilm": lambda: SERAC(small_serac(scope="text", sentence_encoder=saved_encoder())),
 }  # fmt: skip
 
