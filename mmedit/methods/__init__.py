@@ -5,6 +5,7 @@ docs/adding-a-method.md lists all files that a new method needs.
 
 from mmedit.editors.base import Editor
 from mmedit.methods.alphaedit import AlphaEdit
+from mmedit.methods.balancedit import BalancEdit
 from mmedit.methods.ft import FT
 from mmedit.methods.grace import GRACE
 from mmedit.methods.ike import IKE
@@ -34,6 +35,7 @@ EDITORS: dict[str, type[Editor]] = {
         MORE,
         GRACE,
         TPatcher,
+        BalancEdit,
     )
 }
 """Methods by name."""

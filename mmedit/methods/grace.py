@@ -38,14 +38,21 @@ from mmedit.cases import Example
 from mmedit.chunks import chunks
 from mmedit.deltas import Delta
 from mmedit.editors.closed_form.values import ValueConfig, asked_of, find_values
-from mmedit.editors.codebook import Expand, at_prompt_end, placed, placed_each, shift_to_values
+from mmedit.editors.codebook import (
+    Expand,
+    at_prompt_end,
+    layer_in,
+    placed,
+    placed_each,
+    shift_to_values,
+)
 from mmedit.editors.config import EditorConfig
 from mmedit.editors.entries import Entries, token_rows
 from mmedit.editors.fitting import Fitting
 from mmedit.editors.memory import MemoryEditor
 from mmedit.editors.saved import Origin, origin_of
 from mmedit.editors.shifts import Shift
-from mmedit.errors import DataError, EditError, EditorError, SiteError
+from mmedit.errors import DataError, EditError, EditorError
 from mmedit.vlm.interface import VLM
 
 BATCH = 32
@@ -78,18 +85,8 @@ class GRACEConfig(EditorConfig):
 
     def site_in(self, vlm: VLM) -> str:
         """Return the Linear whose output values replace. Raises SiteError."""
-        sites = vlm.value_sites
-        if not sites:
-            raise SiteError(
-                "the feed-forward blocks of this VLM's language model are not known by name; use a "
-                "method that names its sites (ft, mend)"
-            )
-        layer = (2 * len(sites)) // 3 if self.layer is None else self.layer
-        if not 0 <= layer < len(sites):
-            raise SiteError(
-                f"editor.layer is {layer}; this VLM has the layers 0 to {len(sites) - 1}"
-            )
-        return sites[layer]
+        usual = (2 * len(vlm.value_sites)) // 3
+        return vlm.value_sites[layer_in(vlm, self.layer, usual=usual)]
 
 
 class GRACE(MemoryEditor[GRACEConfig]):

@@ -19,6 +19,7 @@ from mmedit.edits.loading import load_edit
 from mmedit.errors import EditError, SiteError
 from mmedit.methods import EDITORS
 from mmedit.methods.alphaedit import AlphaEdit, AlphaEditConfig
+from mmedit.methods.balancedit import BalancEdit, BalancEditConfig
 from mmedit.methods.ft import FT, FTConfig
 from mmedit.methods.grace import GRACE, GRACEConfig
 from mmedit.methods.ike import IKE, IKEConfig
@@ -71,6 +72,7 @@ EDITORS_UNDER_TEST: dict[str, Callable[[], Editor]] = {
     "scopeedit": lambda: MORE(
         MOREConfig(sites=LAST, rank=10, shared_rank=4, alpha=28, steps=3, locality_keys=20)
     ),
+    "balancedit": lambda: BalancEdit(BalancEditConfig(layer=2, steps=12)),
     "serac-minilm": lambda: SERAC(small_serac(scope="text", sentence_encoder=saved_encoder())),
 }  # fmt: skip
 
