@@ -9,6 +9,7 @@ from mmedit.methods.ft import FT
 from mmedit.methods.grace import GRACE
 from mmedit.methods.ike import IKE
 from mmedit.methods.ke import KE
+from mmedit.methods.liveedit import LiveEdit
 from mmedit.methods.memit import MEMIT
 from mmedit.methods.mend import MEND
 from mmedit.methods.rome import ROME
@@ -17,6 +18,6 @@ from mmedit.methods.ultraedit import UltraEdit
 
 EDITORS: dict[str, type[Editor]] = {
     editor.method: editor
-    for editor in (FT, IKE, KE, MEND, SERAC, ROME, MEMIT, AlphaEdit, UltraEdit, GRACE)
+    for editor in (FT, IKE, KE, MEND, SERAC, ROME, MEMIT, AlphaEdit, UltraEdit, GRACE, LiveEdit)
 }
 """Methods by name."""
