@@ -20,8 +20,8 @@ Differences from the published code:
 - Rows of a batch are routed apart, and experts chosen for the prompt stay while an answer is
   generated. The published use has one row, and does not generate.
 - The KL is over all text tokens, and there over the answer's.
-- Pairs of an image and its edit come from the generality probes of the training cases, and unrelated
-  images from the image-locality probes.
+- Pairs of an image and its edit come from the generality probes of the training cases, and
+  unrelated images from the image-locality probes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from mmedit.cases import EditCase, Example, Probe
@@ -50,15 +50,8 @@ from mmedit.editors.objective import (
 )
 from mmedit.methods.liveedit.config import LiveEditConfig
 from mmedit.methods.liveedit.network import LiveEditNetwork
-from mmedit.methods.liveedit.routing import (
-    Asked as AskedExtracts,
-)
-from mmedit.methods.liveedit.routing import (
-    filtered,
-    routing_losses,
-    similarity,
-    soft_weights,
-)
+from mmedit.methods.liveedit.routing import Asked as AskedExtracts
+from mmedit.methods.liveedit.routing import filtered, routing_losses, similarity, soft_weights
 from mmedit.training.learner import Learner
 from mmedit.vlm.interface import VLM
 from mmedit.vlm.prepared import Asked

@@ -18,11 +18,11 @@ class Asked(NamedTuple):
     """What is extracted of questions about images."""
 
     query: Extracts
-    """Of the question."""
+    """Extract of the question."""
     vision: Extracts
-    """Of the image, as the question asks about it."""
+    """Extract of the image, as the question asks about it."""
     prototype: Extracts
-    """Of the learnt image, as the question asks about it."""
+    """Extract of the learnt image, as the question asks about it."""
 
     def split(self, rows: int) -> list[Asked]:
         """Return so many questions after so many."""
