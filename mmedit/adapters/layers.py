@@ -56,8 +56,12 @@ class Layered:
         return self.network.get_decoder()
 
     def layer_of(self, site: str) -> int:
-        """Return how many decoder layers come before a site; 0 if that cannot be told."""
+        """Return how many decoder layers run before a site; 0 if that cannot be told. A layer's own
+        site is what it gives, so the layer is among them.
+        """
         names = self.layer_sites
+        if site in names:
+            return names.index(site) + 1
         for number, name in enumerate(names):
             if f"{site}.".startswith(f"{name}."):
                 return number
@@ -118,9 +122,11 @@ class _ReachedError(Exception):
 
 
 @contextmanager
-def noted(layers: Sequence[nn.Module], after: Sequence[int]) -> Iterator[dict[int, States]]:
+def noted(
+    layers: Sequence[nn.Module], after: Sequence[int], *, unedited: bool = False
+) -> Iterator[dict[int, States]]:
     """Note the hidden states after the first k layers, for each k of `after`, while the context
-    lasts.
+    lasts; if `unedited`, as layer k gives them, without an edit of what it gives.
     """
     found: dict[int, Tensor] = {}
 
@@ -129,7 +135,8 @@ def noted(layers: Sequence[nn.Module], after: Sequence[int]) -> Iterator[dict[in
 
     with ExitStack() as hooks:
         for k in after:
-            hooks.callback(layers[k - 1].register_forward_hook(note(k)).remove)
+            hook = layers[k - 1].register_forward_hook(note(k), prepend=unedited)
+            hooks.callback(hook.remove)
         yield found
 
 

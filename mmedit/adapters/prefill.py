@@ -76,7 +76,8 @@ class PrefillNotes:
             hook.remove()
             self._note(place, options.get("cache"), output.detach())
 
-        hook = layer.register_forward_hook(note, with_kwargs=True)
+        # before the hook of an edit of what the layer gives
+        hook = layer.register_forward_hook(note, with_kwargs=True, prepend=True)
         return hook.remove
 
     def _note(self, place: int, cache: Any, output: Tensor) -> None:

@@ -14,7 +14,7 @@ target.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -26,7 +26,13 @@ from mmedit.cases import OWN_ANSWER, EditCase, Example, Probe
 from mmedit.editors.learned import LearnedConfig
 from mmedit.errors import DataError
 from mmedit.metrics.locality import kl, top1
-from mmedit.metrics.multiclass_log_probs import answer_nll, exact_match, token_accuracy
+from mmedit.metrics.multiclass_log_probs import (
+    answer_nll,
+    exact_match,
+    log_softmax,
+    row_mean,
+    token_accuracy,
+)
 from mmedit.training.learner import SCORE
 from mmedit.vlm.interface import VLM
 from mmedit.vlm.outputs import Predictions
@@ -98,6 +104,28 @@ class Outcome:
         return torch.stack([weights[probe] * term for probe, term in self.terms.items()]).sum()
 
 
+Answering = Callable[[Sequence[Probe]], VLM]
+"""Gives the VLM that answers a group of probes, in the rows of `rows_of`."""
+Divergence = Callable[[Predictions, Predictions], Tensor]
+"""A loss of each row, from its predictions before and after the edit."""
+
+
+def divergence(before: Predictions, after: Predictions) -> Float[Tensor, " batch"]:
+    """Return KL(before || after), the mean over the text tokens of each row. The two may be padded
+    to different lengths.
+    """
+    old, new = _same_length(before, after)
+    return kl(old.logits, new.logits, old.is_text)
+
+
+def reverse_divergence(before: Predictions, after: Predictions) -> Float[Tensor, " batch"]:
+    """Return KL(after || before), as `divergence`; differentiable in both."""
+    old, new = _same_length(before, after)
+    mask = old.is_text
+    log_new, log_old = (log_softmax(one.logits[mask]) for one in (new, old))
+    return row_mean((log_new.exp() * (log_new - log_old)).sum(-1), mask)
+
+
 def outcome(vlm: VLM, edited: VLM, cases: Sequence[EditCase], probes: Sequence[Probe]) -> Outcome:
     """Return losses and figures of a batch of cases, each under its own edit.
 
@@ -109,14 +137,32 @@ def outcome(vlm: VLM, edited: VLM, cases: Sequence[EditCase], probes: Sequence[P
     acc/post: token accuracy on the locality answers before and after; score: the mean of the
     accuracies that exist.
     """
-    after = _predict(edited, cases, probes, separate=True)
+
+    def own_edits(group: Sequence[Probe]) -> VLM:
+        return edited.select([row for _ in group for row in range(len(cases))])
+
+    return outcome_under(own_edits, vlm, cases, probes)
+
+
+def outcome_under(
+    answering: Answering,
+    vlm: VLM,
+    cases: Sequence[EditCase],
+    probes: Sequence[Probe],
+    *,
+    drift: Divergence = divergence,
+) -> Outcome:
+    """Return what `outcome` does, for edits that depend on what is asked; with another loss on the
+    locality probes if one is given.
+    """
+    after = _predict(answering, cases, probes)
     with torch.no_grad():
-        before = _predict(vlm, cases, [p for p in after if p.is_locality], separate=False)
+        before = _predict(lambda _: vlm, cases, [p for p in after if p.is_locality])
     terms, accuracies, ground_truth = {}, {}, []
     for probe in (probe for probe in probes if probe in after):
         part = after[probe]
         if probe.is_locality:
-            terms[probe] = divergence(before[probe], part).mean()
+            terms[probe] = drift(before[probe], part).mean()
         else:
             terms[probe] = answer_nll(part.logits, part.target, part.is_answer).mean()
         with torch.no_grad():
@@ -161,27 +207,25 @@ def groups(cases: Sequence[EditCase], probes: Sequence[Probe]) -> list[list[Prob
     return [group for group in (seen, unseen) if group]
 
 
+def rows_of(cases: Sequence[EditCase], probes: Sequence[Probe]) -> list[Example]:
+    """Return the examples of a group of probes as the rows of a batch: all cases of the first
+    probe, then all of the next.
+    """
+    return [case.probes[probe][0] for probe in probes for case in cases]
+
+
 def _predict(
-    vlm: VLM, cases: Sequence[EditCase], probes: Sequence[Probe], *, separate: bool
+    answering: Answering, cases: Sequence[EditCase], probes: Sequence[Probe]
 ) -> dict[Probe, Predictions]:
-    """Predict every probe of every case; if `separate`, under the case's own edit."""
+    """Predict every probe of every case."""
     rows, found = len(cases), {}
     for group in groups(cases, probes):
-        asked = vlm.select([row for _ in group for row in range(rows)]) if separate else vlm
-        predictions = asked.predict(
-            [case.probes[probe][0] for probe in group for case in cases],
+        predictions = answering(group).predict(
+            rows_of(cases, group),
             answers_only=[not probe.is_locality for probe in group for _ in cases],
         )
         found |= zip(group, predictions.split(rows), strict=True)
     return found
-
-
-def divergence(before: Predictions, after: Predictions) -> Float[Tensor, " batch"]:
-    """Return KL(before || after), the mean over the text tokens of each row. The two may be padded
-    to different lengths.
-    """
-    old, new = _same_length(before, after)
-    return kl(old.logits, new.logits, old.is_text)
 
 
 def require_probes(cases: Sequence[EditCase], probes: Sequence[Probe], method: str) -> None:

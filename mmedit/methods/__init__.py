@@ -11,6 +11,7 @@ from mmedit.methods.grace import GRACE
 from mmedit.methods.ike import IKE
 from mmedit.methods.ke import KE
 from mmedit.methods.lora import LoRA
+from mmedit.methods.liveedit import LiveEdit
 from mmedit.methods.memit import MEMIT
 from mmedit.methods.mend import MEND
 from mmedit.methods.more import MORE
@@ -36,6 +37,7 @@ EDITORS: dict[str, type[Editor]] = {
         GRACE,
         TPatcher,
         BalancEdit,
+        LiveEdit,
     )
 }
 """Methods by name."""

@@ -151,7 +151,9 @@ class NetworkVLM(VLM):
         recorder = Recorder(sites=tuple(sites), with_gradients=False)
         one = self._pass(examples, recorder)
         inputs = self.adapter.inputs(examples, one.images, padding_side=self.padding_side)
-        reached = [k - 1 for k in after] + [k for k in (one.layers_before,) if k is not None]
+        # After the last layer states are kept for some positions alone.
+        reached = [min(k, len(self.adapter.layers) - 1) for k in after]
+        reached += [k for k in (one.layers_before,) if k is not None]
 
         def run() -> Tensor:
             states = self._frozen.states

@@ -118,7 +118,8 @@ class States:
         """
         at, states = found
         self._places.update(places)
-        with noted(self._adapter.layers, [k for k in places if k > at]) as passed:
+        new = [k for k in places if k > at]
+        with noted(self._adapter.layers, new, unedited=True) as passed:
             logits = self._resumed(inputs, at, states, features)
         for k, there in passed.items():
             self._keep(inputs, k, there)

@@ -24,7 +24,12 @@ from mmedit.methods.ft import FT, FTConfig
 from mmedit.methods.grace import GRACE, GRACEConfig
 from mmedit.methods.ike import IKE, IKEConfig
 from mmedit.methods.ke import KE, KEConfig
+<<<<<<< HEAD
 from mmedit.methods.lora import LoRA, LoRAConfig
+=======
+from mmedit.methods.liveedit import LiveEdit
+from mmedit.methods.liveedit.config import LiveEditConfig
+>>>>>>> i18x-liveedit
 from mmedit.methods.memit import MEMIT, MEMITConfig
 from mmedit.methods.mend import MEND, MENDConfig
 from mmedit.methods.more import MORE, MOREConfig
@@ -68,13 +73,20 @@ EDITORS_UNDER_TEST: dict[str, Callable[[], Editor]] = {
         TPatcherConfig(steps=15, memory=500, m_largest=(50, 50), m_weight=0.1)
     ),
     "grace": lambda: GRACE(GRACEConfig(layer=2, steps=8)),
+<<<<<<< HEAD
     "more": lambda: MORE(MOREConfig(sites=LAST, rank=14, alpha=28, lr=0.1, steps=3)),
     "scopeedit": lambda: MORE(
         MOREConfig(sites=LAST, rank=10, shared_rank=4, alpha=28, steps=3, locality_keys=20)
     ),
     "balancedit": lambda: BalancEdit(BalancEditConfig(layer=2, steps=12)),
+=======
+    "liveedit": lambda: LiveEdit(small_liveedit()),
+>>>>>>> i18x-liveedit
     "serac-minilm": lambda: SERAC(small_serac(scope="text", sentence_encoder=saved_encoder())),
 }  # fmt: skip
+
+ABOUT_IMAGES = {"liveedit"}
+"""Methods that refuse a request without image."""
 
 
 def small_mend() -> MENDConfig:
@@ -87,6 +99,11 @@ def small_mend() -> MENDConfig:
 def small_ke() -> KEConfig:
     training = TrainingConfig(steps=15, batch_size=4)
     return KEConfig(sites=LAST, lstm_hidden=16, condition=32, hidden=32, training=training)
+
+
+def small_liveedit() -> LiveEditConfig:
+    training = TrainingConfig(steps=25, batch_size=4)
+    return LiveEditConfig(layer=2, module=32, prototype=8, lr=2e-3, training=training)
 
 
 def small_located(config: type[Located], **settings: Any) -> Located:
@@ -121,9 +138,11 @@ def cases() -> list[EditCase]:
 
 @pytest.fixture(scope="session")
 def requests_(editor: Editor, cases: list[EditCase]) -> list[Example]:
-    """Requests of unequal length; where the language model is edited, one of them without image."""
+    """Requests of unequal length; unless the method edits questions about images alone, one of
+    them without image.
+    """
     about_images = [case.request for case in cases[:3]]
-    if getattr(editor.config, "where", "language") != "language":
+    if editor.method in ABOUT_IMAGES or getattr(editor.config, "where", "language") != "language":
         return about_images
     return [*about_images, Example(prompt="what is the capital of Italy?", target="Santo Domingo")]
 
