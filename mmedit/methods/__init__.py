@@ -10,8 +10,8 @@ from mmedit.methods.ft import FT
 from mmedit.methods.grace import GRACE
 from mmedit.methods.ike import IKE
 from mmedit.methods.ke import KE
-from mmedit.methods.lora import LoRA
 from mmedit.methods.liveedit import LiveEdit
+from mmedit.methods.lora import LoRA
 from mmedit.methods.memit import MEMIT
 from mmedit.methods.mend import MEND
 from mmedit.methods.more import MORE

@@ -24,12 +24,9 @@ from mmedit.methods.ft import FT, FTConfig
 from mmedit.methods.grace import GRACE, GRACEConfig
 from mmedit.methods.ike import IKE, IKEConfig
 from mmedit.methods.ke import KE, KEConfig
-<<<<<<< HEAD
-from mmedit.methods.lora import LoRA, LoRAConfig
-=======
 from mmedit.methods.liveedit import LiveEdit
 from mmedit.methods.liveedit.config import LiveEditConfig
->>>>>>> i18x-liveedit
+from mmedit.methods.lora import LoRA, LoRAConfig
 from mmedit.methods.memit import MEMIT, MEMITConfig
 from mmedit.methods.mend import MEND, MENDConfig
 from mmedit.methods.more import MORE, MOREConfig
@@ -73,15 +70,12 @@ EDITORS_UNDER_TEST: dict[str, Callable[[], Editor]] = {
         TPatcherConfig(steps=15, memory=500, m_largest=(50, 50), m_weight=0.1)
     ),
     "grace": lambda: GRACE(GRACEConfig(layer=2, steps=8)),
-<<<<<<< HEAD
     "more": lambda: MORE(MOREConfig(sites=LAST, rank=14, alpha=28, lr=0.1, steps=3)),
     "scopeedit": lambda: MORE(
         MOREConfig(sites=LAST, rank=10, shared_rank=4, alpha=28, steps=3, locality_keys=20)
     ),
     "balancedit": lambda: BalancEdit(BalancEditConfig(layer=2, steps=12)),
-=======
     "liveedit": lambda: LiveEdit(small_liveedit()),
->>>>>>> i18x-liveedit
     "serac-minilm": lambda: SERAC(small_serac(scope="text", sentence_encoder=saved_encoder())),
 }  # fmt: skip
 
