@@ -14,9 +14,10 @@ from mmedit.methods.mend import MEND
 from mmedit.methods.rome import ROME
 from mmedit.methods.serac import SERAC
 from mmedit.methods.ultraedit import UltraEdit
+from mmedit.methods.wise import WISE
 
 EDITORS: dict[str, type[Editor]] = {
     editor.method: editor
-    for editor in (FT, IKE, KE, MEND, SERAC, ROME, MEMIT, AlphaEdit, UltraEdit, GRACE)
+    for editor in (FT, IKE, KE, MEND, SERAC, ROME, MEMIT, AlphaEdit, UltraEdit, GRACE, WISE)
 }
 """Methods by name."""

@@ -27,6 +27,7 @@ from mmedit.methods.mend import MEND, MENDConfig
 from mmedit.methods.rome import ROME, ROMEConfig
 from mmedit.methods.serac import SERAC, SERACConfig
 from mmedit.methods.ultraedit import UltraEdit, UltraEditConfig
+from mmedit.methods.wise import WISE, WISEConfig
 from mmedit.metrics.multiclass_log_probs import answer_nll
 from mmedit.training.settings import TrainingConfig
 from mmedit.vlm.interface import VLM
@@ -56,6 +57,7 @@ EDITORS_UNDER_TEST: dict[str, Callable[[], Editor]] = {
         small_located(AlphaEditConfig, layers=(2, 3), l2=0.1, tokens="all", eta=0.05)
     ),
     "ultraedit": lambda: UltraEdit(UltraEditConfig(sites=LAST, lr=3e-4)),
+    "wise": lambda: WISE(WISEConfig(layer=2, steps=4)),
     "grace": lambda: GRACE(GRACEConfig(layer=2, steps=8)),
     "serac-minilm": lambda: SERAC(small_serac(scope="text", sentence_encoder=saved_encoder())),
 }  # fmt: skip

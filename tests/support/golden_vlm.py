@@ -1,8 +1,8 @@
-"""The golden language model behind the real adapter: golden numbers run through the real code.
+"""A golden language model behind the real adapter: golden numbers run through the real code.
 
-`tiny_opt` (tests/golden/README.md) takes the place of the language model in a BLIP-2 whose vision
-part is tiny and random. Texts are space-separated token ids, "5 7 9": an `Example` carries golden
-ids as they are.
+`tiny_opt` or `tiny_llama` (tests/golden/README.md) takes the place of the language model in a
+BLIP-2 whose vision part is tiny and random. Texts are space-separated token ids, "5 7 9": an
+`Example` carries golden ids as they are.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from transformers import (
     Blip2Processor,
     Blip2QFormerConfig,
     Blip2VisionConfig,
+    LlamaConfig,
     OPTConfig,
 )
 
@@ -35,6 +36,10 @@ from mmedit.vlm.interface import VLM
 from mmedit.vlm.network import NetworkVLM
 
 PAD = 1
+"""The id at padding, which no mask lets through: also in place of tiny_llama's own, which is the
+image placeholder.
+"""
+LANGUAGE = {"opt": OPTConfig, "llama": LlamaConfig}
 IMAGE = 0
 """The image placeholder; golden texts, which have no image, may use it as any other id."""
 PIXELS = 28
@@ -61,12 +66,14 @@ def to_pixels(*, images: Sequence[Image.Image], return_tensors: str) -> dict[str
     return {"pixel_values": values.float() / 127.5 - 1}
 
 
-def golden_network(*, vision_seed: int = 0) -> Blip2ForConditionalGeneration:
-    """A BLIP-2 with the golden language model, frozen, in evaluation mode."""
-    (config_file,) = golden_files("tiny_opt/config.json")
+def golden_network(
+    base: str = "tiny_opt", *, vision_seed: int = 0
+) -> Blip2ForConditionalGeneration:
+    """A BLIP-2 with a golden language model, frozen, in evaluation mode."""
+    (config_file,) = golden_files(f"{base}/config.json")
     described = read_golden_json(config_file)
     described.pop("torch_dtype", None)
-    language = OPTConfig(**described)
+    language = LANGUAGE[described["model_type"]](**described)
     vision = Blip2VisionConfig(
         hidden_size=16,
         intermediate_size=32,
@@ -99,7 +106,8 @@ def golden_network(*, vision_seed: int = 0) -> Blip2ForConditionalGeneration:
             if parameter.ndim > 1:  # large enough that the image matters
                 nn.init.normal_(parameter, std=0.3)
     tensors = load_file(config_file.with_name("model.safetensors"))
-    tensors["lm_head.weight"] = tensors["model.decoder.embed_tokens.weight"]
+    if language.tie_word_embeddings:
+        tensors["lm_head.weight"] = tensors["model.decoder.embed_tokens.weight"]
     network.language_model.load_state_dict(tensors)
     network.set_attn_implementation("eager")
     return network.eval().requires_grad_(False)
@@ -116,16 +124,21 @@ class GoldenAdapter(Blip2Family):
 
 
 def golden_vlm(
-    network: Blip2ForConditionalGeneration | None = None, *, padding_side: PaddingSide = "right"
+    network: Blip2ForConditionalGeneration | None = None,
+    *,
+    base: str = "tiny_opt",
+    padding_side: PaddingSide = "right",
 ) -> NetworkVLM:
-    """The VLM around the golden network, or around a changed copy of it."""
+    """The VLM around a golden network, or around a changed copy of it."""
     processor = SimpleNamespace(tokenizer=TokenIds(), image_processor=to_pixels, chat_template=None)
-    adapter = GoldenAdapter(network or golden_network(), cast(Blip2Processor, processor))
+    adapter = GoldenAdapter(network or golden_network(base), cast(Blip2Processor, processor))
     return NetworkVLM(adapter, padding_side=padding_side)
 
 
 def site_of(parameter: str) -> str:
-    """The site that a golden parameter name stands for, `model.decoder.layers.1.fc1.weight`."""
+    """The site that a golden name stands for, `model.decoder.layers.1.fc1`, with `.weight` or
+    without.
+    """
     return f"language_model.{parameter.removesuffix('.weight')}"
 
 
