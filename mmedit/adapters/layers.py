@@ -16,6 +16,9 @@ from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from mmedit.errors import SiteError
 
 States = Float[Tensor, "batch sequence hidden"]
 OF_ALL_LAYERS = ("attention_mask", "position_ids", "position_embeddings")
@@ -28,6 +31,8 @@ KEY_WEIGHTS = (
 """Names of a weight that begins the feed-forward block, in OPT, Llama, Phi-3, Phi, GPT-2, LFM2."""
 ATTENTION_WEIGHTS = ("self_attn.out_proj", "self_attn.o_proj", "self_attn.dense", "attn.c_proj")
 """Names of the weight that ends the attention block, in OPT, Llama, Phi, GPT-2."""
+ACTIVATIONS = ("activation_function", "hidden_activation", "hidden_act")
+"""Names of the activation function in configs: OPT and GPT-2; Gemma; Llama and most others."""
 GIVE_STATES = ("Gemma3DecoderLayer",)
 """Layers that give states alone, though their annotation says otherwise."""
 
@@ -94,6 +99,21 @@ class Layered:
             for name, layer in zip(self.layer_sites, self.layers, strict=True)
         ]
         return tuple(site for (site,) in found) if all(len(one) == 1 for one in found) else ()
+
+    @property
+    def activation(self) -> Callable[[Tensor], Tensor]:
+        """The activation function of the feed-forward blocks. Raises SiteError if the config names
+        none that transformers knows.
+        """
+        config = self.network.config.get_text_config()
+        names = [str(getattr(config, key, None)) for key in ACTIVATIONS]
+        known = [name for name in names if name in ACT2FN]
+        if not known:
+            raise SiteError(
+                "the config of this language model names no activation function; expected one of "
+                f"{', '.join(ACTIVATIONS)}"
+            )
+        return ACT2FN[known[0]]
 
     @cached_property
     def layer_sites(self) -> tuple[str, ...]:

@@ -35,8 +35,12 @@ class MemoryEditor(Editor[Config]):
     """An editor whose edits are entries of a memory beside the VLM; no weight changes.
 
     A subclass gives `learn` (what a request stores) and `choose` (the deltas of each question), and
-    `add`, `add_each` if an entry depends on those before it.
+    `add`, `add_each` if an entry depends on those before it. If the requests of one edit are learnt
+    together, it gives `learn_together` too.
     """
+
+    entry_per_request: ClassVar[bool] = True
+    """Whether an edit stores one entry for each of its requests."""
 
     @abstractmethod
     def shapes(self, vlm: VLM) -> dict[str, tuple[int | None, ...]]:
@@ -48,6 +52,12 @@ class MemoryEditor(Editor[Config]):
 
         `vlm` is the VLM without this memory, and `entries` what the memory holds.
         """
+
+    def learn_together(
+        self, vlm: VLM, entries: Entries, requests: Sequence[Example]
+    ) -> dict[str, Tensor]:
+        """Return what one edit of all requests stores; by default what each of them does."""
+        return self.learn(vlm, entries, requests)
 
     @abstractmethod
     def choose(self, vlm: VLM, entries: Entries, examples: Sequence[Example]) -> dict[str, Delta]:
@@ -64,9 +74,17 @@ class MemoryEditor(Editor[Config]):
         """Return the memory with one separate entry for each row."""
         return entries.with_each(stored)
 
+    def joined(
+        self, first: Mapping[str, Tensor], second: Mapping[str, Tensor]
+    ) -> dict[str, Tensor] | None:
+        """Return what two edits stored, one after the other, in less memory; None if that cannot be
+        done (`VLM.merged`).
+        """
+        return None
+
     def change(self, vlm: VLM, requests: Sequence[Example]) -> Change:
         opened = self.opened(vlm)
-        return EntriesChange(self.learn(opened.inner, opened.entries, requests), self)
+        return EntriesChange(self.learn_together(opened.inner, opened.entries, requests), self)
 
     def apply_each(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
         if not requests:
@@ -80,11 +98,12 @@ class MemoryEditor(Editor[Config]):
         """Return the VLM with the memory that it has if it is of this editor, else with an empty
         one. Editors with the same settings that have learnt the same are the same.
         """
-        if isinstance(vlm, MemoryVLM) and self._is_same(vlm.editor):
+        if isinstance(vlm, MemoryVLM) and self.is_same(vlm.editor):
             return vlm
         return MemoryVLM(vlm, self, Entries(tensors={}))
 
-    def _is_same(self, other: MemoryEditor[Any]) -> bool:
+    def is_same(self, other: MemoryEditor[Any]) -> bool:
+        """Return whether another editor has the same settings and has learnt the same."""
         if other is self:
             return True
         if (other.method, other.config) != (self.method, self.config):
@@ -201,32 +220,41 @@ class EntriesChange(Change):
         return self._editor
 
     def added_to(self, vlm: VLM, edit: Edit) -> VLM:
-        require_stored(self._stored, self._editor.shapes(vlm), requests=len(edit.requests))
+        rows = len(edit.requests) if self._editor.entry_per_request else None
+        require_stored(self._stored, self._editor.shapes(vlm), rows=rows)
         stored = {name: tensor.to(vlm.device) for name, tensor in self._stored.items()}
         opened = self._editor.opened(vlm)
         return opened.holding(self._editor.add(opened.entries, stored)).noting(edit)
+
+    def merged_with(self, later: Change) -> Change | None:
+        if not isinstance(later, EntriesChange) or not self._editor.is_same(later.editor):
+            return None
+        both = self._editor.joined(self._stored, later.tensors())
+        return None if both is None else EntriesChange(both, self._editor)
 
     def tensors(self) -> dict[str, Tensor]:
         return self._stored
 
 
 def require_stored(
-    stored: Mapping[str, Tensor], shapes: Mapping[str, tuple[int | None, ...]], *, requests: int
+    stored: Mapping[str, Tensor], shapes: Mapping[str, tuple[int | None, ...]], *, rows: int | None
 ) -> None:
-    """Raise EditorError unless these are the entries of so many requests."""
+    """Raise EditorError unless these are so many entries; None: any number, but at least one."""
     if stored.keys() != shapes.keys():
         raise EditorError(
             f"an entry has the tensors {', '.join(sorted(stored)) or 'none'}; expected "
             f"{', '.join(sorted(shapes))}; make the edit again"
         )
+    first = next(iter(stored.values()))
+    rows = rows or (len(first) if first.ndim else 0) or 1
     for name, shape in shapes.items():
         found = tuple(stored[name].shape)
-        expected = (requests, *shape)
+        expected = (rows, *shape)
         if len(found) != len(expected) or any(
             length not in (None, there) for length, there in zip(expected, found, strict=True)
         ):
             said = ", ".join("any" if length is None else str(length) for length in expected)
             raise EditorError(
-                f"{name} of the entries of {requests} requests has shape {list(found)}; expected "
-                f"[{said}]; make the edit again"
+                f"{name} of an edit's entries has shape {list(found)}; expected [{said}]; make the "
+                "edit again"
             )

@@ -50,6 +50,12 @@ class Change(ABC):
         """Whether each row of a batch has an edit of its own (`Editor.apply_each`)."""
         return False
 
+    def merged_with(self, later: Change) -> Change | None:
+        """Return one change that adds what this one and then a later one add, in less memory than
+        both; None if there is none. For changes that are not of weights (`VLM.merged`).
+        """
+        return None
+
     @property
     def editor(self) -> Any:
         """The fitted editor without which the change means nothing; None if there is no such."""
@@ -270,21 +276,34 @@ def separate(label: str, method: str, requests: Sequence[Example]) -> Edit:
 
 
 def merged(edits: Sequence[Edit], deltas: Mapping[str, Delta]) -> tuple[Edit, ...]:
-    """Return one edit of `deltas` in place of all edits of weights; the others follow it."""
+    """Return one edit of `deltas` in place of all edits of weights, before the others. Neighbours
+    among these become one where that saves memory (`Change.merged_with`).
+    """
     weights = [edit for edit in edits if edit.change.deltas is not None]
-    if len(weights) < 2:
-        return tuple(edits)
-    one = replace(
-        weights[-1],
+    if len(weights) > 1:
+        one = as_one(weights, DeltaChange(deltas, kept=all_kept(weights)))
+        edits = (one, *(edit for edit in edits if edit.change.deltas is None))
+    found: list[Edit] = []
+    for edit in edits:
+        both = found[-1].change.merged_with(edit.change) if found else None
+        if both is not None:
+            edit = as_one([found.pop(), edit], both)
+        found = list(with_own_name(found, edit))
+    return tuple(found)
+
+
+def as_one(edits: Sequence[Edit], change: Change) -> Edit:
+    """Return the edit that stands for several ones, which no longer exist apart."""
+    return replace(
+        edits[-1],
         name=MERGED,
         # joined as tuples: a loop over all requests so far would be felt in a long sequence
-        requests=sum((edit.requests for edit in weights), ()),
-        change=DeltaChange(deltas, kept=all_kept(weights)),
+        requests=sum((edit.requests for edit in edits), ()),
+        change=change,
         seconds=None,
         on=(),
         seen=(),
     )
-    return (one, *(edit for edit in edits if edit.change.deltas is None))
 
 
 def all_kept(edits: Sequence[Edit]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,13 @@ class VLM(ABC):
     def layer_sites(self) -> tuple[str, ...]:
         """The names of the decoder layers, in order. A delta there adds to the hidden states that
         the layer gives, and reads them.
+        """
+
+    @property
+    @abstractmethod
+    def activation(self) -> Callable[[Tensor], Tensor]:
+        """The activation function of the language model's feed-forward blocks: relu of OPT, silu of
+        Llama. Raises SiteError if it is not known.
         """
 
     @abstractmethod

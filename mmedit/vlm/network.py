@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import final
 
@@ -193,6 +193,10 @@ class NetworkVLM(VLM):
     @property
     def layer_sites(self) -> tuple[str, ...]:
         return self.adapter.layer_sites
+
+    @property
+    def activation(self) -> Callable[[Tensor], Tensor]:
+        return self.adapter.activation
 
     def shape(self, site: str) -> tuple[int, int]:
         if site in self.layer_sites:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -58,6 +58,10 @@ class WrappedVLM(VLM):
     @property
     def layer_sites(self) -> tuple[str, ...]:
         return self.inner.layer_sites
+
+    @property
+    def activation(self) -> Callable[[Tensor], Tensor]:
+        return self.inner.activation
 
     def observe(
         self, examples: Sequence[Example], sites: Sequence[str], *, after: Sequence[int] = ()

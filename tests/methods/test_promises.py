@@ -34,6 +34,7 @@ from mmedit.methods.rome import ROME, ROMEConfig
 from mmedit.methods.serac import SERAC, SERACConfig
 from mmedit.methods.tpatcher import TPatcher, TPatcherConfig
 from mmedit.methods.ultraedit import UltraEdit, UltraEditConfig
+from mmedit.methods.wise import WISE, WISEConfig
 from mmedit.metrics.multiclass_log_probs import answer_nll
 from mmedit.training.settings import TrainingConfig
 from mmedit.vlm.interface import VLM
@@ -69,6 +70,7 @@ EDITORS_UNDER_TEST: dict[str, Callable[[], Editor]] = {
     "tpatcher": lambda: TPatcher(
         TPatcherConfig(steps=15, memory=500, m_largest=(50, 50), m_weight=0.1)
     ),
+    "wise": lambda: WISE(WISEConfig(layer=2, steps=4)),
     "grace": lambda: GRACE(GRACEConfig(layer=2, steps=8)),
     "more": lambda: MORE(MOREConfig(sites=LAST, rank=14, alpha=28, lr=0.1, steps=3)),
     "scopeedit": lambda: MORE(
