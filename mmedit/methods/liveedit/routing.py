@@ -15,7 +15,7 @@ EPSILON = 1e-8
 
 
 class Asked(NamedTuple):
-    """What is extracted of questions about images."""
+    """Extracts of questions about images."""
 
     query: Extracts
     """Extract of the question."""
