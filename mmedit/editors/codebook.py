@@ -16,8 +16,8 @@ from mmedit.errors import SiteError
 from mmedit.vlm.interface import VLM
 
 Expand = Literal["coverage", "moving_average"]
-"""What becomes of an entry that another edit with the same answer is near: it gets a wider radius
-(coverage), or moves half way to that edit as well (moving_average).
+"""The way in which an entry takes in a near edit with the same answer: its radius becomes wider
+(coverage), or its key moves half way to that edit as well (moving_average).
 """
 GAP = 1e-5
 """Distance that keeps the balls of two entries with different answers apart."""

@@ -1,5 +1,5 @@
-"""BalancEdit: a codebook of layer edits, each with a radius of its own (Guo et al. 2025,
-BalancEdit: Dynamically Balancing the Generality-Locality Trade-off in Multi-modal Model Editing).
+"""BalancEdit: a codebook of layer edits, each with its own radius (Guo et al. 2025, BalancEdit:
+Dynamically Balancing the Generality-Locality Trade-off in Multi-modal Model Editing).
 
 The hidden state q that enters decoder layer l at the last prompt token is compared with the keys of
 the codebook. If the nearest key is within its radius, the layer answers with the entry's change:
