@@ -64,7 +64,7 @@ def layer_in(vlm: VLM, layer: int | None, *, usual: int) -> int:
 
 
 class PromptEnd(NamedTuple):
-    """What a Linear takes and gives at the last prompt token, in float32."""
+    """Input and output of a Linear at the last prompt token, in float32."""
 
     x: Float[Tensor, "rows in"]
     y: Float[Tensor, "rows out"]

@@ -18,7 +18,7 @@ NOT_A_TOKEN = -1
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Entries:
-    """What edits have stored, oldest first. Row e of every tensor belongs to entry e."""
+    """Stored edits, oldest first. Row e of every tensor belongs to entry e."""
 
     tensors: Mapping[str, Tensor]
     visible: Bool[Tensor, "rows entries"] | None = None

@@ -54,7 +54,7 @@ from mmedit.vlm.interface import VLM
 
 
 class Irrelevant(NamedTuple):
-    """What `fit` learns."""
+    """The result of fitting."""
 
     prompts: Reading
     """Irrelevant prompts at the site, [1, prompts, tokens, ...]."""

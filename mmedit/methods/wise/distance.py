@@ -25,7 +25,7 @@ LONG = 100
 
 
 class Reading(NamedTuple):
-    """What a Linear takes and gives at the tokens that count, in float32, shorter rows filled up.
+    """Input and output of a Linear at the tokens that count, in float32, shorter rows filled up.
 
     Its first axis is that of separate edits, or of length 1 for what all edits share.
     """
