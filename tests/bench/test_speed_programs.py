@@ -42,6 +42,8 @@ def subject(programs: Any) -> Any:
 
 LOCATED = {"rome", "memit", "alphaedit", "ultraedit"}
 """Methods whose cost benchmarks/locate.py measures."""
+WITHOUT_A_FLOOR = {"lora", "more", "grace", "tpatcher", "balancedit", "wise", "liveedit"}
+"""Methods that have no bare program yet; benchmarks/edits_at_size.py measures what they cost."""
 
 
 def test_the_floor_of_every_method_is_printed(
@@ -52,7 +54,7 @@ def test_the_floor_of_every_method_is_printed(
     arguments = ["--cases", "1", "--rounds", "1", "--methods", *methods, "--write", str(file)]
     assert programs("floor").main(arguments) == 0
     found = json.loads(file.read_text())
-    assert set(found) == set(EDITORS) - LOCATED
+    assert set(found) == set(EDITORS) - LOCATED - WITHOUT_A_FLOOR
     assert {work for works in found.values() for work in works} == set(
         programs("bare_methods").WORKS
     )

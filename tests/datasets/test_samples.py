@@ -25,7 +25,7 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
         {"root": FOLDER / "vlkeb", "portability": kind} for kind in ("none", "onehop", "multihop")
     ],
     "mmke": [{"root": FOLDER / "mmke", "knowledge": kind} for kind in ("entity", "visual", "user")],
-    "comprehendedit": [{"root": FOLDER / "comprehendedit", "neighbours": n} for n in (2, 0)],
+    "comprehendedit": [{"root": FOLDER / "comprehendedit", "per_group": n} for n in (2, 0)],
     "fgvedit": [{"root": FOLDER / "fgvedit"}],
     "cckeb": [{"root": FOLDER / "cckeb"}],
     "adsedit": [{"root": FOLDER / "adsedit"}],

@@ -84,7 +84,12 @@ def test_an_editor_shows_its_label_its_settings_and_what_it_was_fitted_on(
 
 def test_every_method_names_its_paper_and_whether_it_learns():
     assert all(" 20" in method.paper for method in EDITORS.values())
-    assert {name for name, method in EDITORS.items() if method.learns} == {"ke", "mend", "serac"}
+    assert {name for name, method in EDITORS.items() if method.learns} == {
+        "ke",
+        "mend",
+        "serac",
+        "liveedit",
+    }
 
 
 @pytest.mark.parametrize("name", EDITORS)

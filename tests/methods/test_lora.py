@@ -58,15 +58,25 @@ def as_network(vlm: VLM) -> NetworkVLM:
 
 @pytest.mark.parametrize("init", ["lora", "adalora"])
 def test_an_edit_of_several_requests_has_the_rank_of_the_settings(tiny_vlm: NetworkVLM, init: str):
-    deltas = as_network(lora(init=init).apply(tiny_vlm, MIXED)).deltas
-    assert {len(delta.u) for delta in low_rank(deltas).values()} == {2}
+    deltas = low_rank(as_network(lora(init=init).apply(tiny_vlm, MIXED)).deltas)
+    assert {len(delta.u) for delta in deltas.values()} == {2}
     assert not any(delta.u.requires_grad or delta.v.requires_grad for delta in deltas.values())
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_edits_need_no_gradient(tiny_vlm: NetworkVLM, shared: bool):
+    editor = lora(shared=shared)
+    once = editor.apply(tiny_vlm, MIXED)
+    twice, each = editor.apply(once, MIXED[:1]), editor.apply_each(once, MIXED)
+    for vlm in (once, twice, each):
+        assert not vlm.predict(MIXED).logits.requires_grad
+    assert not any(tensor.requires_grad for tensor in edit_of(twice).kept.values())
+
+
 def test_requests_of_one_edit_share_an_adapter_that_fits_all_of_them(tiny_vlm: NetworkVLM):
-    edited = lora(steps=150, stop_loss=0.05, rank=8).apply(tiny_vlm, SEEN[:2])
-    assert (nll(tiny_vlm, SEEN[:2]) > 1).all()
-    assert (nll(edited, SEEN[:2]) < 0.06).all()
+    edited = lora(steps=40, stop_loss=1.0, rank=4).apply(tiny_vlm, SEEN[:2])
+    assert (nll(tiny_vlm, SEEN[:2]) > 2).all()
+    assert (nll(edited, SEEN[:2]) < 1).all()
 
 
 def test_every_separate_edit_begins_from_the_same_values(tiny_vlm: NetworkVLM):
@@ -100,22 +110,23 @@ def test_an_answer_that_is_known_is_not_learnt(tiny_vlm: NetworkVLM):
 def test_more_steps_change_nothing_once_the_answer_is_learnt(tiny_vlm: NetworkVLM):
     request = SEEN[:1]
     some, more = (
-        as_network(lora(stop_loss=0.1, steps=steps).apply(tiny_vlm, request)) for steps in (60, 80)
+        as_network(lora(stop_loss=1.0, steps=steps, lr=3e-2).apply(tiny_vlm, request))
+        for steps in (40, 50)
     )
-    assert nll(some, request) < 0.1 < nll(tiny_vlm, request)
+    assert nll(some, request) < 1 < nll(tiny_vlm, request)
     for site, delta in some.deltas.items():
         assert torch.equal(delta.weight(), more.deltas[site].weight())
 
 
 def test_a_separate_edit_that_is_done_keeps_its_values_while_others_go_on(tiny_vlm: NetworkVLM):
-    editor = lora(stop_loss=0.5, steps=60, rank=4)
-    known = lora(stop_loss=0.1, steps=60).apply(tiny_vlm, SEEN[:1])  # learns nothing new
+    editor = lora(stop_loss=1.5, steps=40, lr=3e-2)
+    known = lora(stop_loss=1.0, steps=40, lr=3e-2).apply(tiny_vlm, SEEN[:1])  # learns nothing new
     requests = [SEEN[0], SEEN[1], SEEN[2]]
     each = editor.apply_each(known, requests)
     assert isinstance(each, NetworkVLM)
     for row, request in enumerate(requests):
         alone = as_network(editor.apply(known, [request]))
-        assert nll(alone, [request]) < 0.5
+        assert nll(alone, [request]) < 1.5
         of_row = each.select([row])
         torch.testing.assert_close(nll(of_row, [request]), nll(alone, [request]), atol=1e-3, rtol=0)
 
@@ -129,12 +140,12 @@ def test_edits_that_are_done_are_no_longer_asked(tiny_vlm: NetworkVLM, monkeypat
         return measured(self, requests, edits)
 
     monkeypatch.setattr(Descent, "nll", nll_of)
-    known = lora(stop_loss=0.1, steps=60).apply(tiny_vlm, SEEN[:1])
+    known = lora(stop_loss=1.0, steps=40, lr=3e-2).apply(tiny_vlm, SEEN[:1])
     asked.clear()
-    lora(stop_loss=0.5, steps=60).apply_each(known, [SEEN[0], SEEN[1]])
+    lora(stop_loss=1.5, steps=40, lr=3e-2).apply_each(known, [SEEN[0], SEEN[1]])
     assert asked[0] == [0, 1]
     assert all(edits == [1] for edits in asked[1:])
-    assert 1 < len(asked) < 60
+    assert 1 < len(asked) < 40
 
 
 # Optimisers
@@ -163,7 +174,7 @@ def test_weight_decay_of_adamw_shrinks_the_factors(tiny_vlm: NetworkVLM):
 
 def test_the_orthogonality_term_turns_the_factors_towards_orthogonal_ones(tiny_vlm: NetworkVLM):
     def distance(weight: float) -> float:
-        editor = lora(steps=20, orthogonality=weight)
+        editor = lora(steps=10, lr=3e-2, orthogonality=weight)
         deltas = low_rank(as_network(editor.apply(tiny_vlm, MIXED)).deltas)
         rows = [delta.v / editor.config.scale for delta in deltas.values()]
         return sum(float((v @ v.mT - torch.eye(2)).norm()) for v in rows)
