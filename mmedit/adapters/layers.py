@@ -68,7 +68,7 @@ class Layered:
         if site in names:
             return names.index(site) + 1
         for number, name in enumerate(names):
-            if f"{site}.".startswith(f"{name}."):
+            if site.startswith(f"{name}."):
                 return number
         module = self.network.get_submodule(site)
         return len(names) if module is self.network.get_output_embeddings() else 0

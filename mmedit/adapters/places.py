@@ -49,6 +49,12 @@ class Places:
         return self.is_answer.int().argmax(1) - 1
 
     @property
+    def before_answer(self) -> Bool[Tensor, "batch sequence"]:
+        """All tokens before the answer: markers, image and prompt."""
+        place = torch.arange(self.is_real.shape[1], device=self.is_real.device)
+        return self.is_real & (place <= self.last_prompt.unsqueeze(1))
+
+    @property
     def last_subject(self) -> Int[Tensor, " batch"]:
         """The position of the subject's last token; -1 for a row without one."""
         place = torch.arange(self.is_subject.shape[1], device=self.is_subject.device)

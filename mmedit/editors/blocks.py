@@ -10,7 +10,8 @@ from torch import Tensor
 
 from mmedit.adapters.places import Places
 from mmedit.cases import EditCase, Example, Probe
-from mmedit.errors import DataError, EditError, SiteError
+from mmedit.editors.config import layer_in
+from mmedit.errors import DataError, EditError
 from mmedit.vlm.interface import VLM
 
 
@@ -27,19 +28,16 @@ class BlockOutput(NamedTuple):
         return self.places.is_image.any(1)
 
 
-def layer_in(vlm: VLM, layer: int | None, share: float) -> int:
+def block_layer(vlm: VLM, layer: int | None, share: float) -> int:
     """Return the layer that is set, or the one at this share of the depth. Raises SiteError."""
-    layers = len(vlm.layer_sites)
-    if not layers:
-        raise SiteError(
-            "the decoder layers of this VLM cannot be told apart; use a method that names its "
-            "sites (ft, mend)"
-        )
-    if layer is None:
-        return int(layers * share)
-    if not 0 <= layer < layers:
-        raise SiteError(f"editor.layer is {layer}; this VLM has the layers 0 to {layers - 1}")
-    return layer
+    depth = len(vlm.layer_sites)
+    return layer_in(
+        depth,
+        layer,
+        usual=int(depth * share),
+        unknown="the decoder layers of this VLM cannot be told apart; use a method that names its "
+        "sites (ft, mend)",
+    )
 
 
 def read_block(vlm: VLM, examples: Sequence[Example], layer: int) -> BlockOutput:

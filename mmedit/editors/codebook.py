@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mmedit.cases import Example
 from mmedit.editors.closed_form.positions import spots
+from mmedit.editors.config import layer_in
 from mmedit.editors.entries import Entries, joined_rows
-from mmedit.errors import SiteError
 from mmedit.vlm.interface import VLM
 
 Expand = Literal["coverage", "moving_average"]
@@ -47,20 +47,15 @@ def nearest(
     return Nearest(distance, entry)
 
 
-def layer_in(vlm: VLM, layer: int | None, *, usual: int) -> int:
-    """Return the decoder layer that a codebook belongs to: the chosen one, or the usual one. Raises
-    SiteError if this VLM does not have it.
-    """
-    number = len(vlm.value_sites)
-    if not number:
-        raise SiteError(
-            "the feed-forward blocks of this VLM's language model are not known by name; use a "
-            "method that names its sites (ft, mend)"
-        )
-    found = usual if layer is None else layer
-    if not 0 <= found < number:
-        raise SiteError(f"editor.layer is {layer}; this VLM has the layers 0 to {number - 1}")
-    return found
+def layer_of(vlm: VLM, layer: int | None, *, usual: int) -> int:
+    """Return the decoder layer that a codebook belongs to. Raises SiteError."""
+    return layer_in(
+        len(vlm.value_sites),
+        layer,
+        usual=usual,
+        unknown="the feed-forward blocks of this VLM's language model are not known by name; use a "
+        "method that names its sites (ft, mend)",
+    )
 
 
 class PromptEnd(NamedTuple):

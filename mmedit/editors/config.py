@@ -50,6 +50,18 @@ class SitesConfig(EditorConfig):
         return sites
 
 
+def layer_in(depth: int, layer: int | None, *, usual: int, unknown: str) -> int:
+    """Return the decoder layer that `editor.layer` sets, or the usual one. Raises SiteError if a
+    VLM of this depth does not have it, and with the text `unknown` where no layer is known.
+    """
+    if not depth:
+        raise SiteError(unknown)
+    found = usual if layer is None else layer
+    if not 0 <= found < depth:
+        raise SiteError(f"editor.layer is {found}; this VLM has the layers 0 to {depth - 1}")
+    return found
+
+
 def require_settings(config: object, expected: type[EditorConfig], method: str) -> None:
     """Raise ConfigError unless the settings are those of the method."""
     if not isinstance(config, expected):

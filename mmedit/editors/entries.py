@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from mmedit.deltas import require_rows
 from mmedit.errors import DataError
@@ -112,9 +113,8 @@ def joined_rows(first: Tensor, second: Tensor) -> Tensor:
 
 def token_rows(ids: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """Return token ids as one tensor [rows, most], shorter rows filled up."""
-    most = max(map(len, ids))
-    rows = [[*row, *[NOT_A_TOKEN] * (most - len(row))] for row in ids]
-    return torch.tensor(rows, device=device)
+    rows = [torch.tensor(row, dtype=torch.long) for row in ids]
+    return pad_sequence(rows, batch_first=True, padding_value=NOT_A_TOKEN).to(device)
 
 
 def _require_rows(entries: int, rows: int) -> None:

@@ -174,8 +174,9 @@ class MemoryVLM(WrappedVLM):
             site: delta.for_generation(places) if isinstance(delta, Shift) else delta
             for site, delta in self.chosen(examples).items()
         }
-        vlm = self.inner.with_deltas(deltas) if deltas else self.inner
-        return vlm.answer(examples, max_new_tokens=max_new_tokens, decoding=decoding)
+        return self._under(deltas).answer(
+            examples, max_new_tokens=max_new_tokens, decoding=decoding
+        )
 
     def capture(self, examples: Sequence[Example], sites: Sequence[str]) -> Captured:
         return self._asked(examples).capture(examples, sites)
@@ -201,7 +202,9 @@ class MemoryVLM(WrappedVLM):
 
     def _asked(self, examples: Sequence[Example]) -> VLM:
         """Return the VLM that answers these questions."""
-        deltas = self.chosen(examples)
+        return self._under(self.chosen(examples))
+
+    def _under(self, deltas: Mapping[str, Delta]) -> VLM:
         return self.inner.with_deltas(deltas) if deltas else self.inner
 
 

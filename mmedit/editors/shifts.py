@@ -56,13 +56,12 @@ class Shift(Delta):
 
         `places` are those that it was made with.
         """
-        last = places.last_prompt
-        tokens = torch.arange(places.is_real.shape[1], device=last.device)
-        longest = int((places.is_real & (tokens <= last.unsqueeze(1))).sum(1).max())
+        last, before = places.last_prompt, places.before_answer
+        longest = int(before.sum(1).max())
         index = last.unsqueeze(1) + torch.arange(1 - longest, 1, device=last.device)
         there = index.clamp(min=0)
         writes = self.writes.gather(1, there.unsqueeze(-1).expand(-1, -1, self.writes.shape[2]))
-        kept = (index >= 0) & places.is_real.gather(1, there)
+        kept = (index >= 0) & before.gather(1, there)
         return Shift(self.value, writes * kept.unsqueeze(-1), self.width)
 
     def tensors(self) -> dict[str, Tensor]:

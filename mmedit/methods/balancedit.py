@@ -39,8 +39,9 @@ from torch import Tensor
 from mmedit.cases import Example
 from mmedit.deltas import Delta, LowRank
 from mmedit.editors.closed_form.positions import spots
-from mmedit.editors.codebook import layer_in, nearest
+from mmedit.editors.codebook import layer_of, nearest
 from mmedit.editors.config import EditorConfig
+from mmedit.editors.descent import initial_factor, step_undone
 from mmedit.editors.entries import Entries
 from mmedit.editors.memory import MemoryEditor
 from mmedit.images import require_header
@@ -80,7 +81,7 @@ class BalancEditConfig(EditorConfig):
 
     def layer_of(self, vlm: VLM) -> int:
         """Return the layer on this VLM. Raises SiteError."""
-        return layer_in(vlm, self.layer, usual=max(len(vlm.value_sites) - 2, 0))
+        return layer_of(vlm, self.layer, usual=max(len(vlm.value_sites) - 2, 0))
 
     def site_in(self, vlm: VLM) -> str:
         """Return the Linear that is changed. Raises SiteError."""
@@ -214,7 +215,7 @@ def fitted_factors(
     site, edits = config.site_in(vlm), len(requests)
     out, width = vlm.shape(site)
     generator = torch.Generator().manual_seed(config.seed)
-    start = (2 * torch.rand(config.rank, width, generator=generator) - 1) / width**0.5
+    start = initial_factor(config.rank, width, generator)
     v = start.to(vlm.device).repeat(edits, 1, 1).requires_grad_()
     u = torch.zeros(edits, config.rank, out, device=vlm.device, requires_grad=True)
     optimizer = torch.optim.Adam([u, v], lr=config.lr)
@@ -229,8 +230,5 @@ def fitted_factors(
                 break
             # Separate edits share no number: with the sum, each gets the gradient of its own loss.
             u.grad, v.grad = torch.autograd.grad(nll.sum(), [u, v])
-        kept = [factor.detach()[done] for factor in (u, v)]
-        optimizer.step()
-        for factor, values in zip((u, v), kept, strict=True):
-            factor.detach()[done] = values
+        step_undone(optimizer, [u, v], done)
     return u.detach(), v.detach()

@@ -41,7 +41,7 @@ from mmedit.editors.closed_form.values import ValueConfig, asked_of, find_values
 from mmedit.editors.codebook import (
     Expand,
     at_prompt_end,
-    layer_in,
+    layer_of,
     placed,
     placed_each,
     shift_to_values,
@@ -64,7 +64,9 @@ MOST_PROMPTS = 500
 class GRACEConfig(EditorConfig):
     """Settings of GRACE."""
 
-    after_fit: ClassVar[frozenset[str]] = frozenset({"epsilon", "expand", "steps", "lr"})
+    after_fit: ClassVar[frozenset[str]] = frozenset(
+        {"epsilon", "expand", "steps", "lr", "stop_loss"}
+    )
     layer: int | None = None
     """Decoder layer whose feed-forward block is edited, from 0; null: at two thirds of the depth.
     """
@@ -86,7 +88,7 @@ class GRACEConfig(EditorConfig):
     def site_in(self, vlm: VLM) -> str:
         """Return the Linear whose output values replace. Raises SiteError."""
         usual = (2 * len(vlm.value_sites)) // 3
-        return vlm.value_sites[layer_in(vlm, self.layer, usual=usual)]
+        return vlm.value_sites[layer_of(vlm, self.layer, usual=usual)]
 
 
 class GRACE(MemoryEditor[GRACEConfig]):

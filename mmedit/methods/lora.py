@@ -38,6 +38,7 @@ from mmedit.cases import Example
 from mmedit.deltas import LowRank
 from mmedit.editors.base import Editor
 from mmedit.editors.config import EditorConfig, SitesConfig
+from mmedit.editors.descent import initial_factor, step_undone
 from mmedit.metrics.multiclass_log_probs import answer_nll
 from mmedit.settings import MAX_SEED
 from mmedit.vlm.edit import LATEST, Change, DeltaChange, kept_of
@@ -109,7 +110,7 @@ def initial(shape: tuple[int, int], config: LoRAConfig, generator: torch.Generat
         a = torch.randn(rank, in_, generator=generator) * ADALORA_STD
         b = torch.randn(out, rank, generator=generator) * ADALORA_STD
         return SiteAdapter(a=a, b=b, e=torch.zeros(rank, 1), scale=config.scale)
-    a = (2 * torch.rand(rank, in_, generator=generator) - 1) / in_**0.5
+    a = initial_factor(rank, in_, generator)
     return SiteAdapter(a=a, b=torch.zeros(out, rank), scale=config.scale)
 
 
@@ -189,14 +190,12 @@ class Descent:
                 term = orthogonality(list(self.adapters.values()))
                 loss = loss + self._config.orthogonality * term.sum()
             gradients = torch.autograd.grad(loss, self._learnt)
-        done = sorted(set(range(len(self._learnt[0]))) - {*self.left})
-        kept = [tensor.detach()[done] for tensor in self._learnt]
         for tensor, gradient in zip(self._learnt, gradients, strict=True):
             tensor.grad = gradient
-        self._optimizer.step()
+        done = torch.ones(len(self._learnt[0]), dtype=torch.bool, device=self._vlm.device)
+        done[self.left] = False
+        step_undone(self._optimizer, self._learnt, done)
         self._decay.step()
-        for tensor, values in zip(self._learnt, kept, strict=True):
-            tensor.detach()[done] = values
 
     def ended(self) -> Descent:
         """Return this with adapters that no gradient goes through."""

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.deltas import Delta
-from mmedit.editors.blocks import layer_in, read_block, require_image_cases, require_images
+from mmedit.editors.blocks import block_layer, read_block, require_image_cases, require_images
 from mmedit.editors.config import EditorConfig
 from mmedit.editors.entries import Entries
 from mmedit.editors.experts import Experts
@@ -75,17 +75,17 @@ class LiveEdit(MemoryEditor[LiveEditConfig], LearnedEditor[LiveEditConfig]):
 
     def require_fits(self, vlm: VLM) -> None:
         super().require_fits(vlm)
-        layer_in(vlm, self.config.layer, DEPTH)
+        block_layer(vlm, self.config.layer, DEPTH)
 
     def facts(self, vlm: VLM) -> dict[str, Any]:
-        layer = layer_in(vlm, self.config.layer, DEPTH)
+        layer = block_layer(vlm, self.config.layer, DEPTH)
         return {"layer": layer, "hidden": vlm.shape(vlm.layer_sites[layer])[0]}
 
     def build(self, facts: Mapping[str, Any]) -> LiveEditNetwork:
         return LiveEditNetwork(int(facts["hidden"]), self.config)
 
     def asked(self, vlm: VLM, cases: Sequence[EditCase]) -> Asked:
-        site = vlm.layer_sites[layer_in(vlm, self.config.layer, DEPTH)]
+        site = vlm.layer_sites[block_layer(vlm, self.config.layer, DEPTH)]
         return asked(cases, list(self.config.probe_weights), (site,))
 
     def learner(
@@ -154,7 +154,7 @@ class LiveEditLearner(Learner):
         self.network = network
         self._vlm = vlm
         self._config = config
-        self._layer = layer_in(vlm, config.layer, DEPTH)
+        self._layer = block_layer(vlm, config.layer, DEPTH)
 
     def forward(self, cases: Sequence[EditCase]) -> tuple[Tensor, dict[str, Tensor]]:
         vlm, config, network = self._vlm, self._config, self.network

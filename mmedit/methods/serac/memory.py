@@ -12,8 +12,7 @@ from torch import Tensor
 
 from mmedit.adapters.generation import Answer, Decoding, require_decoding_of
 from mmedit.cases import Example
-from mmedit.deltas import require_rows
-from mmedit.errors import DataError
+from mmedit.editors.entries import Entries
 from mmedit.methods.serac.counterfactual import Counterfactual, make_inputs
 from mmedit.methods.serac.scope import Scope
 from mmedit.methods.serac.similarity import log_similarity, mix, over_vocabulary
@@ -53,34 +52,25 @@ class Memory:
 
     def with_all(self, edits: Sequence[Example], keys: Embeddings) -> Memory:
         """Return the memory with more edits, which every row sees."""
-        visible = self.visible
-        if visible is not None:
-            visible = torch.cat([visible, visible.new_ones(len(visible), len(edits))], dim=1)
-        return Memory(
-            edits=(*self.edits, *edits), keys=torch.cat([self.keys, keys]), visible=visible
-        )
+        return self._with(edits, self._entries.with_all({"keys": keys}))
 
     def with_each(self, edits: Sequence[Example], keys: Embeddings) -> Memory:
         """Return the memory with one more edit for each row. Raises DataError unless there are as
         many edits as rows.
         """
-        rows, before = len(edits), self.visible
-        if before is None:
-            before = torch.ones(rows, len(self.edits), dtype=torch.bool, device=keys.device)
-        _require_rows(len(before), rows)
-        own = torch.eye(rows, dtype=torch.bool, device=keys.device)
-        return Memory(
-            edits=(*self.edits, *edits),
-            keys=torch.cat([self.keys, keys]),
-            visible=torch.cat([before, own], dim=1),
-        )
+        return self._with(edits, self._entries.with_each({"keys": keys}))
 
     def select(self, rows: Sequence[int]) -> Memory:
         """Return the memory in which row i sees the edits that row rows[i] saw."""
-        if self.visible is None:
-            return self
-        require_rows(rows, len(self.visible))
-        return replace(self, visible=self.visible[list(rows)])
+        return self._with((), self._entries.select(rows))
+
+    @property
+    def _entries(self) -> Entries:
+        return Entries(tensors={"keys": self.keys}, visible=self.visible)
+
+    def _with(self, edits: Sequence[Example], entries: Entries) -> Memory:
+        """Return the memory with more edits, and these entries of all of them."""
+        return Memory(edits=(*self.edits, *edits), keys=entries["keys"], visible=entries.visible)
 
     def nearest(
         self, asked: Embeddings, similarity: dict[str, Any]
@@ -90,8 +80,7 @@ class Memory:
         """
         found = log_similarity(asked, self.keys, **similarity)
         if self.visible is not None:
-            _require_rows(len(self.visible), len(asked))
-            found = found.masked_fill(~self.visible, -torch.inf)
+            found = found.masked_fill(~self._entries.seen_by(len(asked)), -torch.inf)
         best, from_the_end = found.flip(1).max(1)
         return best.exp(), len(self.edits) - 1 - from_the_end
 
@@ -243,14 +232,6 @@ class SoftSERACVLM(SERACVLM):
         known = ended.shape[-1]
         end = next(end for end in self.frozen.ends if end < known)
         return -ended.log_softmax(-1)[:, end]
-
-
-def _require_rows(edits: int, rows: int) -> None:
-    if edits != rows:
-        raise DataError(
-            f"{edits} separate edits cannot answer {rows} rows: row i is answered under edit i. "
-            "Use select(rows) to choose the edit of each row."
-        )
 
 
 def empty(width: int, device: torch.device) -> Memory:

@@ -6,8 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from mmedit.editors.config import EditorConfig
-from mmedit.errors import SiteError
+from mmedit.editors.config import EditorConfig, layer_in
 from mmedit.methods.tpatcher.block import Block
 from mmedit.vlm.interface import VLM
 
@@ -59,12 +58,11 @@ class TPatcherConfig(EditorConfig):
     def block_of(self, vlm: VLM) -> Block:
         """Return the block on this VLM. Raises SiteError."""
         depth = min(len(vlm.value_sites), len(vlm.ffn_inputs))
-        if not depth:
-            raise SiteError(
-                "the feed-forward blocks of this VLM's language model are not known by name, so no "
-                "neuron can stand beside one; use a method that names its sites (ft, mend)"
-            )
-        layer = depth - 1 if self.layer is None else self.layer
-        if not 0 <= layer < depth:
-            raise SiteError(f"editor.layer is {layer}; this VLM has the layers 0 to {depth - 1}")
+        layer = layer_in(
+            depth,
+            self.layer,
+            usual=depth - 1,
+            unknown="the feed-forward blocks of this VLM's language model are not known by name, "
+            "so no neuron can stand beside one; use a method that names its sites (ft, mend)",
+        )
         return Block(vlm.ffn_inputs[layer], vlm.value_sites[layer])

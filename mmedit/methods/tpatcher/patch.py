@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmedit.cases import Example
 from mmedit.editors.closed_form.positions import spots
+from mmedit.editors.descent import step_undone
 from mmedit.methods.tpatcher.block import Block
 from mmedit.methods.tpatcher.config import TPatcherConfig
 from mmedit.methods.tpatcher.losses import activation_loss, memory_loss
@@ -198,7 +199,4 @@ def step(
     with torch.no_grad():
         for parameter, gradient in zip(patch.parameters, gradients, strict=True):
             parameter.grad = gradient * share.view(-1, *[1] * (gradient.ndim - 1))
-        before = [parameter.clone() for parameter in patch.parameters]
-        optimizer.step()
-        for parameter, kept in zip(patch.parameters, before, strict=True):
-            parameter[done] = kept[done]
+    step_undone(optimizer, patch.parameters, done)

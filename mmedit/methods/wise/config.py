@@ -6,8 +6,7 @@ from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from mmedit.editors.config import EditorConfig
-from mmedit.errors import SiteError
+from mmedit.editors.config import EditorConfig, layer_in
 from mmedit.methods.wise.memories import Rules
 from mmedit.methods.wise.search import Descent
 from mmedit.vlm.interface import VLM
@@ -91,16 +90,13 @@ class WISEConfig(EditorConfig):
             vlm.shape(self.site)
             return self.site
         sites = vlm.value_sites
-        if not sites:
-            raise SiteError(
-                "the feed-forward blocks of this VLM's language model are not known by name; name "
-                "a Linear of it with editor.site"
-            )
-        layer = (2 * len(sites)) // 3 if self.layer is None else self.layer
-        if not 0 <= layer < len(sites):
-            raise SiteError(
-                f"editor.layer is {layer}; this VLM has the layers 0 to {len(sites) - 1}"
-            )
+        layer = layer_in(
+            len(sites),
+            self.layer,
+            usual=(2 * len(sites)) // 3,
+            unknown="the feed-forward blocks of this VLM's language model are not known by name; "
+            "name a Linear of it with editor.site",
+        )
         return sites[layer]
 
     @property

@@ -53,10 +53,8 @@ def read(vlm: VLM, examples: Sequence[Example], site: str, *, all_tokens: bool =
 
     With `all_tokens`, at all tokens before the answer (image and markers too).
     """
-    observed = vlm.observe(examples, [site])
-    counts = (
-        before_answer(vlm.places(examples)) if all_tokens else prompt_text(vlm.places(examples))
-    )
+    observed, places = vlm.observe(examples, [site]), vlm.places(examples)
+    counts = places.before_answer if all_tokens else prompt_text(places)
     first = (~counts).int().argsort(dim=1, stable=True)[:, : int(counts.sum(1).max())]
     x, y = (
         values[site].float().gather(1, first.unsqueeze(-1).expand(-1, -1, values[site].shape[-1]))
@@ -72,12 +70,6 @@ def prompt_text(places: Places) -> Bool[Tensor, "batch sequence"]:
     place = torch.arange(places.is_real.shape[1], device=places.is_real.device)
     is_last = place == places.last_prompt.unsqueeze(1)
     return places.is_prompt | (is_last & ~places.is_prompt.any(1, keepdim=True))
-
-
-def before_answer(places: Places) -> Bool[Tensor, "batch sequence"]:
-    """Return all tokens before the answer."""
-    place = torch.arange(places.is_real.shape[1], device=places.is_real.device)
-    return places.is_real & (place <= places.last_prompt.unsqueeze(1))
 
 
 def token_distance(
