@@ -445,7 +445,7 @@ def test_segments_are_the_tokens_that_predictions_are_about(vlm):
         assert answer == list(segments.answer)
 
 
-@pytest.mark.parametrize("method", ["ke", "serac", "serac-text"])
+@pytest.mark.parametrize("method", ["ke", "serac", "serac-mscke", "serac-text"])
 def test_methods_with_a_model_of_their_own_learn_and_edit(vlm, tmp_path: Path, method: str):
     cases = [
         EditCase(
@@ -479,6 +479,7 @@ SERAC_SIZE: dict[str, Any] = {
 LEARNT: dict[str, Any] = {
     "ke": lambda: KE(KEConfig(lstm_hidden=4, condition=8, hidden=4, training=SHORT)),
     "serac": lambda: SERAC(SERACConfig(**SERAC_SIZE)),
+    "serac-mscke": lambda: SERAC(SERACConfig(scope="fused", **SERAC_SIZE)),
     "serac-text": lambda: SERAC(SERACConfig(scope="text", i_loc=0, c_scope=0, **SERAC_SIZE)),
 }
 

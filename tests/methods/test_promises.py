@@ -2,6 +2,8 @@
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import pytest
@@ -37,8 +39,10 @@ from mmedit.methods.ultraedit import UltraEdit, UltraEditConfig
 from mmedit.methods.wise import WISE, WISEConfig
 from mmedit.metrics.multiclass_log_probs import answer_nll
 from mmedit.training.settings import TrainingConfig
+from mmedit.vlm.decoding import RowDecoding, RowsDecoding
 from mmedit.vlm.interface import VLM
 from mmedit.vlm.network import NetworkVLM
+from mmedit.vlm.outputs import Predictions
 
 Located = TypeVar("Located", bound=LocatedConfig)
 LAST = tuple(f"language_model.model.decoder.layers.3.{name}" for name in ("fc1", "fc2"))
@@ -331,6 +335,84 @@ def test_generation_is_edited_as_prediction_is(editor, vlm, requests_):
     said = each.generate(requests_, max_new_tokens=6)
     alone = [editor.apply(vlm, [r]).generate([r], max_new_tokens=6)[0] for r in requests_]
     assert said == alone
+
+
+def test_the_target_of_a_question_changes_nothing_before_it(editor, vlm, requests_, probes):
+    """It opens no gate, chooses no edit, and retrieves nothing: not even if it is the edit's."""
+    edited = editor.apply(vlm, requests_[:1])
+    targets = (requests_[0].target, "white", "yes", "a small red circle on the left of a triangle")
+    own, same, shorter, longer = map(len, vlm.frozen.tokenize([f" {target}" for target in targets]))
+    assert shorter < own == same < longer
+    asked = [requests_[0], *probes]
+    versions = [[replace(example, target=target) for example in asked] for target in targets]
+    first = edited.predict(versions[0])
+    said = edited.answer(versions[0], max_new_tokens=6)
+    for examples in versions[1:]:
+        again = edited.predict(examples)
+        for row in range(len(asked)):
+            close(until_the_answer(again, row), until_the_answer(first, row))
+        assert edited.answer(examples, max_new_tokens=6) == said
+
+
+def until_the_answer(predictions: Predictions, row: int) -> torch.Tensor:
+    """The logits about the prompt and about the first token of the answer."""
+    before = predictions.is_answer[row].cumsum(0) <= 1
+    return predictions.logits[row][predictions.is_text[row] & before]
+
+
+def test_the_locality_probes_of_a_case_change_no_edit(editor, vlm, cases):
+    exchanged = [
+        replace(case, probes=dict(case.probes) | {p: other.probes[p] for p in locality_of(case)})
+        for case, other in zip(cases[:2], cases[2:4], strict=True)
+    ]
+    before, after = (
+        [
+            record.probes[Probe.RELIABILITY][0].post
+            for record in evaluate(vlm, editor, few, batch_size=8)
+        ]
+        for few in (cases[:2], exchanged)
+    )
+    for first, second in zip(before, after, strict=True):
+        assert second.log_prob == pytest.approx(first.log_prob, rel=1e-4, abs=2e-4)
+        assert second.exact_match == first.exact_match
+        assert second.token_accuracy == first.token_accuracy
+
+
+def locality_of(case: EditCase) -> list[Probe]:
+    return [probe for probe in case.probes if probe.is_locality]
+
+
+def test_a_decision_is_kept_while_the_answer_is_generated(editor, vlm, requests_, probes):
+    """Each generated token is the likeliest one after those before it, as one forward over the
+    whole answer predicts it. An edit that decides anew at some token gives others.
+    """
+    edited = editor.apply(vlm, requests_[:1])
+    asked = [requests_[0], *probes]
+    said, texts = generated(edited, asked)
+    told = [replace(e, target=text or "-") for e, text in zip(asked, texts, strict=True)]
+    predictions = edited.predict(told)
+    for row, ids in enumerate(said):
+        answer = predictions.is_answer[row]
+        logits, target = predictions.logits[row][answer], predictions.target[row][answer].tolist()
+        for place, token in enumerate(target):
+            likeliest = ids[place : place + 1] or list(vlm.frozen.ends)
+            assert logits[place, likeliest].max() >= logits[place].max() - 1e-3, (row, place)
+            if token not in likeliest:  # from here on the text has other tokens than were generated
+                break
+
+
+def generated(vlm: VLM, examples: list[Example]) -> tuple[list[list[int]], list[str]]:
+    """The new tokens of every answer without its end, and its text."""
+    said: dict[int, list[int]] = {}
+
+    def hear(row: int, ids: list[int]) -> bool:
+        said[row] = list(ids)
+        return True
+
+    rows = range(len(examples))
+    decoding = RowsDecoding([RowDecoding(on_tokens=partial(hear, row)) for row in rows])
+    made = vlm.answer(examples, max_new_tokens=6, decoding=decoding)
+    return [said.get(row, []) for row in rows], [answer.text for answer in made]
 
 
 def test_an_edit_of_the_image_stages_refuses_a_request_without_image(vlm):
