@@ -30,6 +30,7 @@ from mmedit.methods.ft import FT, FTConfig
 from mmedit.methods.ke import KE, KEConfig
 from mmedit.methods.serac import SERAC, SERACConfig
 from mmedit.metrics.multiclass_log_probs import answer_nll
+from mmedit.neurons import Neurons
 from mmedit.training.settings import TrainingConfig
 from mmedit.vlm.loading import load_vlm
 from mmedit.vlm.network import NetworkVLM
@@ -526,6 +527,27 @@ def test_observed_values_are_those_of_a_capture(vlm, family):
     assert_close(observed.x[sites[0]][real], captured.x[sites[0]][real])
     weight = linear_at(vlm.adapter.network, sites[0])
     assert_close(observed.y[sites[0]][real], weight(captured.x[sites[0]])[real])
+
+
+def test_neurons_beside_a_block_read_what_it_takes(vlm, family):
+    if not vlm.ffn_inputs:
+        pytest.fail(f"the weights that begin the feed-forward blocks of {family} are not known")
+    site, reads = vlm.value_sites[-1], vlm.ffn_inputs[-1]
+    (out, width), read = vlm.shape(site), vlm.shape(reads)[1]
+    generator = torch.Generator().manual_seed(0)
+    key, bias, value = (
+        torch.randn(len(MIXED), 2, *more, generator=generator) for more in ((read,), (), (out,))
+    )
+    neurons = Neurons(key, bias, value, reads, width)
+    edited, real = vlm.with_deltas({site: neurons}), vlm.places(MIXED).is_real
+    x = vlm.observe(MIXED, [reads]).x[reads]
+    added = edited.observe(MIXED, [site]).y[site] - vlm.observe(MIXED, [site]).y[site]
+    assert_close(added[real], neurons(x)[real])
+    block = linear_at(vlm.adapter.network, reads)
+    assert torch.equal(block(x)[real], vlm.observe(MIXED, [reads]).y[reads][real])
+    before = vlm.predict(MIXED)
+    for row in range(len(MIXED)):
+        assert moved(of_text(edited.predict(MIXED), row), of_text(before, row))
 
 
 def test_states_are_the_outputs_of_the_layers_before_them(vlm):
