@@ -62,9 +62,10 @@ def added(
                 continue
             linear = linear_at(network, site)
             _require_fits(site, delta, linear)
-            own, others = _own_and_others(delta)
-            for part in others:
-                until.enter_context(_added_beside(network, site, part, rows))
+            parts = by_input(delta)
+            own = parts.pop(None, None)
+            for reads, part in parts.items():
+                until.enter_context(_added_beside(network, site, str(reads), part, rows))
             if own is None:
                 continue
             whole, rest = _split(own)
@@ -131,16 +132,12 @@ def _cheapest(linear: nn.Linear, delta: Delta) -> Delta:
     return Dense(delta.weight()) if noticed and takes_folded(linear, delta.u) else delta
 
 
-def _own_and_others(delta: Delta) -> tuple[Delta | None, list[Delta]]:
-    """Return the part of a delta that reads what its Linear reads, and those that read others."""
-    parts = by_input(delta)
-    return parts.pop(None, None), list(parts.values())
-
-
 @contextmanager
-def _added_beside(network: nn.Module, site: str, delta: Delta, rows: int) -> Iterator[None]:
-    """Add Δ(x) to the output of a Linear while the context lasts, where x is what another Linear
-    took before in the same forward.
+def _added_beside(
+    network: nn.Module, site: str, reads: str, delta: Delta, rows: int
+) -> Iterator[None]:
+    """Add Δ(x) to the output of a Linear while the context lasts, where x is what the Linear named
+    `reads` took before in the same forward.
     """
     noted: list[Tensor] = []
 
@@ -152,14 +149,14 @@ def _added_beside(network: nn.Module, site: str, delta: Delta, rows: int) -> Ite
     def add_to(linear: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if not noted:
             raise SiteError(
-                f"the delta at {site} reads {delta.reads}, which did not run before it; expected "
+                f"the delta at {site} reads {reads}, which did not run before it; expected "
                 "a Linear that begins the same feed-forward block"
             )
         return add(linear, (noted.pop(),), output)
 
-    reads = linear_at(network, str(delta.reads))
+    read = linear_at(network, reads)
     with ExitStack() as until:
-        until.callback(reads.register_forward_pre_hook(note).remove)
+        until.callback(read.register_forward_pre_hook(note).remove)
         until.callback(linear_at(network, site).register_forward_hook(add_to).remove)
         yield
 

@@ -538,7 +538,7 @@ def test_neurons_beside_a_block_read_what_it_takes(vlm, family):
     key, bias, value = (
         torch.randn(len(MIXED), 2, *more, generator=generator) for more in ((read,), (), (out,))
     )
-    neurons = Neurons(key, bias, value, reads, width)
+    neurons = Neurons(key, bias + 5, value, reads, width)  # so that one is active in every row
     edited, real = vlm.with_deltas({site: neurons}), vlm.places(MIXED).is_real
     x = vlm.observe(MIXED, [reads]).x[reads]
     added = edited.observe(MIXED, [site]).y[site] - vlm.observe(MIXED, [site]).y[site]
