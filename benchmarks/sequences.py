@@ -1,13 +1,17 @@
-"""What the last edit of a sequence costs beside the first one, and a question afterwards.
+"""What the last edit of a sequence costs beside the first one, what the edits take up, and what an
+unrelated question costs afterwards.
 
     python benchmarks/sequences.py > benchmarks/sequences.md
-    python benchmarks/sequences.py --edits 1000 >> benchmarks/sequences.md
+    python benchmarks/sequences.py --edits 1000 --editors grace serac ft >> benchmarks/sequences.md
 
 The edits are made one after another, as `mmedit bench --mode sequential` makes them. The last ten
-have the same requests as the first ten, so that they are equally long. MEND and KE are not
-trained, and their edits are made small: costs do not depend on how well they edit. Questions are
-asked one at a time and sixteen together, of the edited model and of the base model in turn. All of
-them are new, so nothing is kept of them but image features. Processor time of one thread; medians.
+have the same requests as the first ten, so that they are equally long. Editors that train a
+network are not trained, and the edits of MEND and KE are made small: costs do not depend on how
+well they edit. Editors with statistics or a memory are fitted to `--train` cases. Questions are
+those of training cases, about other images, asked one at a time and sixteen together, of the edited
+model and of the base model in turn. All of them are new, so nothing is kept of them but image
+features. MB are those of the folder that `edited.save` writes. Processor time of one thread;
+medians.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -29,8 +34,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "suppo
 
 from threads import processor
 
-from mmedit import Example, load_cases, load_editor, load_vlm
+from mmedit import EditCase, Example, load_cases, load_editor, load_vlm
 from mmedit.editors.base import Editor
+from mmedit.editors.config import SitesConfig
+from mmedit.editors.fitting import Fitting
 from mmedit.editors.learned import LearnedEditor, TrainedNetwork
 from mmedit.editors.saved import origin_of
 from mmedit.vlm.interface import VLM
@@ -43,6 +50,7 @@ SMALL = {"mend": {"edit_lr": 1e-6}, "ke": {"max_scale": 1e-6}}
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--edits", type=int, default=100)
+    parser.add_argument("--train", type=int, default=100, help="training cases of the fit")
     parser.add_argument("--editors", nargs="+", default=["ft-l", "ft", "mend", "ke"])
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -52,29 +60,35 @@ def main() -> None:
     requests += requests[:ENDS]
     print(f"{processor()}, torch {torch.__version__}, 1 thread, {len(requests)} edits, embedded\n")
     numbers = count(10**6)  # of one length
-    print("| editor | first edits, ms | last / first | question after / before | 16 questions |")
-    print("|---|--:|--:|--:|--:|")
+    training = load_cases("easyvqa", "train", limit=options.train)
+    others = [case.request for case in training[:BATCH]]
+    print(
+        "| editor | first edits, ms | last / first | MB | question after / before | 16 questions |"
+    )
+    print("|---|--:|--:|--:|--:|--:|")
     for name in options.editors:
-        editor = untrained(load_editor(name, vlm, **SMALL.get(name, {})), vlm)
+        editor = ready(load_editor(name, vlm, **SMALL.get(name, {})), vlm, training)
         edited, taken = in_sequence(editor, vlm, requests)
         first, last = median(taken[:ENDS]), median(taken[-ENDS:])
-        one = ratio(vlm, edited, requests[:1], numbers)
-        many = ratio(vlm, edited, requests[:BATCH], numbers)
+        one = ratio(vlm, edited, others[:1], numbers)
+        many = ratio(vlm, edited, others, numbers)
         print(
-            f"| {editor.label} | {1000 * first:.1f} | {last / first:.2f} | {one:.2f} "
-            f"| {many:.2f} |",
+            f"| {editor.label} | {1000 * first:.1f} | {last / first:.2f} "
+            f"| {megabytes(edited):.1f} | {one:.2f} | {many:.2f} |",
             flush=True,
         )
 
 
-def untrained(editor: Editor[Any], vlm: VLM) -> Editor[Any]:
-    """Return the editor with a new network, if it is one that learns."""
+def ready(editor: Editor[Any], vlm: VLM, training: Sequence[EditCase]) -> Editor[Any]:
+    """Return the editor fitted; one that trains a network gets a new one instead."""
     if not isinstance(editor, LearnedEditor):
-        return editor
+        return editor.fit(vlm, Fitting(training)) if editor.needs_fit else editor
     torch.manual_seed(0)
     facts = editor.facts(vlm)
     network = editor.build(facts).to(vlm.device).requires_grad_(False).eval()
-    origin = origin_of(vlm, editor.config.sites_of(vlm), [], 0)
+    config = editor.config
+    sites = config.sites_of(vlm) if isinstance(config, SitesConfig) else ()
+    origin = origin_of(vlm, sites, [], 0)
     return editor.with_learnt(TrainedNetwork(facts, network), origin)
 
 
@@ -90,6 +104,13 @@ def in_sequence(
         edited = editor.apply(edited, [request]).merged()
         taken.append(time.process_time() - begun)
     return edited, taken
+
+
+def megabytes(edited: VLM) -> float:
+    """Return the size of the saved edits."""
+    with TemporaryDirectory() as folder:
+        edited.save(Path(folder) / "edits")
+        return sum(file.stat().st_size for file in Path(folder).rglob("*")) / 1e6
 
 
 @torch.no_grad()
