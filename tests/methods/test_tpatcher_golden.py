@@ -88,9 +88,7 @@ def test_the_losses_are_the_published_ones(case: GoldenCase):
     repeated = Patch(*(tensor.repeat_interleave(rows, dim=1) for tensor in patch.parameters))
     at = x[:, case.facts["places"]].transpose(0, 1).flatten(0, 1)[None]
     read = Queries(at, torch.ones(at.shape[:2], dtype=torch.bool))
-    found = losses_of(
-        repeated, read, repeated.at(case.tensors["memory"]), torch.zeros(1), config
-    )
+    found = losses_of(repeated, read, repeated.at(case.tensors["memory"]), torch.zeros(1), config)
     expected = torch.tensor([case.facts["loss_activation"], case.facts["loss_memory"]])
     made = torch.stack([found.activation[0], found.memory[0]])
     torch.testing.assert_close(made, expected, rtol=RELATIVE, atol=0)
@@ -178,7 +176,7 @@ def port_of(case: GoldenCase) -> tuple[NetworkVLM, Example, list[Example]]:
     network = golden_network(case.facts["base_model"])
     decoder = network.language_model.model.decoder
     rows, texts = [decoder.embed_tokens.weight.clone()], list[list[int]]()
-    for name in ("embeds", *(f"foreign_{step}" for step in range(case.facts["steps"]))):
+    for name in ("embeds", *(f"foreign_{k}" for k in range(case.facts["steps"]))):
         first = sum(map(len, rows))
         rows.append(tensors[name])
         texts.append(list(range(first, first + len(tensors[name]))))

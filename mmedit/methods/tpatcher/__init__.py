@@ -129,8 +129,9 @@ class TPatcher(Editor[TPatcherConfig]):
         return {"memory": self.learnt} if isinstance(self.learnt, Tensor) else {}
 
     def notes(self) -> dict[str, Any]:
-        has_texts = self.learnt is not None and self.config.paper_faults
-        return notes_of(self.learnt) if has_texts else {}
+        if self.learnt is None or not self.config.paper_faults:
+            return {}
+        return notes_of(self.learnt)
 
     def load_state(
         self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], origin: Origin | None
