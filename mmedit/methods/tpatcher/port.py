@@ -133,7 +133,7 @@ def nll_at_the_end(
 
 
 class _Read:
-    """What the block takes at all tokens of a batch."""
+    """Inputs of the block at all tokens of a batch."""
 
     def __init__(
         self, x: Float[Tensor, "rows tokens read"], is_real: Bool[Tensor, "rows tokens"]
