@@ -1,24 +1,27 @@
-"""T-Patcher against Transformer-Patcher's own modules (golden `tpatcher/`)."""
+"""T-Patcher against Transformer-Patcher's own modules and LiveEdit's port (golden `tpatcher/`)."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from golden_files import GoldenCase, golden_cases, under
-from golden_vlm import as_text, examples_of, golden_vlm, logits_of, site_of
-from torch import Tensor
+from golden_vlm import as_text, examples_of, golden_network, golden_vlm, logits_of, site_of
+from torch import Tensor, nn
 
 from mmedit.cases import Example
 from mmedit.methods.tpatcher.block import Block
 from mmedit.methods.tpatcher.config import TPatcherConfig
 from mmedit.methods.tpatcher.patch import Patch, Queries, losses_of, queries_of, step
+from mmedit.methods.tpatcher.port import find_port
 from mmedit.metrics.multiclass_log_probs import answer_nll
 from mmedit.neurons import Neurons
+from mmedit.vlm.interface import VLM
 from mmedit.vlm.network import NetworkVLM
 
 CASES = golden_cases("tpatcher")
 PATCHES = [case for case in CASES if case.name.startswith("patch_")]
 STEPS = [case for case in CASES if case.name.startswith("step_")]
+PORTS = [case for case in CASES if case.name.startswith("port_")]
 RELATIVE = 5e-6
 
 
@@ -85,7 +88,7 @@ def test_the_losses_are_the_published_ones(case: GoldenCase):
     repeated = Patch(*(tensor.repeat_interleave(rows, dim=1) for tensor in patch.parameters))
     at = x[:, case.facts["places"]].transpose(0, 1).flatten(0, 1)[None]
     read = Queries(at, torch.ones(at.shape[:2], dtype=torch.bool))
-    found = losses_of(repeated, read, case.tensors["memory"], torch.zeros(1), config)
+    found = losses_of(repeated, read, repeated.at(case.tensors["memory"]), torch.zeros(1), config)
     expected = torch.tensor([case.facts["loss_activation"], case.facts["loss_memory"]])
     made = torch.stack([found.activation[0], found.memory[0]])
     torch.testing.assert_close(made, expected, rtol=RELATIVE, atol=0)
@@ -110,7 +113,7 @@ def test_a_step_moves_the_neurons_as_adam_on_the_published_loss_does(case: Golde
         edited = vlm.with_deltas({block.site: patch.neurons(vlm, block, separate=False)})
         predictions = edited.predict([request], answers_only=[True])
         nll = answer_nll(predictions.logits, predictions.target, predictions.is_answer)
-        losses = losses_of(patch, queries_in(case), case.tensors["memory"], nll, config)
+        losses = losses_of(patch, queries_in(case), patch.at(case.tensors["memory"]), nll, config)
         total = losses.total(config)
     before = case.facts["before"]
     made = torch.stack([losses.nll[0], losses.activation[0], losses.memory[0], total[0]]).detach()
@@ -138,3 +141,54 @@ def test_queries_are_what_the_block_takes_where_answer_tokens_are_predicted(case
     for query in found.x[0][found.real[0]]:
         assert (golden - query).abs().amax(1).min() < 1e-5
     assert as_text(case.tensors["input_ids"][0]).endswith(request.target)
+
+
+@pytest.mark.parametrize("case", PORTS, ids=of_name)
+def test_with_paper_faults_the_neuron_is_the_one_that_the_port_finds(case: GoldenCase):
+    vlm, request, texts = port_of(case)
+    layer, facts = site_of(case.facts["site"]), case.facts
+    config = TPatcherConfig(
+        steps=facts["steps"],
+        lr=facts["lr"],
+        weight_decay=facts["weight_decay"],
+        a_weight=facts["activation_factor"],
+        m_weight=facts["memory_factor"],
+        paper_faults=True,
+    )
+    block = Block(f"{layer}.fc1", f"{layer}.fc2")
+    assert nll_of(vlm, request) == pytest.approx(facts["nll_of_the_edit_pair_before"], rel=RELATIVE)
+    found = find_port(vlm, [request], block, texts, config, separate=True)
+    published = under("published", case.tensors)
+    made = {"key": found.key[0, 0], "key_bias": found.bias[0], "value": found.value[0, 0]}
+    for name, tensor in made.items():
+        torch.testing.assert_close(tensor, published[name], rtol=0, atol=1e-5)
+    edited = vlm.with_deltas({block.site: found})
+    after = facts["published"]["nll_of_the_edit_pair_after"]
+    assert nll_of(edited, request) == pytest.approx(after, rel=RELATIVE)
+
+
+def port_of(case: GoldenCase) -> tuple[NetworkVLM, Example, list[Example]]:
+    """The golden inputs are embeddings, so each of them becomes that of a token. Those of the
+    answer's places are those of the answer's own tokens, which are scored.
+    """
+    tensors = case.tensors
+    answer = tensors["labels"][tensors["label_mask"].bool()].tolist()
+    network = golden_network(case.facts["base_model"])
+    decoder = network.language_model.model.decoder
+    rows, texts = [decoder.embed_tokens.weight.clone()], list[list[int]]()
+    for name in ("embeds", *(f"foreign_{k}" for k in range(case.facts["steps"]))):
+        first = sum(map(len, rows))
+        rows.append(tensors[name])
+        texts.append(list(range(first, first + len(tensors[name]))))
+    table = torch.cat(rows)
+    table[answer] = tensors["embeds"][-len(answer) :]
+    decoder.embed_tokens = nn.Embedding.from_pretrained(table)  # the head keeps its own weight
+    prompt, *foreign = texts
+    request = Example(prompt=as_text(prompt[: -len(answer)]), target=as_text(answer))
+    others = [Example(prompt=as_text(ids[:-1]), target=as_text(ids[-1:])) for ids in foreign]
+    return golden_vlm(network), request, others
+
+
+def nll_of(vlm: VLM, request: Example) -> float:
+    predictions = vlm.predict([request])
+    return float(answer_nll(predictions.logits, predictions.target, predictions.is_answer))

@@ -12,17 +12,20 @@ where the memory holds what the block takes at tokens of other questions, at whi
 active. Neurons of earlier edits stay, and a sequence collects them. They are no change of a weight,
 so such an edit is not exported, but saved, stacked, taken out and served as any other.
 
-Differences from the published code, and from LiveEdit's port to VLMs:
+Differences from the published code, and from LiveEdit's port to VLMs; `paper_faults` brings back
+those marked *:
 
-- The NLL is always that of the edit's own answer. The port overwrites its input with a text of the
-  memory, so that from the second step on it fits the answer at the end of a foreign text.
+- * The NLL is always that of the edit's own answer. The port overwrites its input with a text of
+  the memory, so that from the second step on it fits the answer at the end of a foreign text
+  (`port`).
 - The memory holds text tokens of training questions with and without image. The port draws a new
-  sentence of Wikipedia in every step.
-- A neuron is for the query that predicts its token, as in the paper. The port has one neuron that
+  sentence of Wikipedia in every step; `paper_faults` takes training questions without image.
+- * A neuron is for the query that predicts its token, as in the paper. The port has one neuron that
   starts at 0, where the NLL has no gradient, and activates it at all tokens.
 - Values start at 0 instead of at random: at an activation of 1 they have a gradient, and the edit
   begins with the model as it is.
-- The gradient is clipped for each edit, and the search for it ends when its NLL is small.
+- The gradient is clipped for each edit, and the search for it ends when its NLL is small and no
+  state of the memory activates a neuron.
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ from mmedit.methods.tpatcher.block import Block
 from mmedit.methods.tpatcher.config import TPatcherConfig
 from mmedit.methods.tpatcher.memory import memory_states
 from mmedit.methods.tpatcher.patch import find_patch, queries_of
+from mmedit.methods.tpatcher.port import find_port, foreign_texts, notes_of, texts_in
 from mmedit.neurons import Neurons, stacked
 from mmedit.vlm.edit import Change, DeltaChange
 from mmedit.vlm.interface import VLM
@@ -78,6 +82,9 @@ class TPatcher(Editor[TPatcherConfig]):
                 "active; none were given"
             )
         block = self.config.block_of(vlm)
+        origin = origin_of(vlm, block, fitting.cases, fitting.seed)
+        if self.config.paper_faults:
+            return self.with_learnt(foreign_texts(vlm, fitting.cases, fitting.seed), origin)
         memory = memory_states(
             vlm,
             fitting.cases,
@@ -86,39 +93,53 @@ class TPatcher(Editor[TPatcherConfig]):
             seed=fitting.seed,
             progress=progress_of(self.label, fitting.progress),
         )
-        return self.with_learnt(memory, origin_of(vlm, block, fitting.cases, fitting.seed))
+        return self.with_learnt(memory, origin)
 
     def change(self, vlm: VLM, requests: Sequence[Example]) -> Change:
         block = self._block(vlm)
-        queries = queries_of(vlm, requests, block.reads, neurons=self.config.neurons).together()
-        found = find_patch(
-            vlm, requests, block, queries, self.learnt.to(vlm.device), self.config, separate=False
-        )
-        return DeltaChange({block.site: found})
+        return DeltaChange({block.site: self._found(vlm, requests, block, separate=False)})
 
     def apply_each(self, vlm: VLM, requests: Sequence[Example]) -> VLM:
         if not requests:
             return vlm
-        block, memory = self._block(vlm), self.learnt.to(vlm.device)
-        found: list[Neurons] = []
-        for rows in chunks(range(len(requests)), self.config.together):
-            some, own = [requests[row] for row in rows], vlm.select(rows)
-            queries = queries_of(own, some, block.reads, neurons=self.config.neurons)
-            found.append(find_patch(own, some, block, queries, memory, self.config, separate=True))
+        block = self._block(vlm)
+        found = [
+            self._found(vlm.select(rows), [requests[row] for row in rows], block, separate=True)
+            for rows in chunks(range(len(requests)), self.config.together)
+        ]
         return vlm.with_deltas({block.site: stacked(found)})
+
+    def _found(
+        self, vlm: VLM, requests: Sequence[Example], block: Block, *, separate: bool
+    ) -> Neurons:
+        config = self.config
+        if config.paper_faults:
+            return find_port(vlm, requests, block, self.learnt, config, separate=separate)
+        queries = queries_of(vlm, requests, block.reads, neurons=config.neurons)
+        if not separate:
+            queries = queries.together()
+        memory = self.learnt.to(vlm.device)
+        return find_patch(vlm, requests, block, queries, memory, config, separate=separate)
 
     def _block(self, vlm: VLM) -> Block:
         self.require_fitted_on(vlm)
         return self.config.block_of(vlm)
 
     def state(self) -> dict[str, Tensor]:
-        return {} if self.learnt is None else {"memory": self.learnt}
+        return {"memory": self.learnt} if isinstance(self.learnt, Tensor) else {}
+
+    def notes(self) -> dict[str, Any]:
+        if self.learnt is None or not self.config.paper_faults:
+            return {}
+        return notes_of(self.learnt)
 
     def load_state(
         self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], origin: Origin | None
     ) -> Self:
         if origin is None:
             return self.with_learnt(None, None)
+        if self.config.paper_faults:
+            return self.with_learnt(texts_in(notes), origin)
         memory = tensors["memory"]
         if len(tensors) > 1 or memory.ndim != 2 or memory.dtype != torch.float32 or not len(memory):
             raise EditorError(

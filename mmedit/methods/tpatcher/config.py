@@ -28,7 +28,9 @@ class TPatcherConfig(EditorConfig):
     clip: float = Field(default=5.0, gt=0)
     """Largest norm of the gradient of an edit. Paper: 5."""
     stop_loss: float = Field(default=0.05, ge=0)
-    """The search for an edit ends when the NLL of its answer is below this."""
+    """The search for an edit ends when the NLL of its answer is below this, and no state of the
+    memory activates a neuron; 0: never before the last step.
+    """
     a_weight: float = Field(default=1.0, ge=0)
     """Weight of the activation loss. Paper: 1."""
     a_margin: float = 0.0
@@ -47,6 +49,12 @@ class TPatcherConfig(EditorConfig):
     """Number of states that `fit` keeps. Paper: 40,000."""
     together: int = Field(default=32, ge=1)
     """Separate edits that are searched for in one batch."""
+    paper_faults: bool = False
+    """Whether to search as LiveEdit's port to VLMs does, to see what its faults are worth: from the
+    second step on the answer is fitted at the end of a foreign text, by one neuron that starts at 0
+    and counts at all tokens. Its settings: steps 25, lr 1e-2, weight_decay 0, a_weight 1e-4,
+    m_weight 1e-4.
+    """
 
     after_fit: ClassVar[frozenset[str]] = frozenset(
         {
@@ -54,6 +62,13 @@ class TPatcherConfig(EditorConfig):
             "a_largest", "m_weight", "m_margins", "m_largest", "together",
         }
     )  # fmt: skip
+
+    def idle(self) -> dict[str, str]:
+        without = (
+            "neurons", "clip", "stop_loss", "a_margin", "a_largest", "m_margins", "m_largest",
+            "memory",
+        )  # fmt: skip
+        return dict.fromkeys(without, "with paper_faults") if self.paper_faults else {}
 
     def block_of(self, vlm: VLM) -> Block:
         """Return the block on this VLM. Raises SiteError."""

@@ -93,11 +93,13 @@ class Losses(NamedTuple):
 def losses_of(
     patch: Patch,
     queries: Queries,
-    memory: Float[Tensor, "states read"],
+    on_memory: Float[Tensor, "edits states neurons"],
     nll: Float[Tensor, " edits"],
     config: TPatcherConfig,
 ) -> Losses:
-    """Return the parts of the loss; `nll` is that of the answers under the patch."""
+    """Return the parts of the loss; `on_memory` are the activations on the memory, and `nll` is
+    that of the answers under the patch.
+    """
     own = patch.own(queries)
     return Losses(
         nll=nll,
@@ -106,7 +108,7 @@ def losses_of(
         ),
         memory=memory_loss(
             own,
-            patch.at(memory),
+            on_memory,
             queries.real,
             margins=config.m_margins,
             largest=config.m_largest,
@@ -166,8 +168,9 @@ def find_patch(
         with torch.enable_grad():
             edited = vlm.with_deltas({block.site: patch.neurons(vlm, block, separate=separate)})
             nll = _nll(edited.predict(requests, answers_only=answers_only), separate)
-            total = losses_of(patch, queries, memory, nll, config).total(config)
-        done |= nll.detach() < config.stop_loss
+            on_memory = patch.at(memory)
+            total = losses_of(patch, queries, on_memory, nll, config).total(config)
+        done |= (nll < config.stop_loss) & (on_memory.amax((1, 2)) <= 0)
         if bool(done.all()):
             break
         step(optimizer, patch, total, done, clip=config.clip)
