@@ -90,7 +90,7 @@ class BlockEditor(MemoryEditor[Config], LearnedEditor[Config]):
 
 
 class BlockLearner(Learner):
-    """What the outer losses of these editors share."""
+    """Base of the outer losses of these editors."""
 
     def __init__(self, vlm: VLM, network: nn.Module, config: Any, layer: int) -> None:
         super().__init__()
