@@ -19,6 +19,7 @@ from mmedit.methods.rome import ROME
 from mmedit.methods.serac import SERAC
 from mmedit.methods.tpatcher import TPatcher
 from mmedit.methods.ultraedit import UltraEdit
+from mmedit.methods.visedit import VisEdit
 from mmedit.methods.wise import WISE
 
 EDITORS: dict[str, type[Editor]] = {
@@ -39,6 +40,7 @@ EDITORS: dict[str, type[Editor]] = {
         TPatcher,
         BalancEdit,
         LiveEdit,
+        VisEdit,
         WISE,
     )
 }

@@ -42,7 +42,9 @@ def subject(programs: Any) -> Any:
 
 LOCATED = {"rome", "memit", "alphaedit", "ultraedit"}
 """Methods whose cost benchmarks/locate.py measures."""
-WITHOUT_A_FLOOR = {"lora", "more", "grace", "tpatcher", "balancedit", "wise", "liveedit"}
+WITHOUT_A_FLOOR = {
+    "lora", "more", "grace", "tpatcher", "balancedit", "wise", "liveedit", "visedit",
+}  # fmt: skip
 """Methods that have no bare program yet; benchmarks/edits_at_size.py measures what they cost."""
 
 

@@ -89,6 +89,7 @@ def test_every_method_names_its_paper_and_whether_it_learns():
         "mend",
         "serac",
         "liveedit",
+        "visedit",
     }
 
 

@@ -36,6 +36,8 @@ from mmedit.methods.rome import ROME, ROMEConfig
 from mmedit.methods.serac import SERAC, SERACConfig
 from mmedit.methods.tpatcher import TPatcher, TPatcherConfig
 from mmedit.methods.ultraedit import UltraEdit, UltraEditConfig
+from mmedit.methods.visedit import VisEdit
+from mmedit.methods.visedit.config import VisEditConfig
 from mmedit.methods.wise import WISE, WISEConfig
 from mmedit.metrics.multiclass_log_probs import answer_nll
 from mmedit.training.settings import TrainingConfig
@@ -82,10 +84,11 @@ EDITORS_UNDER_TEST: dict[str, Callable[[], Editor]] = {
     ),
     "balancedit": lambda: BalancEdit(BalancEditConfig(layer=2, steps=12)),
     "liveedit": lambda: LiveEdit(small_liveedit()),
+    "visedit": lambda: VisEdit(small_visedit()),
     "serac-minilm": lambda: SERAC(small_serac(scope="text", sentence_encoder=saved_encoder())),
 }  # fmt: skip
 
-ABOUT_IMAGES = {"liveedit"}
+ABOUT_IMAGES = {"liveedit", "visedit"}
 """Methods that refuse a request without image."""
 
 
@@ -104,6 +107,11 @@ def small_ke() -> KEConfig:
 def small_liveedit() -> LiveEditConfig:
     training = TrainingConfig(steps=25, batch_size=4)
     return LiveEditConfig(layer=2, module=32, prototype=8, lr=2e-3, training=training)
+
+
+def small_visedit() -> VisEditConfig:
+    training = TrainingConfig(steps=25, batch_size=4)
+    return VisEditConfig(layer=2, module=32, influence=32, lr=2e-3, training=training)
 
 
 def small_located(config: type[Located], **settings: Any) -> Located:

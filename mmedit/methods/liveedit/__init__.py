@@ -35,102 +35,28 @@ from torch import Tensor
 
 from mmedit.cases import EditCase, Example, Probe
 from mmedit.deltas import Delta
-from mmedit.editors.blocks import block_layer, read_block, require_image_cases, require_images
+from mmedit.editors.block_editor import BlockEditor, BlockLearner
+from mmedit.editors.blocks import read_block, require_images
 from mmedit.editors.config import EditorConfig
 from mmedit.editors.entries import Entries
 from mmedit.editors.experts import Experts
-from mmedit.editors.learned import LearnedEditor
-from mmedit.editors.memory import MemoryEditor
-from mmedit.editors.objective import (
-    asked,
-    outcome_under,
-    require_probes,
-    reverse_divergence,
-    rows_of,
-)
+from mmedit.editors.objective import outcome_under, reverse_divergence, rows_of
 from mmedit.methods.liveedit.config import LiveEditConfig
 from mmedit.methods.liveedit.network import LiveEditNetwork
-from mmedit.methods.liveedit.routing import Asked as AskedExtracts
-from mmedit.methods.liveedit.routing import filtered, routing_losses, similarity, soft_weights
-from mmedit.training.learner import Learner
+from mmedit.methods.liveedit.routing import (
+    Asked,
+    filtered,
+    routing_losses,
+    similarity,
+    soft_weights,
+)
 from mmedit.vlm.interface import VLM
-from mmedit.vlm.prepared import Asked
-
-DEPTH = 21 / 32
-"""Share of the layers before the edited one. Published: layer 21 of 32."""
-
-
-class LiveEdit(MemoryEditor[LiveEditConfig], LearnedEditor[LiveEditConfig]):
-    """LiveEdit. An edit costs a forward up to the edited layer. A question costs one more layer
-    than without edits, and a product with the extracts of all edits.
-    """
-
-    method: ClassVar[str] = "liveedit"
-    title: ClassVar[str] = "LiveEdit"
-    paper: ClassVar[str] = (
-        "Chen et al. 2025, Lifelong Knowledge Editing for Vision Language Models with Low-Rank "
-        "Mixture-of-Experts"
-    )
-    config_class: ClassVar[type[EditorConfig]] = LiveEditConfig
-
-    def require_fits(self, vlm: VLM) -> None:
-        super().require_fits(vlm)
-        block_layer(vlm, self.config.layer, DEPTH)
-
-    def facts(self, vlm: VLM) -> dict[str, Any]:
-        layer = block_layer(vlm, self.config.layer, DEPTH)
-        return {"layer": layer, "hidden": vlm.shape(vlm.layer_sites[layer])[0]}
-
-    def build(self, facts: Mapping[str, Any]) -> LiveEditNetwork:
-        return LiveEditNetwork(int(facts["hidden"]), self.config)
-
-    def asked(self, vlm: VLM, cases: Sequence[EditCase]) -> Asked:
-        site = vlm.layer_sites[block_layer(vlm, self.config.layer, DEPTH)]
-        return asked(cases, list(self.config.probe_weights), (site,))
-
-    def learner(
-        self, vlm: VLM, network: LiveEditNetwork, cases: Sequence[EditCase]
-    ) -> LiveEditLearner:
-        probes = list(self.config.probe_weights)
-        require_probes(cases, probes, self.method)
-        require_image_cases(cases, probes, self.label)
-        return LiveEditLearner(vlm, network, self.config)
-
-    def shapes(self, vlm: VLM) -> dict[str, tuple[int | None, ...]]:
-        config, hidden = self.config, vlm.frozen.hidden
-        extract, expert = (config.eqe, config.module), (config.rank, hidden)
-        return {"eqr": extract, "evr": extract, "expert_in": expert, "expert_out": expert}
-
-    @torch.no_grad()
-    def learn(self, vlm: VLM, entries: Entries, requests: Sequence[Example]) -> dict[str, Tensor]:
-        require_images(requests, self.label)
-        network: LiveEditNetwork = self.network_on(vlm)
-        return network.stored(read_block(vlm, requests, self._layer))
-
-    @torch.no_grad()
-    def choose(self, vlm: VLM, entries: Entries, examples: Sequence[Example]) -> dict[str, Delta]:
-        network: LiveEditNetwork = self.network_on(vlm)
-        seen = entries.seen_by(len(examples))
-        if all(example.image is None for example in examples):
-            return {}
-        block = read_block(vlm, examples, self._layer)
-        extracts = network.asked(block)
-        kept = filtered(extracts, entries["evr"]) & seen & block.has_image.unsqueeze(1)
-        used = kept.any(0).nonzero().flatten()
-        if not len(used):
-            return {}
-        stored = {name: tensor[used] for name, tensor in entries.tensors.items()}
-        return {vlm.layer_sites[self._layer]: experts(network, stored, extracts, kept[:, used])}
-
-    @property
-    def _layer(self) -> int:
-        return self.learnt.facts["layer"]
 
 
 def experts(
     network: LiveEditNetwork,
     stored: Mapping[str, Tensor],
-    extracts: AskedExtracts,
+    extracts: Asked,
     kept: Bool[Tensor, "rows entries"],
 ) -> Experts:
     """Return the experts that questions are answered under, with the weights of each row."""
@@ -144,30 +70,23 @@ def experts(
     )
 
 
-class LiveEditLearner(Learner):
+class LiveEditLearner(BlockLearner):
     """The outer loss. A batch costs the edited layer for requests and probes, and from there on one
     forward and backward over the probes.
     """
 
-    def __init__(self, vlm: VLM, network: LiveEditNetwork, config: LiveEditConfig) -> None:
-        super().__init__()
-        self.network = network
-        self._vlm = vlm
-        self._config = config
-        self._layer = block_layer(vlm, config.layer, DEPTH)
-
     def forward(self, cases: Sequence[EditCase]) -> tuple[Tensor, dict[str, Tensor]]:
-        vlm, config, network = self._vlm, self._config, self.network
+        vlm, config, network = self.vlm, self.config, self.network
         probes = [probe for probe in config.probe_weights if probe in cases[0].probes]
         requests = [case.request for case in cases]
-        stored = network.stored(read_block(vlm, requests, self._layer))
-        extracts = network.asked(read_block(vlm, rows_of(cases, probes), self._layer))
+        stored = network.stored(read_block(vlm, requests, self.layer))
+        extracts = network.asked(read_block(vlm, rows_of(cases, probes), self.layer))
         if self.training:
             kept = supersets(len(cases), probes).to(vlm.device)
         else:
             kept = filtered(extracts, stored["evr"])
         delta = experts(network, stored, extracts, kept)
-        edited = vlm.with_deltas({vlm.layer_sites[self._layer]: delta})
+        edited = vlm.with_deltas({vlm.layer_sites[self.layer]: delta})
         found = outcome_under(lambda _: edited, vlm, cases, probes, drift=reverse_divergence)
         loss, figures = found.total(config.probe_weights), dict(found.figures)
         parts = dict(zip(probes, extracts.split(len(cases)), strict=True))
@@ -179,9 +98,6 @@ class LiveEditLearner(Learner):
             figures |= {f"loss/{name}": term.detach() for name, term in terms.items()}
         return loss, figures
 
-    def optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.network.parameters(), lr=self._config.lr)
-
 
 def supersets(edits: int, probes: Sequence[Probe]) -> Bool[Tensor, "rows edits"]:
     """Return random sets of a batch's experts for each row, the right one among them: any number of
@@ -189,3 +105,48 @@ def supersets(edits: int, probes: Sequence[Probe]) -> Bool[Tensor, "rows edits"]
     """
     drawn = torch.rand(len(probes) * edits, edits) < torch.rand(len(probes) * edits, 1)
     return drawn | torch.eye(edits, dtype=torch.bool).repeat(len(probes), 1)
+
+
+class LiveEdit(BlockEditor[LiveEditConfig]):
+    """LiveEdit. An edit costs a forward up to the edited layer. A question costs one more layer
+    than without edits, and a product with the extracts of all edits.
+    """
+
+    method: ClassVar[str] = "liveedit"
+    title: ClassVar[str] = "LiveEdit"
+    paper: ClassVar[str] = (
+        "Chen et al. 2025, Lifelong Knowledge Editing for Vision Language Models with Low-Rank "
+        "Mixture-of-Experts"
+    )
+    config_class: ClassVar[type[EditorConfig]] = LiveEditConfig
+    depth: ClassVar[float] = 21 / 32  # published: layer 21 of 32
+    learner_class: ClassVar[type[BlockLearner]] = LiveEditLearner
+
+    def build(self, facts: Mapping[str, Any]) -> LiveEditNetwork:
+        return LiveEditNetwork(int(facts["hidden"]), self.config)
+
+    def shapes(self, vlm: VLM) -> dict[str, tuple[int | None, ...]]:
+        config, hidden = self.config, vlm.frozen.hidden
+        extract, expert = (config.eqe, config.module), (config.rank, hidden)
+        return {"eqr": extract, "evr": extract, "expert_in": expert, "expert_out": expert}
+
+    @torch.no_grad()
+    def learn(self, vlm: VLM, entries: Entries, requests: Sequence[Example]) -> dict[str, Tensor]:
+        require_images(requests, self.label)
+        network: LiveEditNetwork = self.network_on(vlm)
+        return network.stored(read_block(vlm, requests, self.layer))
+
+    @torch.no_grad()
+    def choose(self, vlm: VLM, entries: Entries, examples: Sequence[Example]) -> dict[str, Delta]:
+        network: LiveEditNetwork = self.network_on(vlm)
+        seen = entries.seen_by(len(examples))
+        if all(example.image is None for example in examples):
+            return {}
+        block = read_block(vlm, examples, self.layer)
+        extracts = network.asked(block)
+        kept = filtered(extracts, entries["evr"]) & seen & block.has_image.unsqueeze(1)
+        used = kept.any(0).nonzero().flatten()
+        if not len(used):
+            return {}
+        stored = {name: tensor[used] for name, tensor in entries.tensors.items()}
+        return {vlm.layer_sites[self.layer]: experts(network, stored, extracts, kept[:, used])}
