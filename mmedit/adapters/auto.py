@@ -255,6 +255,12 @@ class AutoAdapter(TransformersAdapter):
         return self.chat_formats()
 
 
+def patch_grid(size: Sequence[int], side: int) -> tuple[int, int]:
+    """Return the rows and columns of squares of this side in what is `size` (..., height, width)."""
+    height, width = size[-2:]
+    return height // side, width // side
+
+
 @contextmanager
 def input_of(module: nn.Module) -> Iterator[list[Tensor]]:
     """Collect the inputs of a module while the context lasts."""

@@ -161,6 +161,13 @@ class Adapter(Hashed, Layered, Sees):
         """
         return image.key
 
+    def image_grid(self, image: SeenImage) -> tuple[int, int] | None:
+        """Return the rows and columns of an image's tokens, which stand for equal parts of it, row
+        by row. None if they stand for no places (the queries of a Q-Former, an overview beside
+        tiles), or if it is not known.
+        """
+        return None
+
     def extras(self, inputs: Inputs, images: Sequence[SeenImage]) -> dict[str, Tensor]:
         """Return the value of `Inputs.extras`."""
         return {}

@@ -23,7 +23,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from mmedit.adapters.auto import TransformersAdapter
+from mmedit.adapters.auto import TransformersAdapter, patch_grid
 from mmedit.adapters.base import Stage
 from mmedit.adapters.prompts import PromptFormat
 from mmedit.adapters.seen import SeenImage
@@ -66,6 +66,9 @@ class FastVlmAdapter(TransformersAdapter):
             return super().sites(stage)
         tower = linears(self.network.get_encoder(modality="image"), self._vision_name)
         return tuple(site for site in tower if BLOCK_OUTPUT.search(site))[-1:]
+
+    def image_grid(self, image: SeenImage) -> tuple[int, int] | None:
+        return patch_grid(image.pixels["pixel_values"].shape, self.processor.patch_size)
 
     def bridge(self, vision: Sequence[Tensor], images: Sequence[SeenImage]) -> list[Tensor]:
         module, _ = self._only_bridge()

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import LlavaNextProcessor, LlavaOnevisionProcessor, LlavaProcessor
 
-from mmedit.adapters.auto import TransformersAdapter, input_of
+from mmedit.adapters.auto import TransformersAdapter, input_of, patch_grid
 from mmedit.adapters.base import Stage
 from mmedit.adapters.compiled import is_heard
 from mmedit.adapters.layers import resumed
@@ -88,6 +88,12 @@ class LlavaAdapter(LlavaFamily):
         module, _ = self._only_bridge()
         (bridged,) = module(torch.cat(list(vision)).unsqueeze(0))
         return list(bridged.split([len(patches) for patches in vision]))
+
+    def image_grid(self, image: SeenImage) -> tuple[int, int] | None:
+        if not self._is_pixtral:
+            return patch_grid(image.pixels["pixel_values"].shape, self.processor.patch_size)
+        side = self.processor.patch_size * self.processor.spatial_merge_size
+        return patch_grid(image.layout.sizes["image_sizes"][0].tolist(), side)
 
     @property
     def _is_pixtral(self) -> bool:

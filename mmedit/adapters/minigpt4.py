@@ -27,6 +27,7 @@ from transformers import (
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from mmedit.adapters.auto import patch_grid
 from mmedit.adapters.base import Stage
 from mmedit.adapters.blip2 import Blip2Family
 from mmedit.adapters.seen import SeenImage
@@ -147,6 +148,11 @@ class MiniGPT4Adapter(Blip2Family):
 
     def sites(self, stage: Stage) -> tuple[str, ...]:
         return ("language_projection",) if stage == "bridge" else super().sites(stage)
+
+    def image_grid(self, image: SeenImage) -> tuple[int, int] | None:
+        vision = self.network.config.vision_config
+        rows, columns = patch_grid([vision.image_size] * 2, vision.patch_size)
+        return None if columns % GROUP else (rows, columns // GROUP)
 
     def bridge(self, vision: Sequence[Tensor], images: Sequence[SeenImage]) -> list[Tensor]:
         return list(self.network.project(torch.stack(list(vision))))

@@ -16,7 +16,7 @@ from typing import final
 from PIL import Image
 from torch import Tensor
 
-from mmedit.adapters.auto import TransformersAdapter
+from mmedit.adapters.auto import TransformersAdapter, patch_grid
 from mmedit.adapters.inputs import Inputs
 from mmedit.adapters.prompts import PROBE, PromptFormat, read_format
 from mmedit.adapters.seen import Layout, Pixels, SeenImage
@@ -35,6 +35,10 @@ class PaliGemmaAdapter(TransformersAdapter):
 
     def extras(self, inputs: Inputs, images: Sequence[SeenImage]) -> dict[str, Tensor]:
         return {"token_type_ids": inputs.is_answer.long()}  # 1: attended to causally
+
+    def image_grid(self, image: SeenImage) -> tuple[int, int] | None:
+        patch = self.network.config.vision_config.patch_size
+        return patch_grid(image.pixels["pixel_values"].shape, patch)
 
     def prepare(self, image: Image.Image) -> tuple[Layout, Pixels]:
         # Not through the processor, which adds a prompt of its own.

@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 from transformers.vision_utils import get_vision_window_index
 
-from mmedit.adapters.auto import TransformersAdapter, input_of
+from mmedit.adapters.auto import TransformersAdapter, input_of, patch_grid
 from mmedit.adapters.prompts import PromptFormat
 from mmedit.adapters.seen import SeenImage
 
@@ -54,6 +54,11 @@ class QwenVLFamily(TransformersAdapter):
 
     def feature_count(self, features: Tensor) -> int:
         return features.shape[-2]  # each merger gives features for all tokens
+
+    def image_grid(self, image: SeenImage) -> tuple[int, int] | None:
+        frames, *patches = image.layout.sizes["image_grid_thw"][0].tolist()
+        merged = self.network.model.visual.spatial_merge_size
+        return patch_grid(patches, merged) if frames == 1 else None
 
     def _parts(self, output: Any) -> list[Sequence[Tensor]]:
         """Return the output of each merger, image by image."""

@@ -110,6 +110,17 @@ CellsOption = Annotated[
 ]
 
 
+RowsOption = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        max=100_000,
+        metavar="N",
+        help="Runs in one forward, at most: fewer take less memory. No rate depends on it.",
+    ),
+]
+
+
 @app.command(
     epilog=examples(
         "mmedit trace --limit 20 --out runs/trace",
@@ -130,6 +141,7 @@ def trace(
     draws: DrawsOption = None,
     window: WindowOption = None,
     cells: CellsOption = DEFAULTS.cells,
+    rows: RowsOption = DEFAULTS.rows,
     settings: SetOption = None,
     seed: SeedOption = 0,
 ) -> None:
@@ -143,10 +155,15 @@ def trace(
     from mmedit.config import load_vlm_file, read_overrides
     from mmedit.config_checks import require_used
 
-    how = _settings(corruption, component, draws, window=window, cells=cells, seed=seed)
+    chosen = {"window": window, "cells": cells, "rows": rows, "seed": seed}
+    how = _settings(corruption, component, draws, **chosen)
     overrides = read_overrides(settings or ())
     require_used(overrides, (), without=("editor", "generation", "vlm.batch_size"))
     file = load_vlm_file(vlm, overrides.of("vlm"))
+    from mmedit.trace.records import require_room
+
+    about = {"dataset": dataset, "questions": questions, "settings": how.model_dump()}
+    require_room(out_folder, **about)  # in milliseconds
     asked = _candidates(
         (dataset, cast("Split", split), questions), overrides.of("dataset"), limit, seed
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -116,8 +117,7 @@ def write_editor(
     """
     try:
         with replaced(path / DESCRIPTION) as description, replaced(path / TENSORS) as file:
-            # safetensors refuses memory that two names share (tied weights)
-            save_file({k: t.detach().cpu().clone() for k, t in tensors.items()}, file)
+            save_file(_apart(tensors), file)
             described = {
                 "method": method,
                 "config": dict(config),
@@ -130,6 +130,18 @@ def write_editor(
         raise EditorError(
             f"the editor cannot be written to {path}: {error}. Free space, or name another folder."
         ) from error
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors as safetensors takes them: it refuses memory that two names share (tied
+    weights), so such tensors are copied. Others are not: those of a large VLM would not fit.
+    """
+    found = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    shared = Counter(tensor.untyped_storage().data_ptr() for tensor in found.values())
+    return {
+        name: tensor.clone() if shared[tensor.untyped_storage().data_ptr()] > 1 else tensor
+        for name, tensor in found.items()
+    }
 
 
 def as_folder(path: str | Path) -> Path:

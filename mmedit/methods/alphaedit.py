@@ -31,7 +31,7 @@ from mmedit.editors.closed_form.solves import alphaedit_delta
 from mmedit.editors.closed_form.spread import SpreadEditor
 from mmedit.editors.closed_form.values import BlockValueConfig
 from mmedit.editors.config import EditorConfig
-from mmedit.errors import EditorError
+from mmedit.errors import EditError, EditorError
 from mmedit.vlm.edit import Change, DeltaChange, kept_of
 from mmedit.vlm.interface import VLM
 
@@ -74,6 +74,7 @@ class AlphaEdit(SpreadEditor[AlphaEditConfig]):
     )
     config_class: ClassVar[type[EditorConfig]] = AlphaEditConfig
     usual_layers = (0.125, 0.157, 0.188, 0.219, 0.25)  # Llama-3-8B 4 to 8 of 32
+    is_square = False
 
     def prepared(self, moments: SecondMoments, site: str) -> Float[Tensor, "in kept"]:
         tokens = self.config.tokens
@@ -107,6 +108,13 @@ class AlphaEdit(SpreadEditor[AlphaEditConfig]):
         residuals: Float[Tensor, "*edits n out"],
     ) -> LowRank:
         past = kept_of(vlm.edits, _name(site))
+        for rows in past:
+            if rows.ndim != 2 or rows.shape[1] != keys.shape[-1]:
+                raise EditError(
+                    f"an edit of this VLM keeps a tensor of shape {list(rows.shape)} for {site}; "
+                    f"expected rows of {keys.shape[-1]:,} inputs; take that edit out, or make it "
+                    "anew"
+                )
         space = self._null_space(site, vlm)
         before = keys.new_zeros(0, keys.shape[-1])
         if past:

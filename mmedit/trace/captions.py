@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mmedit.trace.summary import NOTICED, Trace, effect_of
+from mmedit.trace.records import TracePart
+from mmedit.trace.summary import FEWEST, NOTICED, Trace, effect_of
 
 
 def title_of(trace: Trace) -> str:
@@ -30,6 +31,12 @@ def notes_of(trace: Trace) -> list[str]:
         f"Layers count from 0. block: the output of one layer.{window}",
         "The best of many layers looks better than it is: compare the intervals of its neighbours.",
     ]
+    if len(trace.records) >= FEWEST:
+        notes.append(
+            "So the table also has the layer that is best in every other item (the first, the "
+            "third, ...), and its recovery rate in the remaining items, which had no part in the "
+            "choice."
+        )
     hardly = sum(effect_of(record, "answer") < NOTICED for record in trace.records)
     if hardly:
         notes.append(
@@ -38,14 +45,24 @@ def notes_of(trace: Trace) -> list[str]:
         )
     if len(trace.records) < 100:
         notes.append("With fewer than 100 items, differences of some hundredths mean little.")
-    grids = {record.cells.grid for record in trace.records if record.cells}
-    if 0 in grids:
+    if any(record.cells and not record.cells.grid for record in trace.records):
         notes.append(
-            "Image tokens whose number is not a square are cut into parts of tokens that follow "
-            "each other; such parts need not be places in the image."
+            "The image tokens of this VLM stand for no places in the image, or for places that are "
+            "not known: they are cut into parts of tokens that follow each other, and no cells of "
+            "the image are shaded."
         )
+    if len(manifest.parts) > 1:
+        parts = ", ".join(
+            f"from item {part.first_record + 1} on {_versions(part)}" for part in manifest.parts
+        )
+        notes.append(f"The items were not all traced by the same code and libraries: {parts}.")
     notes += [f"Left out, {reason}: {count}." for reason, count in manifest.left_out.items()]
     return notes
+
+
+def _versions(part: TracePart) -> str:
+    named = [f"{name} {version}" for name, version in part.versions.items()]
+    return " ".join([*named, *([f"(commit {part.commit})"] if part.commit else [])])
 
 
 def _mean(trace: Trace, run: str) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isqrt
 
 import torch
 from jaxtyping import Bool
@@ -19,8 +18,10 @@ class Groups:
     """The groups of one item, with their positions."""
 
     groups: tuple[Group, ...]
-    grid: int
-    """Cells along each side of the image; 0 if its tokens are no square, or there are no cells."""
+    grid: tuple[int, int] | None
+    """Rows and columns of the cells; None for parts of tokens that follow each other, and if there
+    are no cells.
+    """
     masks: Bool[Tensor, "groups_and_cells sequence"]
     """The positions of the groups, and behind them those of the cells in reading order."""
 
@@ -30,12 +31,12 @@ class Groups:
         return range(len(self.groups), len(self.masks))
 
 
-def groups_of(places: Places, cells: int) -> Groups:
+def groups_of(places: Places, cells: int, grid: tuple[int, int] | None = None) -> Groups:
     """Return the groups of one item that are not empty; `cells` is their number along each side of
     the image.
 
-    Image tokens whose number is a square are cut into cells of rows and columns, others into parts
-    of tokens that follow each other. "question" is the prompt without its subject and without the
+    `grid` are the rows and columns of the image's tokens (`Adapter.image_grid`), which are then cut
+    into cells; without it, they are cut into parts of tokens that follow each other. "question" is the prompt without its subject and without the
     position that predicts the answer, which is a group by itself. "text before" and "text after"
     are markers of the conversation.
     """
@@ -54,26 +55,26 @@ def groups_of(places: Places, cells: int) -> Groups:
         "last prompt token": last,
     }
     counts = {name: int(masks[name].sum()) for name in GROUPS}
-    found, grid = _cells(is_image, cells)
+    found, cut = _cells(is_image, cells, grid)
     return Groups(
         groups=tuple(Group(name=name, tokens=counts[name]) for name in GROUPS if counts[name]),
-        grid=grid,
+        grid=cut,
         masks=torch.stack([*(masks[name] for name in GROUPS if counts[name]), *found]),
     )
 
 
 def _cells(
-    is_image: Bool[Tensor, " sequence"], cells: int
-) -> tuple[list[Bool[Tensor, " sequence"]], int]:
-    """Return cells of the image, and how many there are along each side; parts if it is 0."""
-    tokens = int(is_image.sum())
-    side = isqrt(tokens)
+    is_image: Bool[Tensor, " sequence"], cells: int, grid: tuple[int, int] | None
+) -> tuple[list[Bool[Tensor, " sequence"]], tuple[int, int] | None]:
+    """Return cells of the image, and their rows and columns; None if they are parts."""
+    tokens, cut = int(is_image.sum()), None
     if cells < 2 or tokens < 2:
-        return [], 0
+        return [], None
     number = torch.arange(tokens, device=is_image.device)
-    grid = min(cells, side) if side * side == tokens else 0
-    if grid:
-        of_token = (number // side * grid // side) * grid + number % side * grid // side
+    if grid and grid[0] * grid[1] == tokens:
+        (high, wide), cut = grid, (min(cells, grid[0]), min(cells, grid[1]))
+        row, column = number // wide * cut[0] // high, number % wide * cut[1] // wide
+        of_token = row * cut[1] + column
     else:
         of_token = number * min(cells * cells, tokens) // tokens
     found = []
@@ -81,4 +82,4 @@ def _cells(
         mask = torch.zeros_like(is_image)
         mask[is_image] = of_token == cell
         found.append(mask)
-    return found, grid
+    return found, cut

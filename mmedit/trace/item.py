@@ -51,7 +51,7 @@ def trace_item(runs: ItemRuns, item: Corrupted, settings: TraceSettings) -> Trac
     the restored one on, at the positions from its group on. Groups before the first corrupted
     position cost nothing: putting their states back changes nothing.
     """
-    groups = groups_of(runs.places, settings.cells)
+    groups = groups_of(runs.places, settings.cells, runs.image_grid)
     clean = runs.captured(1, runs.features(), settings.components)
     corrupt = runs.captured(item.draws, item.features, noise=item.noise)
     first, answer = _put_back(runs, item, (clean, corrupt), groups, settings).mean(-1)

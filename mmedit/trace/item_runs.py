@@ -86,6 +86,11 @@ class ItemRuns:
         return tuple(self._vlm.frozen.stage("bridge", seen))
 
     @property
+    def image_grid(self) -> tuple[int, int] | None:
+        """Rows and columns of the image's tokens; None if they stand for no known places."""
+        return self._seen and self._adapter.image_grid(self._seen)
+
+    @property
     def tokens(self) -> Int[Tensor, " sequence"]:
         """The token ids of the item."""
         return self._of_rows(1).input_ids[0]

@@ -36,13 +36,15 @@ def markdown(trace: Trace) -> str:
     lines = [
         f"# {title_of(trace)}",
         "",
-        "| component | group | n | best layer | recovery rate | 95 % interval | TE | IE |",
-        "|---|---|---|---|---|---|---|---|",
+        "| component | group | n | best layer | recovery rate | 95 % interval | TE | IE "
+        "| layer of one half | recovery rate in the other |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for one in trace.best():
         layer = "–" if one.layer is None else one.layer
         lines.append(
             f"| {one.component} | {one.group} | {one.n} | {layer} | {one.rate:.2f} | {one.ends} "
-            f"| {one.total_effect:.3f} | {one.effect:.3f} |"
+            f"| {one.total_effect:.3f} | {one.effect:.3f} "
+            f"| {one.halves.layer if one.halves else '–'} | {one.halves or '–'} |"
         )
     return "\n".join([*lines, "", *(f"- {note}" for note in notes_of(trace))]) + "\n"

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from mmedit.errors import DataError, RunError
+from mmedit.errors import DataError, RunError, shortened
 from mmedit.records.lines import LineWriter, first_problem, parse_lines, read_content, whole_lines
-from mmedit.storage import write_atomically
+from mmedit.storage import make_folder, write_atomically
 from mmedit.trace.settings import Component, TraceSettings
 
 RECORDS = "trace.jsonl"
 MANIFEST = "manifest.json"
 ADVICE = "give a folder that mmedit trace wrote"
-FREE = ("command", "versions", "commit", "vlm", "sigma", "left_out")
+FREE = ("command", "versions", "commit", "parts", "vlm", "sigma", "left_out")
 """Parts of the manifest that a command which continues a run need not repeat."""
 
 
@@ -57,14 +57,20 @@ class Restored(_Frozen):
 class Cells(_Frozen):
     """The cells of an image, whose block outputs were put back one cell at a time."""
 
-    grid: int
-    """Cells along each side of the image; 0 for parts of an image whose tokens are no square."""
+    grid: tuple[int, int] | None
+    """Rows and columns; None for parts of image tokens whose places in the image are not known."""
     tokens: tuple[int, ...]
     """Number of positions of each cell, in reading order."""
     layers: tuple[int, ...]
     """The layers in which they were put back."""
     restored: Restored
     """As [cell][place in `layers`]."""
+
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _as_sides(cls, grid: Any) -> Any:
+        """Read the number of cells along each side, which earlier versions wrote."""
+        return ((grid, grid) if grid else None) if isinstance(grid, int) else grid
 
 
 class TraceRecord(_Frozen):
@@ -84,6 +90,42 @@ class TraceRecord(_Frozen):
     restored: dict[Component, Restored]
     cells: Cells | None = None
     """None without an image, or if no cells were asked for."""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        """Raise ValueError unless each group and cell has a probability in every layer."""
+        found = {_shape(v) for one in self.restored.values() for v in (one.first, one.answer)}
+        if len(found) != 1 or (shape := found.pop()) is None or shape[0] != len(self.groups):
+            raise ValueError("expected a probability of every group in every layer")
+        if cells := self.cells:
+            found = {_shape(cells.restored.first), _shape(cells.restored.answer)}
+            if found != {(len(cells.tokens), len(cells.layers))}:
+                raise ValueError("cells: expected a probability of every cell in their layers")
+        for run in (self.clean, self.corrupt):
+            if not len(run.first) == len(run.answer) > 0:
+                raise ValueError("expected as many draws of the first token as of the answer")
+        return self
+
+    @property
+    def layers(self) -> int:
+        """Number of layers in which groups were put back."""
+        return len(next(iter(self.restored.values())).answer[0])
+
+
+def _shape(rows: Sequence[Sequence[float]]) -> tuple[int, int] | None:
+    """Return how many rows and columns there are; None if rows differ, or there are none."""
+    columns = set(map(len, rows))
+    return (len(rows), columns.pop()) if len(columns) == 1 else None
+
+
+class TracePart(_Frozen):
+    """A command that traced items into a folder, and what it ran with."""
+
+    command: str
+    first_record: int
+    """Number of records that were there before it."""
+    versions: dict[str, str]
+    commit: str | None
 
 
 class TraceManifest(_Frozen):
@@ -111,6 +153,25 @@ class TraceManifest(_Frozen):
     command: str = ""
     versions: dict[str, str] = {}
     commit: str | None = None
+    parts: tuple[TracePart, ...] = ()
+    """The commands that traced the items, where code or libraries differ between them."""
+
+    def after(self, earlier: TraceManifest | None, records: int) -> TraceManifest:
+        """Return this manifest for a folder that holds `records` records of an earlier one."""
+        begun = earlier.parts or (_part(earlier, 0),) if earlier and records else ()
+        part = _part(self, records)
+        if begun and (begun[-1].versions, begun[-1].commit) == (part.versions, part.commit):
+            return self.model_copy(update={"parts": begun})
+        return self.model_copy(update={"parts": (*begun, part)})
+
+
+def _part(manifest: TraceManifest, first_record: int) -> TracePart:
+    return TracePart(
+        command=manifest.command,
+        first_record=first_record,
+        versions=manifest.versions,
+        commit=manifest.commit,
+    )
 
 
 def content_hash(parts: Sequence[object]) -> str:
@@ -129,55 +190,89 @@ class TraceWriter(LineWriter[TraceRecord]):
     def __init__(self, folder: Path, manifest: TraceManifest) -> None:
         super().__init__(folder / RECORDS)
         self.folder = folder
-        self._manifest = manifest
+        self.manifest = manifest
+        """What the folder's manifest says."""
 
     def __enter__(self) -> Self:
         super().__enter__()
         try:
-            self.note(self._manifest)
+            earlier = earlier_manifest(self.folder)
+            self.note(self.manifest.after(earlier, len(self.earlier)))
         except BaseException:
             self._close()
             raise
         return self
 
     def parsed(self, content: bytes) -> list[TraceRecord]:
-        return _parse(content, self.path)
+        return _parse(content, self.path, self.manifest)
 
     def require_usable(self) -> None:
-        _require_same(self.folder, self._manifest)
+        if (earlier := earlier_manifest(self.folder)) is not None:
+            _require_same(self.folder, earlier, self.manifest.model_dump(exclude={*FREE}))
 
     def note(self, manifest: TraceManifest) -> None:
         """Write the manifest. Raises RunError."""
+        self.manifest = manifest
         file = self.folder / MANIFEST
         write_atomically(file, manifest.model_dump_json(indent=2).encode() + b"\n")
 
 
 def read_files(folder: Path) -> tuple[list[TraceRecord], TraceManifest]:
     """Read records and manifest of a folder. An incomplete last line is left out. Raises DataError:
-    they are missing or malformed.
+    they are missing or malformed, or do not belong together.
     """
-    file = folder / RECORDS
-    records = _parse(whole_lines(read_content(file, ADVICE)), file)
+    file, manifest = folder / RECORDS, _manifest(folder)
+    records = _parse(whole_lines(read_content(file, ADVICE)), file, manifest)
     if not records:
         raise DataError(f"{file} holds no record yet; let mmedit trace go on")
-    return records, _manifest(folder)
+    return records, manifest
 
 
-def _parse(content: bytes, file: Path) -> list[TraceRecord]:
-    return parse_lines(content, file, TraceRecord, "trace that item again")
-
-
-def _require_same(folder: Path, now: TraceManifest) -> None:
-    if not (folder / MANIFEST).exists():
-        if any(file.suffix != ".lock" for file in folder.iterdir()):
-            raise RunError(f"{folder} is not empty, and holds no trace; choose another --out")
+def require_room(folder: Path, **known: Any) -> None:
+    """Make the folder of a trace of which so much is known: fields of its manifest. Raises RunError
+    if it cannot be written or holds something else, DataError if its records are damaged.
+    """
+    make_folder(folder)
+    if (earlier := earlier_manifest(folder)) is None:
         return
-    earlier = _manifest(folder)
-    free: Any = {*FREE, "settings"}
-    before, after = (one.model_dump(exclude=free) for one in (earlier, now))
-    differs = [key for key in before if before[key] != after[key]]
-    before, after = (one.settings.model_dump(exclude={"rows"}) for one in (earlier, now))
-    differs += [f"setting {key}" for key in before if before[key] != after[key]]
+    _require_same(folder, earlier, known)
+    if (file := folder / RECORDS).exists():
+        _parse(whole_lines(read_content(file, ADVICE)), file, earlier)
+
+
+def earlier_manifest(folder: Path) -> TraceManifest | None:
+    """Return the manifest of a folder; None for an empty one. Raises RunError if it holds anything
+    but a trace, DataError.
+    """
+    if (folder / MANIFEST).exists():
+        return _manifest(folder)
+    if any(file.suffix != ".lock" for file in folder.iterdir()):
+        raise RunError(f"{folder} is not empty, and holds no trace; choose another --out")
+    return None
+
+
+def _parse(content: bytes, file: Path, manifest: TraceManifest) -> list[TraceRecord]:
+    """Return the records of whole lines, each of another item of the manifest. Raises DataError."""
+    again, left = "trace that item again", set(manifest.items)
+    records = parse_lines(content, file, TraceRecord, again)
+    for row, record in enumerate(records, start=1):
+        fits = record.layers == manifest.layers
+        if record.id not in left or not fits or {*record.restored} != {*manifest.settings.components}:
+            raise DataError(
+                f"{file}, row {row}: {shortened(record.id)} is not an item of {MANIFEST} with its "
+                f"layers and components, or comes twice; delete the row to {again}"
+            )
+        left.remove(record.id)
+    return records
+
+
+def _require_same(folder: Path, earlier: TraceManifest, now: Mapping[str, Any]) -> None:
+    """Raise RunError unless these fields are those of an earlier manifest; rows may differ."""
+    before, after = earlier.model_dump(), dict(now)
+    chosen = after.pop("settings", {})
+    differs = [key for key in after if before[key] != after[key]]
+    before = before["settings"] | {"rows": chosen.get("rows")}
+    differs += [f"setting {key}" for key in chosen if before[key] != chosen[key]]
     if differs:
         raise RunError(
             f"{folder} holds another trace: {', '.join(differs)} differ; choose another --out, or "

@@ -102,7 +102,7 @@ def _trace_all(
         done.add(name)
     if len(done) < len(items):
         left_out = {**manifest.left_out, NO_SWAP: len(items) - len(done)}
-        into.note(manifest.model_copy(update={"left_out": left_out}))
+        into.note(into.manifest.model_copy(update={"left_out": left_out}))
 
 
 def _traceable(vlm: VLM, settings: TraceSettings) -> NetworkVLM:

@@ -41,7 +41,7 @@ class TraceSettings(Settings):
     cell_layers: int = Field(default=6, ge=1, le=1000)
     """Number of layers, evenly spread from the first one on, in which cells are restored."""
     rows: int = Field(default=128, ge=1, le=100_000)
-    """Largest number of rows in one forward."""
+    """Largest number of rows (restored runs) in one forward. No rate depends on it."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of the noise, and of the choice of other images."""
 

@@ -27,6 +27,8 @@ NOTICED = 0.05
 """Total effect of an item, and rate of a group, below which nothing is read from them."""
 RESAMPLES = 2000
 LEVEL = 0.95
+FEWEST = 4
+"""Items of which one half can choose a layer, and the other measure it, at least."""
 Array = NDArray[np.float64]
 
 
@@ -50,6 +52,19 @@ class Recovery:
 
 
 @dataclass(frozen=True)
+class Halves:
+    """The layer that is best in one half of the items, and what it brings back in the other."""
+
+    layer: int
+    rate: float
+    """Recovery rate in the other half; NaN if the corruption takes away too little there."""
+    interval: tuple[float, float]
+
+    def __str__(self) -> str:
+        return "–" if np.isnan(self.rate) else f"{self.rate:.2f} ({_ends(self.interval)})"
+
+
+@dataclass(frozen=True)
 class Best:
     """The layer in which a component of a group brings back most of the answer."""
 
@@ -63,11 +78,13 @@ class Best:
     """None for a single item."""
     total_effect: float
     effect: float
+    halves: Halves | None
+    """None with fewer than `FEWEST` items, and if no layer is best."""
 
     @property
     def ends(self) -> str:
         """The interval as text; "–" for a single item."""
-        return "–" if self.interval is None else "{:.2f} to {:.2f}".format(*self.interval)
+        return "–" if self.interval is None else _ends(self.interval)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,11 +137,25 @@ class Trace:
         """Return, for each component and group, the layer with the highest rate of the answer."""
         found = [self.recovery(component) for component in self.components]
         return tuple(
-            _best(one, row)
+            _best(one, row, self._halves(one.component, one.groups[row]))
             for one in found
             for row in range(len(one.groups))
             if not np.isnan(one.rate[row]).any()
         )
+
+
+    def _halves(self, component: Component, group: str) -> Halves | None:
+        """Return the layer that every other item that has the group chooses, and its rate in the
+        remaining ones.
+        """
+        total, indirect = _of_group(self.records, component, group, "answer")
+        rates = _means(total[::2], indirect[::2])[3]
+        if len(total) < FEWEST or np.isnan(rates).any() or rates.max() < NOTICED:
+            return None
+        layer = int(rates.argmax())
+        _, _, _, *others = _means(total[1::2], indirect[1::2])
+        rate, low, high = (round(float(one[layer]), 4) + 0.0 for one in others)
+        return Halves(layer, rate, (low, high))
 
 
 def read_trace(folder: str | Path) -> Trace:
@@ -140,7 +171,7 @@ def effect_of(record: TraceRecord, score: Score) -> float:
     return record.clean.mean(score) - record.corrupt.mean(score)
 
 
-def _best(found: Recovery, row: int) -> Best:
+def _best(found: Recovery, row: int, halves: Halves | None) -> Best:
     layer = int(found.rate[row].argmax())
     rate, low, high = (float(one[row, layer]) for one in (found.rate, found.low, found.high))
     return Best(
@@ -152,7 +183,12 @@ def _best(found: Recovery, row: int) -> Best:
         interval=None if np.isnan(low) else (round(low, 4) + 0.0, round(high, 4) + 0.0),
         total_effect=float(found.total_effect[row]),
         effect=float(found.effect[row, layer]),
+        halves=halves,
     )
+
+
+def _ends(interval: tuple[float, float]) -> str:
+    return "{:.2f} to {:.2f}".format(*interval)
 
 
 def _of_group(

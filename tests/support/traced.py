@@ -42,7 +42,7 @@ def made_record(
         corrupt=Scores(first=(corrupt, corrupt), answer=(corrupt, corrupt)),
         restored={"block": whole},
         cells=Cells(
-            grid=2,
+            grid=(2, 2),
             tokens=(1, 1, 1, 1),
             layers=(1,),
             restored=Restored(first=of_cells, answer=of_cells),

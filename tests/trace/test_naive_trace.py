@@ -34,7 +34,7 @@ def assert_equals_naive(vlm: NetworkVLM, example: Example, corruption: Corruptio
     runs, item = corrupted(vlm, "a", items, (settings, sigma))
     assert item is not None
     record = trace_item(runs, item, settings)
-    masks = groups_of(runs.places, settings.cells).masks
+    masks = groups_of(runs.places, settings.cells, runs.image_grid).masks
     corrupt, restored = naive_trace(vlm, item, masks, settings.window_of(len(vlm.adapter.layers)))
     assert torch.tensor(record.corrupt.answer).sub(corrupt).abs().max() < 1e-5
     found = torch.tensor([record.restored[component].answer for component in COMPONENTS])

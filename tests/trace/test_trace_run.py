@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 from traced import SETTINGS, WRONG, candidates, lines_of
 
 import mmedit
 from mmedit.errors import DataError, ModelError, RunError
+from mmedit.trace.captions import notes_of
 from mmedit.trace.corruption import corrupted
 from mmedit.trace.item_runs import ItemRuns
+from mmedit.trace.records import TraceRecord, require_room
 from mmedit.trace.run import run_trace
 from mmedit.trace.settings import TraceSettings
 from mmedit.vlm.network import NetworkVLM
@@ -77,6 +82,64 @@ def test_the_number_of_rows_in_a_forward_changes_no_rate(vlm, tmp_path):
 def test_a_folder_of_another_trace_is_refused(vlm, folder):
     with pytest.raises(RunError, match="setting seed differ"):
         run_trace(vlm, candidates(), folder, settings=TraceSettings(draws=2, cells=2, seed=1))
+
+
+def test_a_folder_that_other_code_began_says_so(vlm, tmp_path, monkeypatch):
+    settings = SETTINGS.model_copy(update={"components": ("block",), "draws": 1, "cells": 0})
+    whole = run_trace(vlm, candidates(), tmp_path, settings=settings)
+    assert len(whole.manifest.parts) == 1
+    assert not any("same code" in note for note in notes_of(whole))
+    lines = lines_of(tmp_path)
+    monkeypatch.setattr("mmedit.trace.run.version", lambda name: f"0 of {name}")
+    for kept, parts in ((2, 2), (1, 2), (0, 1)):
+        (tmp_path / "trace.jsonl").write_text("".join(f"{one}\n" for one in lines[:kept]))
+        again = run_trace(vlm, candidates(), tmp_path, settings=settings)
+        assert len(again.manifest.parts) == parts
+    (tmp_path / "trace.jsonl").write_text(f"{lines[0]}\n")
+    monkeypatch.setattr("mmedit.trace.run.version", lambda name: f"1 of {name}")
+    again = run_trace(vlm, candidates(), tmp_path, settings=settings)
+    assert [part.first_record for part in again.manifest.parts] == [0, 1]
+    (note,) = [note for note in notes_of(again) if "same code" in note]
+    assert "from item 1 on python" in note
+    assert "from item 2 on python" in note
+    assert "mmedit 1 of mmedit" in note
+
+
+def test_a_damaged_line_is_one_error_that_names_its_row(vlm, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "t")
+    lines = lines_of(folder)
+    record = json.loads(lines[1])
+    ragged = record | {"restored": {"mlp": {"first": [[0.1], [0.1, 0.2]], "answer": [[0.1]]}}}
+    cells = record | {"cells": record["cells"] | {"tokens": [1]}}
+    draws = record | {"clean": {"first": [], "answer": []}}
+    fewer = record | {"restored": {"mlp": record["restored"]["mlp"]}}
+    for damaged, said in (
+        ("{", "row 2: .*delete the row to trace that item again"),
+        (json.dumps(ragged), "row 2: .*a probability of every group in every layer"),
+        (json.dumps(cells), "row 2: .*every cell in their layers"),
+        (json.dumps(draws), "row 2: .*as many draws"),
+        (json.dumps(fewer), "row 2: .*is not an item of manifest.json with its layers"),
+        (json.dumps(record | {"id": "another"}), "row 2: 'another' is not an item"),
+        (lines[0], "row 2: .*or comes twice"),
+    ):
+        content = "".join(f"{one}\n" for one in (lines[0], damaged, *lines[2:]))
+        (tmp_path / "t" / "trace.jsonl").write_text(content, encoding="utf-8")
+        for use in (
+            lambda: mmedit.read_trace(tmp_path / "t"),
+            lambda: run_trace(vlm, candidates(), tmp_path / "t", settings=SETTINGS),
+            lambda: require_room(tmp_path / "t"),
+        ):
+            with pytest.raises(DataError, match=said):
+                use()
+
+
+def test_records_of_earlier_versions_are_read(folder):
+    record = json.loads(lines_of(folder)[0])
+    for grid, sides in ((2, (2, 2)), (0, None)):
+        record["cells"]["grid"] = grid
+        cells = TraceRecord.model_validate_json(json.dumps(record)).cells
+        assert cells
+        assert cells.grid == sides
 
 
 def test_only_what_the_base_model_answers_right_is_traced(vlm, tmp_path):

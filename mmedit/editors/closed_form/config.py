@@ -18,7 +18,9 @@ from mmedit.vlm.interface import VLM
 class LocatedConfig(EditorConfig):
     """Settings of a method that writes facts into the weight that ends a feed-forward block."""
 
-    after_fit: ClassVar[frozenset[str]] = frozenset({"position", "contexts", "value", "together"})
+    after_fit: ClassVar[frozenset[str]] = frozenset(
+        {"position", "contexts", "value", "together", "together_tokens"}
+    )
     layers: tuple[int, ...] = ()
     """Decoder layers that are written, from 0, lowest first (`mmedit trace` shows which matter);
     empty: the layers of the paper's models, as shares of the depth.
@@ -40,7 +42,11 @@ class LocatedConfig(EditorConfig):
     value: ValueConfig = ValueConfig()
     """Search for the value vectors."""
     together: int = Field(default=32, ge=1)
-    """Requests whose value vectors are searched for in one batch."""
+    """Requests whose value vectors are searched for in one batch, at most."""
+    together_tokens: int = Field(default=8192, ge=1)
+    """Tokens of prompts in such a batch, in all contexts and with padding, at most. One request may
+    have more. A 7B network in half precision keeps about 5 MB for each of them.
+    """
 
     def layers_of(self, vlm: VLM, usual: tuple[float, ...]) -> tuple[int, ...]:
         """Return the layers on this VLM; `usual` are shares of its depth. Raises SiteError."""

@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmedit.cases import Example
-from mmedit.chunks import chunks
 from mmedit.editors.closed_form.contexts import in_contexts, mean_over_contexts, of_contexts
 from mmedit.editors.closed_form.positions import Position, spots
 from mmedit.vlm.interface import VLM
@@ -71,9 +70,9 @@ def read_all_keys(
     rule: Position,
     contexts: int,
     after: int,
-    together: int,
+    batches: Sequence[Sequence[int]],
 ) -> dict[str, Keys]:
-    """Return `read_keys` of any number of requests, `together` of them in a forward."""
+    """Return `read_keys` of any number of requests; `batches` are those that share a forward."""
     parts = [
         read_keys(
             vlm.select(rows),
@@ -83,7 +82,7 @@ def read_all_keys(
             contexts=contexts,
             after=after,
         )
-        for rows in chunks(range(len(requests)), together)
+        for rows in batches
     ]
     return {
         site: Keys(

@@ -12,25 +12,29 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from mmedit.cache import GIGABYTE, TensorCache
 from mmedit.cases import EditCase, Example
-from mmedit.chunks import chunks
+from mmedit.chunks import padded_batches
 from mmedit.editors.base import Editor
 from mmedit.editors.closed_form.config import LocatedConfig
+from mmedit.editors.closed_form.contexts import in_contexts
 from mmedit.editors.closed_form.keys import Keys, joined, read_all_keys
-from mmedit.editors.closed_form.moments import SecondMoments, usable
+from mmedit.editors.closed_form.moments import SecondMoments, in_a_file, usable
 from mmedit.editors.closed_form.positions import require_positions
 from mmedit.editors.closed_form.second_moment import Factor
 from mmedit.editors.closed_form.statistics import questions_of, second_moments
 from mmedit.editors.closed_form.values import OtherImage, asked_of, find_values
 from mmedit.editors.fitting import Fitting
 from mmedit.editors.saved import Origin, origin_of
-from mmedit.errors import DataError, EditorError
+from mmedit.errors import DataError, EditorError, shortened
 from mmedit.images import image_key, open_image
 from mmedit.vlm.interface import VLM
 
 Config = TypeVar("Config", bound=LocatedConfig)
 OTHER_IMAGES, LARGEST = 2, 512
 """Images that an editor keeps for its KL term, and the longest side of each, in pixels."""
+FACTORS = GIGABYTE
+"""Size of the Cholesky factors that stay in memory, in bytes, at most; the latest one always does."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -38,16 +42,24 @@ class Located:
     """The result of fitting: what the inputs of each edited weight are like."""
 
     matrices: Mapping[str, Float[Tensor, "in _"]]
-    """A matrix for each site, in float32, made by `LocatedEditor.prepared`."""
+    """A matrix for each site, in float32, made by `LocatedEditor.prepared`. All of a large VLM do
+    not fit into memory together, so each lies in a file that the system reads as it is used.
+    """
     images: tuple[OtherImage, ...]
     """Images of training cases, for the KL term."""
-    _factors: dict[tuple[str, torch.device], Factor] = field(default_factory=dict, init=False)
+    _factors: TensorCache = field(
+        default_factory=lambda: TensorCache(memory_bytes=FACTORS), init=False
+    )
 
     def factor(self, site: str, device: torch.device) -> Factor:
-        """Return the Cholesky factor of a site's matrix, which is made once."""
-        if (site, device) not in self._factors:
-            self._factors[site, device] = Factor.of(self.matrices[site].to(device))
-        return self._factors[site, device]
+        """Return the Cholesky factor of a site's matrix. It is made once, or again where those of
+        all sites take more than `FACTORS` bytes.
+        """
+        name = f"{site} on {device}"
+        if (lower := self._factors.get(name)) is None:
+            lower = Factor.of(self.matrices[site].to(device)).lower
+            self._factors.put(name, lower)
+        return Factor(lower)
 
 
 class LocatedEditor(Editor[Config]):
@@ -59,6 +71,8 @@ class LocatedEditor(Editor[Config]):
 
     usual_layers: ClassVar[tuple[float, ...]]
     """Default layers, as shares of the depth."""
+    is_square: ClassVar[bool] = True
+    """Whether its matrices are as wide as they are high; otherwise they have fewer columns."""
 
     def prepared(self, moments: SecondMoments, site: str) -> Float[Tensor, "in _"]:
         """Return the matrix that the method keeps of a site's second moments: C, unless a method
@@ -68,8 +82,30 @@ class LocatedEditor(Editor[Config]):
 
     def require_fits(self, vlm: VLM) -> None:
         super().require_fits(vlm)
+        self._require_matrices(vlm)
+
+    def require_fitted_on(self, vlm: VLM) -> None:
+        super().require_fitted_on(vlm)
+        self._require_matrices(vlm)
+
+    def _require_matrices(self, vlm: VLM) -> None:
+        """Raise EditorError unless the matrices of a fitted editor, which may come from anyone, are
+        those of the weights that its settings name. Raises SiteError without such weights.
+        """
+        sites = self.config.sites_in(vlm, self.usual_layers)
         if self.origin is None:
-            self.config.sites_in(vlm, self.usual_layers)
+            return
+        if self.origin.sites != sites:
+            raise EditorError(
+                f"this {self.method} editor was fitted for {_listed(self.origin.sites)}; its "
+                f"settings write at {_listed(sites)}; fit the editor anew"
+            )
+        for site, matrix in self.learnt.matrices.items():
+            if len(matrix) != (width := vlm.shape(site)[1]):
+                raise EditorError(
+                    f"the matrix of {site} has {len(matrix):,} rows; expected {width:,}, one for "
+                    "each input of that weight; fit the editor anew"
+                )
 
     def edited_sites(self, vlm: VLM) -> tuple[str, ...]:
         if self.origin is not None:
@@ -89,7 +125,10 @@ class LocatedEditor(Editor[Config]):
         examples = questions_of(vlm, fitting.cases, progress=progress)
         moments = second_moments(vlm, examples, sites, progress=progress)
         learnt = Located(
-            matrices={site: self.prepared(moments[site], site).float() for site in sites},
+            matrices={
+                site: in_a_file(self.prepared(moments[site], site).float(), moments.folder)
+                for site in sites
+            },
             images=other_images(fitting.cases),
         )
         return self.with_learnt(learnt, origin_of(vlm, sites, fitting.cases, fitting.seed))
@@ -113,8 +152,17 @@ class LocatedEditor(Editor[Config]):
             rule=self.config.position,
             contexts=self.config.contexts,
             after=after,
-            together=self.config.together,
+            batches=self._batches(vlm, requests),
         )
+
+    def _batches(self, vlm: VLM, requests: Sequence[Example]) -> list[range]:
+        """Return the places of the requests that are asked together, in all contexts."""
+        if len(requests) == 1:
+            return [range(1)]
+        rows = in_contexts(requests, self.config.contexts)
+        lengths = torch.tensor(vlm.prompt_tokens(rows)).reshape(len(requests), -1)
+        whole = (lengths.amax(1) * lengths.shape[1]).tolist()
+        return list(padded_batches(whole, self.config.together, self.config.together_tokens))
 
     def found_values(
         self,
@@ -130,7 +178,7 @@ class LocatedEditor(Editor[Config]):
         """
         config, site = self.config, vlm.value_sites[layer]
         shifts = []
-        for rows in chunks(range(len(requests)), config.together):
+        for rows in self._batches(vlm, requests):
             asked = asked_of(
                 [requests[row] for row in rows],
                 contexts=config.contexts,
@@ -169,11 +217,14 @@ class LocatedEditor(Editor[Config]):
                 f"its {len(origin.sites)} sites and {len(names)} images; fit the editor anew"
             )
         matrices = {site: tensors[site] for site in origin.sites}
+        form = "a square matrix" if self.is_square else "a matrix of fewer columns than rows"
         for site, matrix in matrices.items():
-            if matrix.ndim != 2 or matrix.dtype != torch.float32:
+            rows, columns = matrix.shape if matrix.ndim == 2 else (0, 1)
+            fits = rows == columns if self.is_square else rows > columns
+            if not fits or matrix.dtype != torch.float32:
                 raise EditorError(
                     f"the tensor of {site} is {matrix.dtype} of shape {list(matrix.shape)}; "
-                    "expected a float32 matrix; fit the editor anew"
+                    f"expected {form} in float32; fit the editor anew"
                 )
         images = tuple(
             OtherImage(str(key), _image(tensors[name]))
@@ -192,6 +243,10 @@ def other_images(cases: Sequence[EditCase]) -> tuple[OtherImage, ...]:
             image.thumbnail((LARGEST, LARGEST))
             found.setdefault(key, OtherImage(key, image))
     return tuple(found.values())
+
+
+def _listed(sites: Sequence[str]) -> str:
+    return shortened(", ".join(sites), 200)
 
 
 def _image(pixels: Tensor) -> Image.Image:

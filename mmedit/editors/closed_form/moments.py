@@ -14,6 +14,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import torch
@@ -188,6 +189,17 @@ def write_tensors(
             f"the statistics cannot be written to {file}: {one_line(error)}; free some space, or "
             "choose another folder"
         ) from error
+
+
+def in_a_file(matrix: Float[Tensor, "in _"], folder: Path) -> Float[Tensor, "in _"]:
+    """Return a matrix whose memory is a file in the folder, which the system reads as the matrix is
+    used. The file has lost its name already, and is gone with the matrix. Raises EditorError.
+    """
+    with TemporaryDirectory(dir=folder, prefix=".", ignore_cleanup_errors=True) as place:
+        file = Path(place) / "matrix.safetensors"
+        write_tensors(file, {"matrix": matrix.cpu().contiguous()})
+        with safe_open(file, "pt") as opened:
+            return opened.get_tensor("matrix")
 
 
 def packed(matrix: Float[Tensor, "in in"]) -> Float[Tensor, " entries"]:

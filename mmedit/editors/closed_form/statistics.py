@@ -19,6 +19,7 @@ from typing import final
 from mmedit.arguments import as_cases, as_count, as_examples, as_sites
 from mmedit.cache import GIGABYTE
 from mmedit.cases import EditCase, Example, Probe
+from mmedit.chunks import padded_batches
 from mmedit.editors.closed_form.moments import (
     SecondMoments,
     damaged,
@@ -191,14 +192,12 @@ def _groups(widths: Mapping[str, int]) -> list[dict[str, int]]:
 def _batches(vlm: VLM, examples: Sequence[Example], batch_size: int) -> list[list[int]]:
     """Return the rows that go through together: those with an image first, the shortest first."""
     lengths = vlm.prompt_tokens(examples)
-    is_alone = [example.image is None for example in examples]
     batches: list[list[int]] = []
-    for row in sorted(range(len(examples)), key=lambda row: (is_alone[row], lengths[row])):
-        last = batches[-1] if batches else []
-        fits = len(last) < batch_size and lengths[row] * (len(last) + 1) <= TOKENS
-        if not last or not fits or is_alone[last[0]] != is_alone[row]:
-            batches.append([])
-        batches[-1].append(row)
+    for has_image in (True, False):
+        rows = [row for row, one in enumerate(examples) if (one.image is not None) == has_image]
+        rows.sort(key=lengths.__getitem__)
+        parts = padded_batches([lengths[row] for row in rows], batch_size, TOKENS)
+        batches += [[rows[place] for place in part] for part in parts]
     return batches
 
 
