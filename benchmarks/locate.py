@@ -15,12 +15,14 @@ Processor time; medians of the ratios of several rounds are what counts, as mach
 from __future__ import annotations
 
 import argparse
+import platform
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial, wraps
+from importlib.metadata import version
 from statistics import median
 from typing import Any
 from unittest.mock import patch
@@ -66,8 +68,16 @@ def main() -> None:
     cases = load_cases(options.dataset, "test", limit=options.requests, **given)
     requests = [case.request for case in cases]
     clock = Clock(vlm.device)
-    counts = {"VLM": options.vlm, "training cases": len(training), "rounds": options.rounds}
-    print(header("locate.py", sys.argv[1:], clock, **counts))
+    about = {
+        "device": vlm.device,
+        "Python": platform.python_version(),
+        "mmedit": version("mmedit"),
+        "VLM": options.vlm,
+        "dataset": options.dataset,
+        "training cases": len(training),
+        "rounds": options.rounds,
+    }
+    print(header("locate.py", sys.argv[1:], clock, **about))
     names = [name for name in options.methods if name in LOCATED]
     editors = [fitted(name, vlm, training) for name in names]
     report_batches(vlm, editors, requests, options.rounds, clock)

@@ -256,7 +256,7 @@ class AutoAdapter(TransformersAdapter):
 
 
 def patch_grid(size: Sequence[int], side: int) -> tuple[int, int]:
-    """Return the rows and columns of squares of this side in what is `size` (..., height, width)."""
+    """Return the rows and columns of squares of this side in a size (..., height, width)."""
     height, width = size[-2:]
     return height // side, width // side
 

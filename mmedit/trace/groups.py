@@ -36,9 +36,9 @@ def groups_of(places: Places, cells: int, grid: tuple[int, int] | None = None) -
     the image.
 
     `grid` are the rows and columns of the image's tokens (`Adapter.image_grid`), which are then cut
-    into cells; without it, they are cut into parts of tokens that follow each other. "question" is the prompt without its subject and without the
-    position that predicts the answer, which is a group by itself. "text before" and "text after"
-    are markers of the conversation.
+    into cells; without it, they are cut into parts of tokens that follow each other. "question" is
+    the prompt without its subject and without the position that predicts the answer, which is a
+    group by itself. "text before" and "text after" are markers of the conversation.
     """
     is_image, is_prompt = places.is_image[0], places.is_prompt[0]
     place = torch.arange(len(is_image), device=is_image.device)

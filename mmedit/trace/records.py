@@ -192,12 +192,12 @@ class TraceWriter(LineWriter[TraceRecord]):
         self.folder = folder
         self.manifest = manifest
         """What the folder's manifest says."""
+        self._before: TraceManifest | None = None
 
     def __enter__(self) -> Self:
         super().__enter__()
         try:
-            earlier = earlier_manifest(self.folder)
-            self.note(self.manifest.after(earlier, len(self.earlier)))
+            self.note(self.manifest.after(self._before, len(self.earlier)))
         except BaseException:
             self._close()
             raise
@@ -207,8 +207,9 @@ class TraceWriter(LineWriter[TraceRecord]):
         return _parse(content, self.path, self.manifest)
 
     def require_usable(self) -> None:
-        if (earlier := earlier_manifest(self.folder)) is not None:
-            _require_same(self.folder, earlier, self.manifest.model_dump(exclude={*FREE}))
+        self._before = earlier_manifest(self.folder)
+        if self._before is not None:
+            _require_same(self.folder, self._before, self.manifest.model_dump(exclude={*FREE}))
 
     def note(self, manifest: TraceManifest) -> None:
         """Write the manifest. Raises RunError."""
@@ -255,9 +256,10 @@ def _parse(content: bytes, file: Path, manifest: TraceManifest) -> list[TraceRec
     """Return the records of whole lines, each of another item of the manifest. Raises DataError."""
     again, left = "trace that item again", set(manifest.items)
     records = parse_lines(content, file, TraceRecord, again)
+    expected = manifest.layers, {*manifest.settings.components}
     for row, record in enumerate(records, start=1):
-        fits = record.layers == manifest.layers
-        if record.id not in left or not fits or {*record.restored} != {*manifest.settings.components}:
+        fits = (record.layers, {*record.restored}) == expected
+        if record.id not in left or not fits:
             raise DataError(
                 f"{file}, row {row}: {shortened(record.id)} is not an item of {MANIFEST} with its "
                 f"layers and components, or comes twice; delete the row to {again}"

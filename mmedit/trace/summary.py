@@ -143,7 +143,6 @@ class Trace:
             if not np.isnan(one.rate[row]).any()
         )
 
-
     def _halves(self, component: Component, group: str) -> Halves | None:
         """Return the layer that every other item that has the group chooses, and its rate in the
         remaining ones.

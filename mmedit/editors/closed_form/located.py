@@ -18,6 +18,7 @@ from mmedit.chunks import padded_batches
 from mmedit.editors.base import Editor
 from mmedit.editors.closed_form.config import LocatedConfig
 from mmedit.editors.closed_form.contexts import in_contexts
+from mmedit.editors.closed_form.direct import is_direct
 from mmedit.editors.closed_form.keys import Keys, joined, read_all_keys
 from mmedit.editors.closed_form.moments import SecondMoments, in_a_file, usable
 from mmedit.editors.closed_form.positions import require_positions
@@ -34,7 +35,7 @@ Config = TypeVar("Config", bound=LocatedConfig)
 OTHER_IMAGES, LARGEST = 2, 512
 """Images that an editor keeps for its KL term, and the longest side of each, in pixels."""
 FACTORS = GIGABYTE
-"""Size of the Cholesky factors that stay in memory, in bytes, at most; the latest one always does."""
+"""Size of the Cholesky factors that stay in memory, in bytes, at most; the latest always does."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -174,9 +175,12 @@ class LocatedEditor(Editor[Config]):
         """Return δ of every request at a layer; `start` is what it is added to: the hidden state
         after the layer, or the output of its MLP.
 
-        Costs the search (`find_values`), for `together` requests at a time.
+        Costs the search (`find_values`), from the layer's output on where the MLP's is added to it
+        as it is, for `together` requests at a time.
         """
-        config, site = self.config, vlm.value_sites[layer]
+        config = self.config
+        direct = is_direct(vlm, layer, requests[0])
+        site = (vlm.layer_sites if direct else vlm.value_sites)[layer]
         shifts = []
         for rows in self._batches(vlm, requests):
             asked = asked_of(

@@ -18,17 +18,13 @@ from torch import Tensor
 from mmedit.cases import Example
 from mmedit.deltas import LowRank
 from mmedit.editors.closed_form.config import LocatedConfig
+from mmedit.editors.closed_form.direct import require_direct
 from mmedit.editors.closed_form.located import LocatedEditor
-from mmedit.editors.closed_form.positions import spots
 from mmedit.editors.fitting import Fitting
-from mmedit.editors.shifts import Shift
-from mmedit.errors import SiteError
 from mmedit.vlm.edit import Change, DeltaChange
 from mmedit.vlm.interface import VLM
 
 Config = TypeVar("Config", bound=LocatedConfig)
-DIRECT = 0.05
-"""Largest relative difference between a value and the change of the hidden state by it."""
 
 
 class SpreadEditor(LocatedEditor[Config]):
@@ -82,23 +78,3 @@ class SpreadEditor(LocatedEditor[Config]):
                 of_edits = tuple(part.flatten(0, 1) for part in of_edits)
             deltas[site] = self.solved(vlm, site, *of_edits)
         return deltas
-
-
-def require_direct(vlm: VLM, layer: int, request: Example) -> None:
-    """Raise SiteError unless what the MLP of a layer gives is added to the hidden state as it is.
-
-    A network that normalises it first (Gemma 3) would make something else of a value vector. Costs
-    two forwards of one row.
-    """
-    site, after = vlm.value_sites[layer], layer + 1
-    where = spots("last_prompt", vlm.places([request]))
-    before = vlm.observe([request], [site], after=[after])
-    value = where.read(before.y[site].float())
-    shift = Shift(value, where.writes, vlm.shape(site)[1])
-    shifted = vlm.with_deltas({site: shift}).observe([request], [], after=[after])
-    change = where.read((shifted.states[after] - before.states[after]).float())
-    if (change - value).norm() > DIRECT * value.norm():
-        raise SiteError(
-            f"the output of {site} is changed before it is added to the hidden state, so values "
-            "cannot be spread over layers of this VLM; use rome, or another method"
-        )
