@@ -242,14 +242,19 @@ def require_room(folder: Path, **known: Any) -> None:
 
 
 def earlier_manifest(folder: Path) -> TraceManifest | None:
-    """Return the manifest of a folder; None for an empty one. Raises RunError if it holds anything
-    but a trace, DataError.
+    """Return the manifest of a folder; None for one without records. Raises RunError if it holds
+    anything but a trace, DataError.
     """
     if (folder / MANIFEST).exists():
         return _manifest(folder)
-    if any(file.suffix != ".lock" for file in folder.iterdir()):
+    # A trace that was stopped at once left an empty file of records.
+    if any(file.suffix != ".lock" and not _is_unwritten(file) for file in folder.iterdir()):
         raise RunError(f"{folder} is not empty, and holds no trace; choose another --out")
     return None
+
+
+def _is_unwritten(file: Path) -> bool:
+    return file.name == RECORDS and file.stat().st_size == 0
 
 
 def _parse(content: bytes, file: Path, manifest: TraceManifest) -> list[TraceRecord]:
