@@ -191,7 +191,7 @@ class TraceWriter(LineWriter[TraceRecord]):
         super().__init__(folder / RECORDS)
         self.folder = folder
         self.manifest = manifest
-        """What the folder's manifest says."""
+        """The content of the folder's manifest."""
         self._before: TraceManifest | None = None
 
     def __enter__(self) -> Self:

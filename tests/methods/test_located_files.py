@@ -71,7 +71,7 @@ def test_a_damaged_editor_is_refused(vlm, rome, tmp_path, damage, monkeypatch):
 @pytest.mark.parametrize("method", [ROME, MEMIT, AlphaEdit])
 def test_matrices_of_another_width_than_the_weight_are_refused(vlm, train, tmp_path, method):
     tokens = {"tokens": "all"} if method is AlphaEdit else {}
-    config = method.config_class(layers=(3,), **tokens, **COMMON)
+    config: Any = method.config_class.model_validate({"layers": (3,), **tokens, **COMMON})
     fitted = method(config).fit(vlm, Fitting(train))
     site = vlm.value_sites[3]
     small = fitted.learnt.matrices[site][1:, 1:].contiguous()

@@ -19,7 +19,7 @@ from mmedit.vlm.interface import VLM
 DIRECT = 0.05
 """Largest relative difference between a value and the change of the hidden state by it."""
 _KNOWN: WeakKeyDictionary[Frozen, dict[int, bool]] = WeakKeyDictionary()
-"""Results by network and layer."""
+"""The findings by network and layer."""
 
 
 def is_direct(vlm: VLM, layer: int, request: Example) -> bool:
