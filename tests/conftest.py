@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import re
 import shutil
@@ -27,7 +28,10 @@ TYPES_CHECKED = tuple(
 GROUPS = (
     (r"test_notebooks\.py::.*\[(.+)\]", r"notebook \1"),
     # one launch at a time, all from one warm process
-    (r"test_(bench_processes|distributed|training_checkpoints)\.py", "processes"),
+    (
+        r"test_(bench_processes|distributed|training_checkpoints)\.py|::test_a_killed_sequence",
+        "processes",
+    ),
     (r"test_promises\.py::.*\[(.+)\]", r"promises of \1"),
     (r"(test_(?:suite|easyvqa|families|\w+_reuse|serac|intervals|checkpoints)\.py)", r"\1"),
     (r"(.+\.py)", r"\1"),
@@ -46,6 +50,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What mmedit makes for a user goes to a folder that is gone after the tests.
 os.environ["MMEDIT_HOME"] = tempfile.mkdtemp(prefix="mmedit-tests-")
 atexit.register(shutil.rmtree, os.environ["MMEDIT_HOME"], ignore_errors=True)
+# Until all is imported (pytest_collection_finish) hardly anything is garbage.
+gc.disable()
 # Before mmedit is first imported: who calls it from now on is held to the shapes it asks for.
 jaxtyping.install_import_hook(TYPES_CHECKED, "typechecker.check")
 
@@ -64,6 +70,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if NUMERIC.search(item.nodeid):
             item.add_marker("numeric")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of every later garbage collection: it stays to the end, and to
+    look through a million objects takes half a second.
+    """
+    gc.enable()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
