@@ -14,10 +14,7 @@ import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 DISPLAYS = ("_repr_html_", "_repr_png_", "__repr__")
-SMALLER = {
-    "03_compare_editors": {'"steps": 20, "batch_size": 8': '"steps": 3, "batch_size": 4'},
-    "04_sequential": {"limit=20": "limit=12"},
-}
+SMALLER = {"04_sequential": {"limit=20": "limit=12"}}
 """Numbers of cases and steps, and those that the test runs with: the same lines run."""
 
 every_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
