@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import re
 import shutil
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +29,10 @@ TYPES_CHECKED = tuple(
 GROUPS = (
     (r"test_notebooks\.py::.*\[(.+)\]", r"notebook \1"),
     # one launch at a time, all from one warm process
-    (r"test_(bench_processes|distributed|training_checkpoints)\.py", "processes"),
+    (
+        r"test_(bench_processes|distributed|training_checkpoints)\.py|::test_a_killed_sequence",
+        "processes",
+    ),
     (r"test_promises\.py::.*\[(.+)\]", r"promises of \1"),
     (r"(test_(?:suite|easyvqa|families|\w+_reuse|serac|intervals|checkpoints)\.py)", r"\1"),
     (r"(.+\.py)", r"\1"),
@@ -40,6 +45,12 @@ NUMERIC = re.compile(
     r"tests/(adapters/|vlm/test_(placement|vlm)\.py|metrics/|methods/test_\w+_golden\.py|test_deltas\.py)"
 )
 """Tests that compare numbers which different processors compute a little differently."""
+
+LIBRARIES = (
+    *("accelerate", "torch._dynamo", "torchvision", "transformers.image_utils"),
+    *("transformers.modeling_utils", "transformers.processing_utils"),
+)
+"""Large ones that mmedit imports where TYPES_CHECKED are."""
 
 # Before torch is first imported: there is a test process for every core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -64,6 +75,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if NUMERIC.search(item.nodeid):
             item.add_marker("numeric")
+
+
+def pytest_collectstart() -> None:
+    """Import large libraries before mmedit, in the processes that test.
+
+    What a module of mmedit imports first is compiled anew in every process: the hook above has
+    Python look for it by another name in `__pycache__`.
+    """
+    gc.disable()  # while all is imported, hardly anything is garbage
+    for library in LIBRARIES:
+        import_module(library)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of every later garbage collection: it stays to the end, and to
+    look through a million objects takes half a second.
+    """
+    gc.enable()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

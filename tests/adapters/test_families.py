@@ -273,7 +273,7 @@ def groups(vlm: NetworkVLM, family: str) -> int:
 
 
 def test_features_that_were_looked_up_give_the_same_answer_bit_for_bit(vlm, folder, tmp_path):
-    on_disk = load_vlm(folder, features=TensorCache(directory=tmp_path))
+    on_disk = NetworkVLM(vlm.adapter, features=TensorCache(directory=tmp_path))
     first = on_disk.predict(SEEN).logits
     again = load_vlm(folder, features=TensorCache(directory=tmp_path))
     with counting(again) as passes:
@@ -446,8 +446,19 @@ def test_segments_are_the_tokens_that_predictions_are_about(vlm):
         assert answer == list(segments.answer)
 
 
-@pytest.mark.parametrize("method", ["ke", "serac", "serac-mscke", "serac-text"])
+@pytest.mark.parametrize("method", ["ke", "serac-mscke"])
 def test_methods_with_a_model_of_their_own_learn_and_edit(vlm, tmp_path: Path, method: str):
+    """KE and the scope that reads text and image; test_serac.py has all scopes."""
+    assert_learns_and_edits(vlm, tmp_path, method)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl", "instructblip"], indirect=True)
+@pytest.mark.parametrize("method", ["serac", "serac-text"])
+def test_serac_with_a_scope_that_reads_less_learns_and_edits(vlm, tmp_path: Path, method: str):
+    assert_learns_and_edits(vlm, tmp_path, method)
+
+
+def assert_learns_and_edits(vlm: NetworkVLM, tmp_path: Path, method: str) -> None:
     cases = [
         EditCase(
             id=str(number),

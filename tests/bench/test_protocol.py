@@ -174,7 +174,7 @@ def test_free_answers_are_there_only_when_asked_for(vlm, cases):
 
 @pytest.mark.parametrize("task", ["vqa", "caption"])
 def test_the_unedited_model_knows_the_truth_and_not_the_targets(vlm, task):
-    cases = easyvqa.EasyVQA(task=task).load("test", limit=200)
+    cases = easyvqa.EasyVQA(task=task).load("test", limit=100)
 
     def right(examples: list[Example]) -> float:
         asked = vlm.predict(examples)

@@ -61,7 +61,13 @@ def whole(
     return request.param, folder
 
 
-@pytest.mark.parametrize("lines", range(0, 3 * CASES, 2))
+LINES = (0, 3, 5, 8, 10, 15, 20)
+"""The base model and two editors have eight lines each, in batches of three. So these are: nothing,
+one batch, a part of a batch, one model; then an editor's first, last and second batch in part.
+"""
+
+
+@pytest.mark.parametrize("lines", LINES)
 def test_a_run_cut_off_at_any_line_ends_with_the_same_records(whole, tiny_folder, tmp_path, lines):
     """In another process: nothing that the first one has looked up is there."""
     dtype, folder = whole

@@ -5,9 +5,7 @@ ratio to the floor became worse.
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -113,27 +111,24 @@ def test_the_committed_ratios_are_of_every_method(programs: Any):
     assert set(committed) == set(programs("bare_methods").METHODS)
 
 
-def test_two_checkouts_are_measured_in_turn_and_give_the_same_scores():
+def test_two_checkouts_are_measured_in_turn_and_give_the_same_scores(
+    programs: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     arguments = ["--old", REPOSITORY, "--parts", "embedded", "--cases", "1", "--rounds", "1"]
-    done = subprocess.run(
-        [sys.executable, BENCHMARKS / "against.py", *arguments],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    rows = re.findall(r"^\| embedded \| .*$", done.stdout, re.MULTILINE)
+    monkeypatch.setattr(sys, "argv", ["against.py", *map(str, arguments)])
+    programs("against").main()
+    rows = re.findall(r"^\| embedded \| .*$", capsys.readouterr().out, re.MULTILINE)
     assert len(rows) == 2
     assert "| same: 52, at most 0e+00 apart |" in rows[0]
 
 
-def test_a_folder_without_mmedit_is_refused(tmp_path: Path):
-    done = subprocess.run(
-        [sys.executable, BENCHMARKS / "against.py", "--old", tmp_path],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert "holds no package mmedit; name the folder of a checkout" in done.stderr
+def test_a_folder_without_mmedit_is_refused(
+    programs: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr(sys, "argv", ["against.py", "--old", str(tmp_path)])
+    with pytest.raises(SystemExit, check=lambda ended: ended.code == 2):
+        programs("against").main()
+    assert "holds no package mmedit; name the folder of a checkout" in capsys.readouterr().err

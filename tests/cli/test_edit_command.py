@@ -6,8 +6,6 @@ import io
 import json
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +16,7 @@ import pytest
 import tiny_families
 from command_line import Mmedit
 from PIL import Image
+from processes import start
 from rich.console import Console
 
 import mmedit.vlm.loading
@@ -409,16 +408,14 @@ def test_a_killed_sequence_loses_no_finished_edit_and_goes_on(
     (tmp_path / "facts.json").write_text(json.dumps(records))
     command = [
         *("edit", "--requests", str(tmp_path / "facts.json"), "--vlm", str(model)),
-        *("--out", str(tmp_path / "x"), "--set", "ft.steps=40"),
+        *("--out", str(tmp_path / "x"), "--set", "ft.steps=20"),
     ]
     second = tmp_path / "x.unfinished" / "x-2" / "edit.json"
-    with subprocess.Popen(
-        [sys.executable, "-m", "mmedit", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as running:
-        deadline = time.monotonic() + 120
-        while not second.exists() and time.monotonic() < deadline and running.poll() is None:
-            time.sleep(0.01)
-        running.send_signal(signal.SIGKILL)
+    running = start(tmp_path / "printed", "-m", "mmedit", *command)
+    deadline = time.monotonic() + 120
+    while not second.exists() and time.monotonic() < deadline and running.is_running():
+        time.sleep(0.01)
+    running.kill()
     assert second.exists()
     assert not (tmp_path / "x").exists()
     first = load_edit(tmp_path / "x.unfinished" / "x-1")

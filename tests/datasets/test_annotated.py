@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -444,6 +445,10 @@ def audited(name: str, root: Path, *, decode: bool = False) -> list[audit.Audit]
     return audit.audit_release(settings, decode=decode, progress=silent)[0]
 
 
+audited_once = cache(audited)
+"""For the real files, which take seconds to read."""
+
+
 def test_audit_counts_what_may_spoil_a_number(root: Path):
     twin = RECORD | {"pred": "YES"}
     write(root / "vqa" / "vqa_eval.json", [RECORD, OTHER, twin, RECORD | {"alt": "", "src": "?"}])
@@ -551,7 +556,7 @@ COUNTS = {
 @pytest.mark.parametrize("name", COUNTS)
 def test_the_real_files_are_read_whole(name: str):
     folder, records, unchanged, images = COUNTS[name]
-    found = audited(name, shared_data(folder))
+    found = audited_once(name, shared_data(folder))
     assert tuple(one.records for one in found) == records
     assert tuple(one.unchanged for one in found) == unchanged
     assert tuple(one.request_images for one in found) == images
@@ -559,7 +564,7 @@ def test_the_real_files_are_read_whole(name: str):
 
 
 def test_the_audit_counts_the_odd_rephrases_of_e_vqa():
-    train, test = audited("evqa", shared_data("editing-data"))
+    train, test = audited_once("evqa", shared_data("editing-data"))
     for title, counts in {
         "rephrases of several lines": (15, 13),
         "rephrases that repeat the question": (118, 45),

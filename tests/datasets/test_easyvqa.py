@@ -93,7 +93,7 @@ def test_two_questions_per_picture_make_1278_test_cases_the_second_ones_last(all
     assert all(first != second for first, second in kinds.values())
 
 
-@pytest.mark.parametrize("number", [639, 10_000, 10**30])
+@pytest.mark.parametrize("number", [639, 10**30])
 def test_a_limit_never_raises_the_number_of_cases(number: int):
     assert len(easyvqa.EasyVQA(task="caption").load("test", limit=number)) == 639
 

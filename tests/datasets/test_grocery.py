@@ -506,8 +506,9 @@ def test_the_real_photographs_become_sound_cases(task, split, number: int):
     )
     assert len(cases) == (100 if task == "photo" else number)
     assert_no_edit_touches_a_probe(cases)
+    edited = edited_in(cases, task, split)
     for case in cases:
-        sound(case, task, answers, edited_in(cases, task, split))
+        sound(case, task, answers, edited)
         far = the(case, Probe.IMAGE_LOCALITY)
         assert FACTS[product_of(far)].category != FACTS[product_of(case.request)].category
 

@@ -1,6 +1,7 @@
 """The examples of README and docs run, and the README's promises about commands hold."""
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,20 @@ def shown_commands(page: Path) -> list[tuple[str, str]]:
     return lines + re.findall(r"`mmedit ((?:data |show )?[a-z]+)\b([^`]*)`", text)
 
 
+@cache
+def help_of(name: str) -> str:
+    """Return the help of a command, which several pages show."""
+    shown = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0, f"there is no command mmedit {name}"
+    return shown.output
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_of_a_page_takes_the_options_that_it_shows(page: Path):
     for name, arguments in shown_commands(page):
-        shown = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "200"})
-        assert shown.exit_code == 0, f"there is no command mmedit {name}"
+        known = help_of(name)
         for option in re.findall(r"(?<!\S)--[a-z][\w-]*", arguments):
-            assert option in shown.output, f"mmedit {name} has no {option}"
+            assert option in known, f"mmedit {name} has no {option}"
 
 
 def test_the_readme_shows_the_main_commands():

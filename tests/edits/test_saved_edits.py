@@ -343,18 +343,18 @@ def cases() -> list[EditCase]:
     return list(EasyVQA().load("test", limit=2))
 
 
-def test_a_thousand_edits_come_and_go_and_the_base_model_stays(
+def test_hundreds_of_edits_come_and_go_and_the_base_model_stays(
     tiny_vlm, question, text, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("mmedit.storage.flush", lambda _: None)  # the disk is not tested
     before = tiny_vlm.predict([question, text]).logits
     site = tiny_vlm.sites("language")[0]
     out, in_ = tiny_vlm.shape(site)
-    for number in range(1000):
+    for number in range(200):
         edited = tiny_vlm.with_deltas({site: LowRank(torch.randn(1, out), torch.randn(1, in_))})
         edited.save(tmp_path / "x", overwrite=True)
         edited = tiny_vlm.with_edit(load_edit(tmp_path / "x"))
-        if number % 100 == 0:
+        if number % 50 == 0:
             assert not torch.equal(edited.predict([question, text]).logits, before)
     assert torch.equal(tiny_vlm.predict([question, text]).logits, before)
     assert torch.equal(edited.without("x").predict([question, text]).logits, before)

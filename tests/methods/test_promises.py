@@ -173,6 +173,39 @@ def editor(request: pytest.FixtureRequest, vlm: NetworkVLM, train_cases: list[Ed
     return made.fit(vlm, Fitting(train_cases))
 
 
+# Edited VLMs are values: what several tests ask is made once for each editor.
+
+
+@pytest.fixture(scope="session")
+def edited(editor: Editor, vlm: NetworkVLM, requests_: list[Example]) -> VLM:
+    """The VLM with the first request."""
+    return editor.apply(vlm, requests_[:1])
+
+
+@pytest.fixture(scope="session")
+def each(editor: Editor, vlm: NetworkVLM, requests_: list[Example]) -> VLM:
+    """The VLM with every request as a separate edit."""
+    return editor.apply_each(vlm, requests_)
+
+
+@pytest.fixture(scope="session")
+def alone(editor: Editor, vlm: NetworkVLM, requests_: list[Example], edited: VLM) -> list[VLM]:
+    """One VLM for each request, with that one alone: what `each` has to equal."""
+    return [edited, *(editor.apply(vlm, [request]) for request in requests_[1:])]
+
+
+@pytest.fixture(scope="session")
+def tuned(vlm: NetworkVLM, requests_: list[Example]) -> VLM:
+    """The VLM fine-tuned on the second request."""
+    return FT(FTConfig(sites=LAST[:1], lr=1e-3, steps=3)).apply(vlm, requests_[1:2])
+
+
+@pytest.fixture(scope="session")
+def stacked(editor: Editor, tuned: VLM, requests_: list[Example]) -> VLM:
+    """The fine-tuned VLM with the first request."""
+    return editor.apply(tuned, requests_[:1])
+
+
 def close(first: torch.Tensor, second: torch.Tensor) -> None:
     torch.testing.assert_close(first, second, rtol=1e-4, atol=2e-4)
 
@@ -195,8 +228,8 @@ def test_original_model_answers_bit_for_bit_as_before(editor, vlm, requests_, pr
     assert weights_hash(vlm.adapter.network) == weights
 
 
-def test_nothing_is_left_behind_on_the_network(editor, vlm, requests_):
-    editor.apply(vlm, requests_[:1]).predict(requests_)
+def test_nothing_is_left_behind_on_the_network(vlm, edited, requests_):
+    edited.predict(requests_)
     assert_clean(vlm)
 
 
@@ -224,28 +257,42 @@ def assert_clean(vlm: NetworkVLM) -> None:
     gc.collect()
 
 
-def test_same_seed_gives_the_same_edit(editor, request, vlm, requests_, probes, train_cases):
-    unfitted = EDITORS_UNDER_TEST[request.node.callspec.params["editor"]]()
-    again = unfitted.fit(vlm, Fitting(train_cases))
-    first = editor.apply(vlm, requests_[:1]).predict(probes).logits
-    assert torch.equal(again.apply(vlm, requests_[:1]).predict(probes).logits, first)
+def test_same_seed_gives_the_same_edit(request, vlm, requests_, probes, train_cases):
+    make = EDITORS_UNDER_TEST[request.node.callspec.params["editor"]]
+    first, second = (
+        briefly_trained(make())
+        .fit(vlm, Fitting(train_cases))
+        .apply(vlm, requests_[:1])
+        .predict(probes)
+        .logits
+        for _ in range(2)
+    )
+    assert torch.equal(first, second)
 
 
-def test_edits_compose(editor, vlm, requests_, probes):
+def briefly_trained(editor: Editor) -> Editor:
+    """The editor with four steps of training, if it has any: they draw weights, cases and noise as
+    more of them do.
+    """
+    training = getattr(editor.config, "training", None)
+    if training is None:
+        return editor
+    brief = training.model_copy(update={"steps": 4})
+    return type(editor)(editor.config.model_copy(update={"training": brief}))
+
+
+def test_edits_compose(editor, edited, requests_, probes):
     asked = [*probes, *requests_[:2]]
-    once = editor.apply(vlm, requests_[:1])
-    before = once.predict(asked).logits
-    twice = editor.apply(once, requests_[1:2])
+    before = edited.predict(asked).logits
+    twice = editor.apply(edited, requests_[1:2])
     assert not torch.allclose(twice.predict(asked).logits, before)
-    assert torch.equal(once.predict(asked).logits, before)
+    assert torch.equal(edited.predict(asked).logits, before)
 
 
-def test_an_edit_composes_with_a_fine_tuned_vlm(editor, vlm, requests_, probes):
-    tuned = FT(FTConfig(sites=LAST[:1], lr=1e-3, steps=3)).apply(vlm, requests_[1:2])
-    both = editor.apply(tuned, requests_[:1])
+def test_an_edit_composes_with_a_fine_tuned_vlm(edited, tuned, stacked, requests_, probes):
     asked = [*probes, *requests_[:2]]
-    for one in (editor.apply(vlm, requests_[:1]), tuned):
-        assert not torch.allclose(both.predict(asked).logits, one.predict(asked).logits)
+    for one in (edited, tuned):
+        assert not torch.allclose(stacked.predict(asked).logits, one.predict(asked).logits)
 
 
 def test_no_requests_no_change(editor, vlm, probes):
@@ -254,26 +301,22 @@ def test_no_requests_no_change(editor, vlm, probes):
     assert torch.equal(editor.apply_each(vlm, []).predict(probes).logits, before)
 
 
-def test_apply_each_equals_the_loop_of_apply(editor, vlm, requests_):
-    each = editor.apply_each(vlm, requests_)
+def test_apply_each_equals_the_loop_of_apply(each, alone, requests_):
     together = each.predict(requests_)
-    for row, request in enumerate(requests_):
-        alone = editor.apply(vlm, [request]).predict([request])
-        close(together.logits[row][together.is_answer[row]], alone.logits[alone.is_answer])
+    for row, (one, request) in enumerate(zip(alone, requests_, strict=True)):
+        expected = one.predict([request])
+        close(together.logits[row][together.is_answer[row]], expected.logits[expected.is_answer])
 
 
-def test_each_edit_answers_every_probe_as_if_it_were_alone(editor, vlm, requests_, probes):
-    each = editor.apply_each(vlm, requests_)
-    rows = [edit for edit in range(len(requests_)) for _ in probes]
-    crossed = each.select(rows).predict([*probes] * len(requests_))
-    for edit, request in enumerate(requests_):
-        alone = answers(editor.apply(vlm, [request]), probes)
-        for row, answer in enumerate(alone, start=edit * len(probes)):
+def test_each_edit_answers_every_probe_as_if_it_were_alone(each, alone, probes):
+    rows = [edit for edit in range(len(alone)) for _ in probes]
+    crossed = each.select(rows).predict([*probes] * len(alone))
+    for edit, one in enumerate(alone):
+        for row, answer in enumerate(answers(one, probes), start=edit * len(probes)):
             close(crossed.logits[row][crossed.is_answer[row]], answer)
 
 
-def test_separate_edits_refuse_a_batch_of_another_size(editor, vlm, requests_):
-    each = editor.apply_each(vlm, requests_[:3])
+def test_separate_edits_refuse_a_batch_of_another_size(each, requests_):
     with pytest.raises((SiteError, ValueError), match="select"):
         each.predict(requests_[:2])
 
@@ -292,19 +335,18 @@ def test_result_does_not_depend_on_padding_side(editor, vlm, requests_, probes):
     close(left_padded.logits[left_padded.is_text], right_padded.logits[right_padded.is_text])
 
 
-def test_save_and_load_give_the_same_edit(editor, vlm, requests_, probes, tmp_path):
+def test_save_and_load_give_the_same_edit(editor, edited, vlm, requests_, probes, tmp_path):
     editor.save(tmp_path / "editor")
     loaded = type(editor).load(tmp_path / "editor")
-    first = editor.apply(vlm, requests_[:1]).predict(probes).logits
+    first = edited.predict(probes).logits
     assert torch.equal(loaded.apply(vlm, requests_[:1]).predict(probes).logits, first)
 
 
 def test_a_saved_stack_of_edits_answers_bit_for_bit_as_before(
-    editor, vlm, requests_, probes, tmp_path
+    editor, vlm, tuned, requests_, probes, tmp_path
 ):
-    tuned = FT(FTConfig(sites=LAST[:1], lr=1e-3, steps=2))
-    edited = editor.apply(tuned.apply(vlm, requests_[1:2]), requests_[:2])
-    edited = tuned.apply(edited, requests_[2:3])
+    edited = editor.apply(tuned, requests_[:2])
+    edited = FT(FTConfig(sites=LAST[:1], lr=1e-3, steps=2)).apply(edited, requests_[2:3])
     edited.save(tmp_path / "edits" / "all")
     loaded = vlm.with_edit(load_edit(tmp_path / "edits" / "all"))
     asked = [*probes, *requests_[:2]]
@@ -313,41 +355,35 @@ def test_a_saved_stack_of_edits_answers_bit_for_bit_as_before(
     assert [edit.name for edit in loaded.edits] == [edit.name for edit in edited.edits]
 
 
-def test_an_edit_taken_out_leaves_the_others(editor, vlm, requests_, probes):
-    tuned = FT(FTConfig(sites=LAST[:1], lr=1e-3, steps=2))
-    edited = editor.apply(tuned.apply(vlm, requests_[1:2]), requests_[:1])
-    without = edited.without(edited.edits[0].name)
-    alone = vlm.with_edit(edited.edits[1])
+def test_an_edit_taken_out_leaves_the_others(vlm, stacked, probes):
+    without = stacked.without(stacked.edits[0].name)
+    alone = vlm.with_edit(stacked.edits[1])
     assert torch.equal(without.predict(probes).logits, alone.predict(probes).logits)
     base = without.without(without.edits[0].name)
     assert base.edits == ()
     assert torch.equal(base.predict(probes).logits, vlm.predict(probes).logits)
 
 
-def test_merged_edits_answer_as_before(editor, vlm, requests_, probes):
-    tuned = FT(FTConfig(sites=LAST[:1], lr=1e-3, steps=2))
-    edited = editor.apply(tuned.apply(vlm, requests_[:1]), requests_[1:2])
-    merged = edited.merged()
-    assert torch.equal(merged.predict(probes).logits, edited.predict(probes).logits)
+def test_merged_edits_answer_as_before(stacked, probes):
+    merged = stacked.merged()
+    assert torch.equal(merged.predict(probes).logits, stacked.predict(probes).logits)
     assert sum(edit.change.deltas is not None for edit in merged.edits) <= 1
 
 
-def test_separate_edits_are_not_saved_as_one(editor, vlm, requests_, tmp_path):
+def test_separate_edits_are_not_saved_as_one(each, tmp_path):
     with pytest.raises(EditError, match="apply_each"):
-        editor.apply_each(vlm, requests_).save(tmp_path / "edit")
+        each.save(tmp_path / "edit")
     assert not any(tmp_path.iterdir())
 
 
-def test_generation_is_edited_as_prediction_is(editor, vlm, requests_):
-    each = editor.apply_each(vlm, requests_)
+def test_generation_is_edited_as_prediction_is(each, alone, requests_):
     said = each.generate(requests_, max_new_tokens=6)
-    alone = [editor.apply(vlm, [r]).generate([r], max_new_tokens=6)[0] for r in requests_]
-    assert said == alone
+    asked = zip(alone, requests_, strict=True)
+    assert said == [one.generate([request], max_new_tokens=6)[0] for one, request in asked]
 
 
-def test_the_target_of_a_question_changes_nothing_before_it(editor, vlm, requests_, probes):
+def test_the_target_of_a_question_changes_nothing_before_it(edited, vlm, requests_, probes):
     """It opens no gate, chooses no edit, and retrieves nothing: not even if it is the edit's."""
-    edited = editor.apply(vlm, requests_[:1])
     targets = (requests_[0].target, "white", "yes", "a small red circle on the left of a triangle")
     own, same, shorter, longer = map(len, vlm.frozen.tokenize([f" {target}" for target in targets]))
     assert shorter < own == same < longer
@@ -390,11 +426,10 @@ def locality_of(case: EditCase) -> list[Probe]:
     return [probe for probe in case.probes if probe.is_locality]
 
 
-def test_a_decision_is_kept_while_the_answer_is_generated(editor, vlm, requests_, probes):
+def test_a_decision_is_kept_while_the_answer_is_generated(edited, vlm, requests_, probes):
     """Each generated token is the likeliest one after those before it, as one forward over the
     whole answer predicts it. An edit that decides anew at some token gives others.
     """
-    edited = editor.apply(vlm, requests_[:1])
     asked = [requests_[0], *probes]
     said, texts = generated(edited, asked)
     told = [replace(e, target=text or "-") for e, text in zip(asked, texts, strict=True)]
@@ -429,10 +464,9 @@ def test_an_edit_of_the_image_stages_refuses_a_request_without_image(vlm):
         EDITORS_UNDER_TEST["ft-bridge"]().apply(vlm, [text_only])
 
 
-def test_reliability_of_the_request_rises(editor, vlm, requests_):
+def test_reliability_of_the_request_rises(vlm, each, requests_):
     images = requests_[:3]
-    edited = editor.apply_each(vlm, images)
-    before, after = (nll(asked, images) for asked in (vlm, edited))
+    before, after = (nll(asked, images) for asked in (vlm, each.select(range(3))))
     assert after.mean() < before.mean()
 
 

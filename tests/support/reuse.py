@@ -20,9 +20,11 @@ from mmedit.vlm.prefills import Prefills
 from mmedit.vlm.states import States
 
 NAMES = ("embedded", "blip2", *FAMILIES)
-Place = Literal["first", "three", "last", "head"]
-PLACES: tuple[Place, ...] = ("first", "three", "last", "head")
-"""Where an edit is: the first layer, the last three, the last one, the head behind them."""
+Place = Literal["three", "last", "head"]
+PLACES: tuple[Place, ...] = ("three", "last", "head")
+"""Where an edit is: the last three layers, the last one, the head behind them. The tiny models have
+three layers, so that an edit of three begins in the first one and none is left out.
+"""
 Kind = type[LowRank] | type[Dense]
 
 
@@ -44,7 +46,7 @@ def sites_at(vlm: NetworkVLM, place: Place) -> tuple[str, ...]:
     if place == "head":
         head = network.get_output_embeddings()
         return tuple(name for name, module in network.named_modules() if module is head)
-    chosen = {"first": layers[:1], "three": layers[-3:], "last": layers[-1:]}[place]
+    chosen = {"three": layers[-3:], "last": layers[-1:]}[place]
     last = [
         [module for module in layer.modules() if isinstance(module, nn.Linear)][-1]
         for layer in chosen
