@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from importlib.util import module_from_spec, spec_from_file_location
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,7 +39,7 @@ LINES = dict(re.findall(r'^    "([\w-]+)": (lambda: .*),$', TEXT, re.MULTILINE))
 CLASSES = {"step": ("step", "Step"), "learnt-step": ("learnt_step", "LearntStep")}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, ModuleType]]:
     """Step 1: the files."""
     folder, made = tmp_path_factory.mktemp("editors"), {}
@@ -69,12 +70,12 @@ def added(modules: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(module, "config_folder", lambda: folder)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def train_cases() -> list[EditCase]:
     return list(easyvqa.EasyVQA().load("train", limit=40))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def editors(modules, vlm: NetworkVLM, train_cases) -> dict[str, Editor]:
     """Step 4: the lines of the promise tests."""
     names: dict[str, Any] = {"LAST": test_promises.LAST, "TrainingConfig": TrainingConfig}
@@ -84,20 +85,26 @@ def editors(modules, vlm: NetworkVLM, train_cases) -> dict[str, Editor]:
     return {method: editor.fit(vlm, Fitting(train_cases)) for method, editor in made.items()}
 
 
-@pytest.fixture(params=CLASSES)
+@pytest.fixture(scope="session", params=CLASSES)
 def editor(request: pytest.FixtureRequest, editors: dict[str, Editor]) -> Editor:
     return editors[request.param]
 
 
+@pytest.fixture(scope="session")
 def requests_() -> list[Example]:
     text = Example(prompt="what is the capital of Italy?", target="Santo Domingo")
     return [*(case.request for case in easyvqa.EasyVQA().load("test", limit=3)), text]
 
 
+@pytest.fixture(scope="session")
 def probes() -> list[Example]:
     kinds = (Probe.TEXT_LOCALITY, Probe.IMAGE_LOCALITY, Probe.TEXT_GENERALITY)
     cases = easyvqa.EasyVQA().load("test", limit=3)
     return [case.probes[kind][0] for case, kind in zip(cases, kinds, strict=True)]
+
+
+edited, each, alone = test_promises.edited, test_promises.each, test_promises.alone
+tuned, stacked = test_promises.tuned, test_promises.stacked
 
 
 def test_the_page_names_the_files_to_touch_and_counts_them():
@@ -139,31 +146,20 @@ PROMISES: tuple[Callable[..., None], ...] = (
     test_promises.test_each_edit_answers_every_probe_as_if_it_were_alone,
     test_promises.test_result_does_not_depend_on_batch_size,
     test_promises.test_result_does_not_depend_on_padding_side,
-)
-OF_REQUESTS: tuple[Callable[..., None], ...] = (
     test_promises.test_nothing_is_left_behind_on_the_network,
     test_promises.test_apply_each_equals_the_loop_of_apply,
     test_promises.test_separate_edits_refuse_a_batch_of_another_size,
     test_promises.test_generation_is_edited_as_prediction_is,
     test_promises.test_reliability_of_the_request_rises,
+    test_promises.test_save_and_load_give_the_same_edit,
+    test_promises.test_no_requests_no_change,
 )
 
 
 @pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.__name__)
-def test_added_methods_keep_every_promise_about_probes(editor, vlm, promise):
-    promise(editor, vlm, requests_(), probes())
-
-
-@pytest.mark.parametrize("promise", OF_REQUESTS, ids=lambda promise: promise.__name__)
-def test_added_methods_keep_every_promise_about_requests(editor, vlm, promise):
-    promise(editor, vlm, requests_())
-
-
-def test_added_methods_are_saved_and_change_nothing_without_requests(editor, vlm, tmp_path):
-    test_promises.test_save_and_load_give_the_same_edit(
-        editor, vlm, requests_(), probes(), tmp_path
-    )
-    test_promises.test_no_requests_no_change(editor, vlm, probes())
+@pytest.mark.usefixtures("editor")
+def test_added_methods_keep_every_promise(request, promise):
+    promise(**{name: request.getfixturevalue(name) for name in signature(promise).parameters})
 
 
 def test_the_yaml_makes_an_editor_that_can_be_measured(vlm):
