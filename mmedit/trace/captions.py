@@ -51,9 +51,10 @@ def notes_of(trace: Trace) -> list[str]:
             "not known: they are cut into parts of tokens that follow each other, and no cells of "
             "the image are shaded."
         )
-    if len(manifest.parts) > 1:
+    traced = [part for part in manifest.parts if part.first_record < len(trace.records)]
+    if len(traced) > 1:
         parts = ", ".join(
-            f"from item {part.first_record + 1} on {_versions(part)}" for part in manifest.parts
+            f"from item {part.first_record + 1} on {_versions(part)}" for part in traced
         )
         notes.append(f"The items were not all traced by the same code and libraries: {parts}.")
     notes += [f"Left out, {reason}: {count}." for reason, count in manifest.left_out.items()]

@@ -159,6 +159,7 @@ class TraceManifest(_Frozen):
     def after(self, earlier: TraceManifest | None, records: int) -> TraceManifest:
         """Return this manifest for a folder that holds `records` records of an earlier one."""
         begun = earlier.parts or (_part(earlier, 0),) if earlier and records else ()
+        begun = tuple(part for part in begun if part.first_record < records)
         part = _part(self, records)
         if begun and (begun[-1].versions, begun[-1].commit) == (part.versions, part.commit):
             return self.model_copy(update={"parts": begun})

@@ -28,7 +28,13 @@ from mmedit.trace.item import trace_item
 from mmedit.trace.item_runs import modules_of
 from mmedit.trace.items import Candidates, chosen_items
 from mmedit.trace.outputs import image_file, write_outputs
-from mmedit.trace.records import RECORDS, TraceManifest, TraceWriter, content_hash
+from mmedit.trace.records import (
+    RECORDS,
+    TraceManifest,
+    TraceWriter,
+    content_hash,
+    require_room,
+)
 from mmedit.trace.settings import TraceSettings
 from mmedit.trace.summary import Trace, read_trace
 from mmedit.vlm.interface import VLM
@@ -58,6 +64,8 @@ def run_trace(
     network = _traceable(vlm, settings)
     if not isinstance(candidates, Candidates):
         candidates = Candidates(examples=candidates)
+    known = {"dataset": candidates.dataset, "questions": candidates.questions}
+    require_room(path, settings=settings.model_dump(), **known)
     items, left_out = chosen_items(network, candidates, settings, limit=limit, progress=progress)
     if not items:
         reasons = "; ".join(f"{reason}: {count:,}" for reason, count in left_out.items())

@@ -15,6 +15,7 @@ from mmedit.datasets.easyvqa import cases as easyvqa
 from mmedit.editors.closed_form import located
 from mmedit.editors.closed_form.contexts import in_contexts
 from mmedit.editors.closed_form.located import Located
+from mmedit.editors.closed_form.moments import in_a_file
 from mmedit.editors.closed_form.values import find_values
 from mmedit.editors.fitting import Fitting
 from mmedit.errors import EditError, EditorError
@@ -151,7 +152,7 @@ def test_factors_beyond_their_room_are_made_again_and_edits_are_the_same(vlm, tr
     logits = editor.apply(vlm, [ITALY]).predict([ITALY]).logits
     width = vlm.shape(vlm.value_sites[3])[1]
     assert editor.learnt._factors.bytes_used == 2 * 8 * width * width
-    monkeypatch.setattr(located, "FACTORS", 0)
+    monkeypatch.setattr(located, "FACTORS", 8 * width * width)
     again = editor.with_learnt(
         Located(matrices=editor.learnt.matrices, images=editor.learnt.images), editor.origin
     )
@@ -186,3 +187,11 @@ def file_at(address: int) -> str:
         if begin <= address < end:
             return name[0] if name else ""
     return ""
+
+
+def test_a_matrix_stays_in_memory_where_its_folder_cannot_be_written(tmp_path):
+    matrix = torch.arange(6.0).reshape(2, 3)
+    (tmp_path / "a file").touch()
+    for folder in (tmp_path, tmp_path / "gone", tmp_path / "a file"):
+        assert torch.equal(in_a_file(matrix, folder), matrix)
+    assert [file.name for file in tmp_path.iterdir()] == ["a file"]

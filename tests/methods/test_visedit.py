@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mmedit import load_edit
 from mmedit.cases import EditCase, Example
 from mmedit.datasets.easyvqa import cases as easyvqa
 from mmedit.editors.blocks import read_block
@@ -47,7 +48,7 @@ def test_the_newest_edit_takes_the_place_of_the_one_before_it(editor, vlm, cases
                        logits(editor.apply(vlm, [first]), cases))  # fmt: skip
 
 
-def test_a_merged_sequence_keeps_the_newest_signal_alone(editor, vlm, cases):
+def test_a_merged_sequence_keeps_and_saves_the_newest_signal_alone(editor, vlm, cases, tmp_path):
     edited = vlm
     for case in cases[:3]:
         edited = editor.apply(edited, [case.request])
@@ -58,6 +59,10 @@ def test_a_merged_sequence_keeps_the_newest_signal_alone(editor, vlm, cases):
     assert len(edit.change.tensors()["end"]) == 1
     assert torch.equal(logits(merged, cases), logits(newest, cases))
     assert merged.extra_parameters == newest.extra_parameters > 0
+    merged.save(tmp_path / "edit")
+    assert torch.equal(
+        logits(vlm.with_edit(load_edit(tmp_path / "edit")), cases), logits(newest, cases)
+    )
 
 
 def test_questions_without_image_are_answered_bit_for_bit_as_before(editor, vlm, cases):

@@ -22,8 +22,8 @@ from mmedit.vlm.states import States
 NAMES = ("embedded", "blip2", *FAMILIES)
 Place = Literal["three", "last", "head"]
 PLACES: tuple[Place, ...] = ("three", "last", "head")
-"""Where an edit is: the last three layers, the last one, the head behind them. The tiny models have
-three layers, so that an edit of three begins in the first one and none is left out.
+"""Where an edit is: the first three layers, the last one, the head behind them. The tiny models
+have three layers.
 """
 Kind = type[LowRank] | type[Dense]
 
@@ -46,7 +46,7 @@ def sites_at(vlm: NetworkVLM, place: Place) -> tuple[str, ...]:
     if place == "head":
         head = network.get_output_embeddings()
         return tuple(name for name, module in network.named_modules() if module is head)
-    chosen = {"three": layers[-3:], "last": layers[-1:]}[place]
+    chosen = {"three": layers[:3], "last": layers[-1:]}[place]
     last = [
         [module for module in layer.modules() if isinstance(module, nn.Linear)][-1]
         for layer in chosen

@@ -95,6 +95,7 @@ def test_a_folder_that_other_code_began_says_so(vlm, tmp_path, monkeypatch):
         (tmp_path / "trace.jsonl").write_text("".join(f"{one}\n" for one in lines[:kept]))
         again = run_trace(vlm, candidates(), tmp_path, settings=settings)
         assert len(again.manifest.parts) == parts
+        assert any("same code" in note for note in notes_of(again)) == (kept == 1)
     (tmp_path / "trace.jsonl").write_text(f"{lines[0]}\n")
     monkeypatch.setattr("mmedit.trace.run.version", lambda name: f"1 of {name}")
     again = run_trace(vlm, candidates(), tmp_path, settings=settings)

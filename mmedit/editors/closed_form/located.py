@@ -35,7 +35,7 @@ Config = TypeVar("Config", bound=LocatedConfig)
 OTHER_IMAGES, LARGEST = 2, 512
 """Images that an editor keeps for its KL term, and the longest side of each, in pixels."""
 FACTORS = GIGABYTE
-"""Size of the Cholesky factors that stay in memory, in bytes, at most; the latest always does."""
+"""Size of the Cholesky factors that stay in memory, in bytes, at most."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -53,13 +53,15 @@ class Located:
     )
 
     def factor(self, site: str, device: torch.device) -> Factor:
-        """Return the Cholesky factor of a site's matrix. It is made once, or again where those of
-        all sites take more than `FACTORS` bytes.
+        """Return the Cholesky factor of a site's matrix. It is made once, or anew each time for the
+        sites whose factors do not fit into `FACTORS` bytes.
         """
         name = f"{site} on {device}"
         if (lower := self._factors.get(name)) is None:
             lower = Factor.of(self.matrices[site].to(device)).lower
-            self._factors.put(name, lower)
+            # An edit asks for all sites in turn, so the newest one would push out the next.
+            if self._factors.bytes_used + lower.nbytes <= FACTORS:
+                self._factors.put(name, lower)
         return Factor(lower)
 
 

@@ -193,13 +193,18 @@ def write_tensors(
 
 def in_a_file(matrix: Float[Tensor, "in _"], folder: Path) -> Float[Tensor, "in _"]:
     """Return a matrix whose memory is a file in the folder, which the system reads as the matrix is
-    used. The file has lost its name already, and is gone with the matrix. Raises EditorError.
+    used. The file has lost its name already, and is gone with the matrix. Where the folder cannot
+    be written, the matrix stays in memory.
     """
-    with TemporaryDirectory(dir=folder, prefix=".", ignore_cleanup_errors=True) as place:
-        file = Path(place) / "matrix.safetensors"
-        write_tensors(file, {"matrix": matrix.cpu().contiguous()})
-        with safe_open(file, "pt") as opened:
-            return opened.get_tensor("matrix")
+    kept = matrix.cpu().contiguous()
+    try:
+        with TemporaryDirectory(dir=folder, prefix=".", ignore_cleanup_errors=True) as place:
+            file = Path(place) / "matrix.safetensors"
+            write_tensors(file, {"matrix": kept})
+            with safe_open(file, "pt") as opened:
+                return opened.get_tensor("matrix")
+    except (OSError, EditorError, SafetensorError):  # read-only, or full
+        return kept
 
 
 def packed(matrix: Float[Tensor, "in in"]) -> Float[Tensor, " entries"]:

@@ -2,7 +2,7 @@
 
 `Factor` solves with C, so that an edit changes little for common inputs. `NullSpace` keeps the
 directions in which inputs hardly vary, so that an edit inside them changes little else. Both are
-made once per site, in float64, and shared by all edits.
+made for a site, in float64, and shared by all edits where they fit into memory.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mmedit.cases import EditCase, Example
+from mmedit.cases import EditCase, Example, Probe
 from mmedit.chunks import chunks
 from mmedit.editors.closed_form.statistics import questions_of
 from mmedit.errors import DataError, EditorError
@@ -42,19 +42,28 @@ def foreign_texts(vlm: VLM, cases: Sequence[EditCase], seed: int) -> tuple[Examp
 
     Costs a generation for each, which is kept on disk.
     """
+    no_texts = DataError(
+        "with paper_faults T-Patcher needs texts, and no training case has a question without "
+        "image to which the base model says anything; take cases that have one (text locality)"
+    )
+    if not any(has_text(case) for case in cases):
+        raise no_texts
     found: list[Example] = []
     order = torch.randperm(len(cases), generator=torch.Generator().manual_seed(seed)).tolist()
-    for some in chunks(order, CASES):
+    for some in chunks([n for n in order if has_text(cases[n])], CASES):
         asked = questions_of(vlm.base, [cases[number] for number in some])
         found += [example for example in asked if example.image is None]
         if len(found) >= TEXTS:
             break
     if not found:
-        raise DataError(
-            "with paper_faults T-Patcher needs texts, and no training case has a question without "
-            "image; take cases that have one (text locality)"
-        )
+        raise no_texts
     return tuple(found[:TEXTS])
+
+
+def has_text(case: EditCase) -> bool:
+    """Tell whether the request or a text-locality question of a case has no image."""
+    asked = [case.request, *case.probes.get(Probe.TEXT_LOCALITY, ())]
+    return any(example.image is None for example in asked)
 
 
 def notes_of(texts: Sequence[Example]) -> dict[str, Any]:

@@ -103,6 +103,7 @@ class VisEdit(BlockEditor[VisEditConfig]):
     config_class: ClassVar[type[EditorConfig]] = VisEditConfig
     depth: ClassVar[float] = 18 / 32  # published: layers 17 to 19 of 32
     learner_class: ClassVar[type[BlockLearner]] = VisEditLearner
+    entry_per_request: ClassVar[bool] = False
 
     def build(self, facts: Mapping[str, Any]) -> Adaptor:
         return Adaptor(int(facts["hidden"]), self.config)
@@ -114,6 +115,13 @@ class VisEdit(BlockEditor[VisEditConfig]):
         require_images(requests, self.label)
         self.require_fitted_on(vlm)
         return signal_of(read_block(vlm, requests, self.layer))._asdict()
+
+    def learn_together(
+        self, vlm: VLM, entries: Entries, requests: Sequence[Example]
+    ) -> dict[str, Tensor]:
+        """Return the signal of the last request; those before it would never be read."""
+        require_images(requests, self.label)
+        return self.learn(vlm, entries, requests[-1:])
 
     def add(self, entries: Entries, stored: Mapping[str, Tensor]) -> Entries:
         return Entries(tensors={name: tensor[-1:] for name, tensor in stored.items()})
