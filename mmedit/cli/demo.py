@@ -28,6 +28,8 @@ class Show:
     dataset: str
     edits: int
     """Number of test edits by default."""
+    out: Path
+    """Folder for the output by default: each VLM has its own, as a folder takes one run."""
     about: str
     """The VLM and its pictures, in words."""
     duration: str
@@ -43,6 +45,7 @@ SHOWS = {
         editors=("ft-l", "ft", "ike", "mend"),
         dataset="easyvqa",
         edits=100,
+        out=Path("runs/demo"),
         about="the embedded BLIP-2 on easy-VQA pictures it never saw",
         duration="On 2 cores with AVX2 it takes about 3 minutes: one and a half for training MEND, "
         "15 seconds for IKE's index, 40 for measuring.",
@@ -60,12 +63,14 @@ SHOWS = {
         editors=("ft-l", "ft"),
         dataset="grocery",
         edits=10,
+        out=Path("runs/demo-photo"),
         about="SmolLM2 with eyes, a VLM of pretrained parts, on photographs of groceries",
         duration="On 2 cores with AVX2 it takes about 2 minutes.",
         shown="FT-M",
         next=(
             'mmedit edit --vlm photo --image "{image}" --prompt "{prompt}" --target "{target}"',
-            "mmedit bench photo --limit 20 --set dataset.root={root} --out runs/photo",
+            "mmedit bench --vlm photo --editor ft --editor lora --dataset grocery-object "
+            "--limit 20 --set dataset.root={root} --out runs/photo",
             "mmedit ls editors",
         ),
     ),
@@ -88,11 +93,15 @@ def demo(
         ),
     ] = "embedded",
     out_folder: Annotated[
-        Path,
+        Path | None,
         typer.Option(
-            "--out", parser=folder, metavar="DIR", help="Folder for records, tables and report."
+            "--out",
+            parser=folder,
+            metavar="DIR",
+            help="Folder for records, tables and report.",
+            show_default="runs/demo; for photo runs/demo-photo",
         ),
-    ] = Path("runs/demo"),
+    ] = None,
     edits: Annotated[
         int | None,
         typer.Option(
@@ -113,21 +122,22 @@ def demo(
     from mmedit.suite import RunOptions, prepare
 
     show = SHOWS[vlm]
+    into = out_folder or show.out
     settings = (f"dataset.root={root}",) if show.dataset == "grocery" else ()
     block = Block(
         vlm=vlm, editors=show.editors, dataset=show.dataset, settings=settings, title="mmedit demo"
     )
     options = RunOptions(limit=edits or show.edits, seed=seed, command=command_line())
-    plan = prepare("demo", block, out_folder, options)
+    plan = prepare("demo", block, into, options)
     out.print(
         f"[bold]{block.title}[/]: {len(plan.cases)} edits of {show.about}, each from the base "
         f"model. Methods: {', '.join(plan.plan.editors)}."
     )
-    say(f"{show.duration} Output: {out_folder}/")
+    say(f"{show.duration} Output: {into}/")
     [result] = measure([plan])
     print_table(result)
     out.print(examples_view([r for r in result.records if r.editor == show.shown][:3]))
-    _print_next(out_folder, plan.cases[0].request, show.next, root)
+    _print_next(into, plan.cases[0].request, show.next, root)
 
 
 def _print_next(directory: Path, request: Example, lines: Sequence[str], root: Path) -> None:

@@ -383,6 +383,10 @@ def test_a_bad_line_of_records_is_named(mmedit_, run_folder, tmp_path):
     assert "records.jsonl, row 2" in shown.err
 
 
+def test_the_demos_write_to_different_folders():
+    assert len({show.out for show in cli.demo.SHOWS.values()}) == len(cli.demo.SHOWS)
+
+
 def test_demo_runs_end_to_end_and_writes_a_report(mmedit_, tmp_path, monkeypatch):
     quick = replace(cli.demo.SHOWS["embedded"], editors=("ft-l", "ft"), shown="FT-M")
     monkeypatch.setitem(cli.demo.SHOWS, "embedded", quick)
