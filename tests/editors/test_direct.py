@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+import tiny
 import torch
 from reuse import build
 
@@ -30,12 +32,30 @@ def test_it_is_found_once_for_a_network_also_when_it_is_edited(vlm, monkeypatch)
 def test_values_are_the_same_at_the_block_and_at_the_layer(vlm, monkeypatch):
     for layer in (1, 3):
         for position in ("last_subject", "answer"):
-            config = {"layers": (layer,), "covariance": False, "position": position, "contexts": 1}
-            editor = ROME(ROMEConfig.model_validate(config))
-            start = editor.keys_at(vlm, [ASKED], [vlm.value_sites[layer]], after=layer + 1)
-            (keys,) = start.values()
-            at_layer = editor.found_values(vlm, [ASKED], layer, keys.output)
-            with monkeypatch.context() as patch:
-                patch.setattr(located, "is_direct", lambda *_: False)
-                at_block = editor.found_values(vlm, [ASKED], layer, keys.output)
-            torch.testing.assert_close(at_layer, at_block, rtol=1e-3, atol=1e-3)
+            assert_same_values(vlm, [ASKED], layer, monkeypatch, position=position)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("family", ["blip2", "llava", "qwen2_vl", "photo"])
+def test_values_are_the_same_for_images_and_rows_of_unequal_length(family, side, monkeypatch):
+    network = NetworkVLM(build(family).adapter, padding_side=side)
+    short, long = tiny.IMAGES[:2]
+    asked = [
+        Example(prompt="what is this?", target="white", image=short),
+        Example(prompt="is there a small red circle here?", target="yes", image=long),
+    ]
+    for position in ("last_prompt", "image_mean"):
+        assert_same_values(network, asked, 0, monkeypatch, position=position, value={"steps": 3})
+
+
+def assert_same_values(vlm, asked, layer, monkeypatch, **settings):
+    config = {"layers": (layer,), "covariance": False, "contexts": 1} | settings
+    editor = ROME(ROMEConfig.model_validate(config))
+    start = editor.keys_at(vlm, asked, [vlm.value_sites[layer]], after=layer + 1)
+    (keys,) = start.values()
+    assert is_direct(vlm, layer, asked[0])
+    at_layer = editor.found_values(vlm, asked, layer, keys.output)
+    with monkeypatch.context() as patch:
+        patch.setattr(located, "is_direct", lambda *_: False)
+        at_block = editor.found_values(vlm, asked, layer, keys.output)
+    torch.testing.assert_close(at_layer, at_block, rtol=1e-3, atol=1e-3)
