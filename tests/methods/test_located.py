@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import located_editors
 import pytest
 import torch
+from located_editors import COMMON, FRANCE, ITALY, KENYA
 from reuse import build
 
 from mmedit.bench.snapshots import Snapshot, Snapshots
-from mmedit.cases import EditCase, Example
-from mmedit.datasets.easyvqa import cases as easyvqa
+from mmedit.cases import Example
 from mmedit.editors.fitting import Fitting
 from mmedit.edits.loading import load_edit
 from mmedit.errors import ConfigError, DataError, EditError, EditorError, SiteError
@@ -19,29 +20,8 @@ from mmedit.methods.memit import MEMIT, MEMITConfig
 from mmedit.methods.rome import ROME, ROMEConfig
 from mmedit.methods.ultraedit import UltraEdit, UltraEditConfig, answer_tokens
 from mmedit.vlm.edit import DeltaChange, kept_of
-from mmedit.vlm.network import NetworkVLM
 
-ITALY, FRANCE, KENYA = (
-    Example(prompt=f"what is the capital of {country}?", target=city, subject=country)
-    for country, city in (("Italy", "Lusaka"), ("France", "Quito"), ("Kenya", "Oslo"))
-)
-COMMON: dict[str, Any] = {"position": "answer", "contexts": 1, "value": {"clamp": 2.0, "lr": 0.5}}
-
-
-@pytest.fixture(scope="module")
-def train() -> list[EditCase]:
-    return list(easyvqa.EasyVQA().load("train", limit=40))
-
-
-@pytest.fixture(scope="module")
-def rome(vlm: NetworkVLM, train: list[EditCase]) -> ROME:
-    return ROME(ROMEConfig(layers=(3,), **COMMON)).fit(vlm, Fitting(train))
-
-
-@pytest.fixture(scope="module")
-def alphaedit(vlm: NetworkVLM, train: list[EditCase]) -> AlphaEdit:
-    config = AlphaEditConfig(layers=(2, 3), l2=0.1, tokens="all", eta=0.05, **COMMON)
-    return AlphaEdit(config).fit(vlm, Fitting(train))
+train, rome, alphaedit = located_editors.train, located_editors.rome, located_editors.alphaedit
 
 
 def says(vlm: Any, request: Example) -> bool:

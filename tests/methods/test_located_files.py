@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import located_editors
 import pytest
 import torch
+from located_editors import COMMON, FRANCE, ITALY, KENYA
 
-from mmedit.cases import EditCase, Example
-from mmedit.datasets.easyvqa import cases as easyvqa
 from mmedit.editors.closed_form import located
 from mmedit.editors.closed_form.contexts import in_contexts
 from mmedit.editors.closed_form.located import Located
@@ -19,7 +19,7 @@ from mmedit.editors.closed_form.moments import in_a_file
 from mmedit.editors.closed_form.values import find_values
 from mmedit.editors.fitting import Fitting
 from mmedit.errors import EditError, EditorError
-from mmedit.methods.alphaedit import AlphaEdit, AlphaEditConfig
+from mmedit.methods.alphaedit import AlphaEdit
 from mmedit.methods.memit import MEMIT, MEMITConfig
 from mmedit.methods.rome import ROME, ROMEConfig
 from mmedit.methods.ultraedit import UltraEdit, UltraEditConfig
@@ -27,27 +27,7 @@ from mmedit.vlm.edit import DeltaChange, nameless
 from mmedit.vlm.network import NetworkVLM
 from mmedit.vlm.outputs import Observed
 
-ITALY, FRANCE, KENYA = (
-    Example(prompt=f"what is the capital of {country}?", target=city, subject=country)
-    for country, city in (("Italy", "Lusaka"), ("France", "Quito"), ("Kenya", "Oslo"))
-)
-COMMON: dict[str, Any] = {"position": "answer", "contexts": 1, "value": {"clamp": 2.0, "lr": 0.5}}
-
-
-@pytest.fixture(scope="module")
-def train() -> list[EditCase]:
-    return list(easyvqa.EasyVQA().load("train", limit=40))
-
-
-@pytest.fixture(scope="module")
-def rome(vlm: NetworkVLM, train: list[EditCase]) -> ROME:
-    return ROME(ROMEConfig(layers=(3,), **COMMON)).fit(vlm, Fitting(train))
-
-
-@pytest.fixture(scope="module")
-def alphaedit(vlm: NetworkVLM, train: list[EditCase]) -> AlphaEdit:
-    config = AlphaEditConfig(layers=(2, 3), l2=0.1, tokens="all", eta=0.05, **COMMON)
-    return AlphaEdit(config).fit(vlm, Fitting(train))
+train, rome, alphaedit = located_editors.train, located_editors.rome, located_editors.alphaedit
 
 
 @pytest.mark.parametrize("damage", ["tensor", "width", "image", "site"])
