@@ -104,7 +104,7 @@ def padded(
     if answers_only is not None:
         is_scored = is_text & (is_answer | ~torch.tensor(answers_only).unsqueeze(-1))
     # Text first, in its order: a family's markers may stand between prompt and answer.
-    position = (~is_scored).int().argsort(dim=1, stable=True)[:, : int(is_scored.sum(1).max())]
+    position = side_by_side(is_scored)
     return Inputs(
         input_ids=input_ids.to(device),
         attention_mask=real.long().to(device),
@@ -114,6 +114,13 @@ def padded(
         position=position.to(device),
         image_rows=(),
     )
+
+
+def side_by_side(chosen: Bool[Tensor, "rows tokens"]) -> Int[Tensor, "rows most"]:
+    """Return the positions of the chosen tokens of each row, in their order. A row with fewer than
+    the most has positions of others behind them.
+    """
+    return (~chosen).int().argsort(dim=1, stable=True)[:, : int(chosen.sum(1).max())]
 
 
 def content_hash(rows: Sequence[Row], side: PaddingSide, images: Sequence[str]) -> str:

@@ -116,8 +116,14 @@ class Editor(ABC, Generic[Config]):
         """
         if self.origin is not None:
             saved.require_same_vlm(vlm, self.origin, self.method)
+            self.require_learnt(vlm)
         elif isinstance(self.config, SitesConfig):
             self.config.sites_of(vlm)
+
+    def require_learnt(self, vlm: VLM) -> None:
+        """Raise EditorError unless what the editor learnt, which may come from anyone, fits this
+        VLM. By default there is nothing to check but that it is the VLM of the fit.
+        """
 
     def edited_sites(self, vlm: VLM) -> tuple[str, ...]:
         """Return the weights of this VLM that its edits change; empty if it edits no weight."""
@@ -133,6 +139,7 @@ class Editor(ABC, Generic[Config]):
                 "fit(vlm, Fitting(cases)) returns, or load a fitted one"
             )
         saved.require_same_vlm(vlm, self.origin, self.method)
+        self.require_learnt(vlm)
 
     def change(self, vlm: VLM, requests: Sequence[Example]) -> Change:
         """Return what all requests together, at least one, add to the VLM.

@@ -74,18 +74,8 @@ class UltraEdit(Editor[UltraEditConfig]):
     def needs_fit(self) -> bool:
         return True
 
-    def require_fits(self, vlm: VLM) -> None:
-        super().require_fits(vlm)
-        self._require_statistics(vlm)
-
-    def require_fitted_on(self, vlm: VLM) -> None:
-        super().require_fitted_on(vlm)
-        self._require_statistics(vlm)
-
-    def _require_statistics(self, vlm: VLM) -> None:
-        """Raise EditorError unless the statistics of a fitted editor, which may come from anyone,
-        are those of its weights.
-        """
+    def require_learnt(self, vlm: VLM) -> None:
+        """Raise EditorError unless the statistics are those of its weights."""
         for site in self.origin.sites if self.origin else ():
             out, width = vlm.shape(site)
             found = (self.learnt or {}).get(self._name((out, width), site))

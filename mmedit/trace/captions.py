@@ -51,7 +51,7 @@ def notes_of(trace: Trace) -> list[str]:
             "not known: they are cut into parts of tokens that follow each other, and no cells of "
             "the image are shaded."
         )
-    traced = [part for part in manifest.parts if part.first_record < len(trace.records)]
+    traced = manifest.traced(len(trace.records))
     if len(traced) > 1:
         parts = ", ".join(
             f"from item {part.first_record + 1} on {_versions(part)}" for part in traced

@@ -156,10 +156,14 @@ class TraceManifest(_Frozen):
     parts: tuple[TracePart, ...] = ()
     """The commands that traced the items, where code or libraries differ between them."""
 
+    def traced(self, records: int) -> tuple[TracePart, ...]:
+        """Return the parts that so many records come from: not a command that found all traced."""
+        parts = self.parts or (_part(self, 0),)
+        return tuple(part for part in parts if part.first_record < records)
+
     def after(self, earlier: TraceManifest | None, records: int) -> TraceManifest:
         """Return this manifest for a folder that holds `records` records of an earlier one."""
-        begun = earlier.parts or (_part(earlier, 0),) if earlier and records else ()
-        begun = tuple(part for part in begun if part.first_record < records)
+        begun = earlier.traced(records) if earlier else ()
         part = _part(self, records)
         if begun and (begun[-1].versions, begun[-1].commit) == (part.versions, part.commit):
             return self.model_copy(update={"parts": begun})

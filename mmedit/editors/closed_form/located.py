@@ -85,20 +85,15 @@ class LocatedEditor(Editor[Config]):
 
     def require_fits(self, vlm: VLM) -> None:
         super().require_fits(vlm)
-        self._require_matrices(vlm)
+        if self.origin is None:
+            self.config.sites_in(vlm, self.usual_layers)
 
-    def require_fitted_on(self, vlm: VLM) -> None:
-        super().require_fitted_on(vlm)
-        self._require_matrices(vlm)
-
-    def _require_matrices(self, vlm: VLM) -> None:
-        """Raise EditorError unless the matrices of a fitted editor, which may come from anyone, are
-        those of the weights that its settings name. Raises SiteError without such weights.
+    def require_learnt(self, vlm: VLM) -> None:
+        """Raise EditorError unless the matrices are those of the weights that the settings name,
+        SiteError without such weights.
         """
         sites = self.config.sites_in(vlm, self.usual_layers)
-        if self.origin is None:
-            return
-        if self.origin.sites != sites:
+        if self.origin is not None and self.origin.sites != sites:
             raise EditorError(
                 f"this {self.method} editor was fitted for {_listed(self.origin.sites)}; its "
                 f"settings write at {_listed(sites)}; fit the editor anew"

@@ -42,12 +42,6 @@ def foreign_texts(vlm: VLM, cases: Sequence[EditCase], seed: int) -> tuple[Examp
 
     Costs a generation for each, which is kept on disk.
     """
-    no_texts = DataError(
-        "with paper_faults T-Patcher needs texts, and no training case has a question without "
-        "image to which the base model says anything; take cases that have one (text locality)"
-    )
-    if not any(has_text(case) for case in cases):
-        raise no_texts
     found: list[Example] = []
     order = torch.randperm(len(cases), generator=torch.Generator().manual_seed(seed)).tolist()
     for some in chunks([n for n in order if has_text(cases[n])], CASES):
@@ -56,7 +50,10 @@ def foreign_texts(vlm: VLM, cases: Sequence[EditCase], seed: int) -> tuple[Examp
         if len(found) >= TEXTS:
             break
     if not found:
-        raise no_texts
+        raise DataError(
+            "with paper_faults T-Patcher needs texts, and no training case has a question without "
+            "image to which the base model says anything; take cases that have one (text locality)"
+        )
     return tuple(found[:TEXTS])
 
 

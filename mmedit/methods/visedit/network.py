@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmedit.adapters.inputs import side_by_side
 from mmedit.editors.attention import Attention
 from mmedit.editors.blocks import BlockOutput
 from mmedit.editors.shifts import Shift
@@ -112,8 +113,7 @@ def image_shift(adaptor: Adaptor, block: BlockOutput, signal: Signal) -> tuple[S
 
 def packed(states: States, chosen: Bool[Tensor, "rows tokens"]) -> Packed:
     """Return the states at the chosen tokens side by side, in their order."""
-    most = max(1, int(chosen.sum(1).max()))
-    place = (~chosen).int().argsort(dim=1, stable=True)[:, :most]
+    place = side_by_side(chosen)
     found = states.gather(1, place.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
     return Packed(found, chosen.gather(1, place), place)
 

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mmedit.adapters.inputs import side_by_side
 from mmedit.adapters.places import Places
 from mmedit.cases import Example
 from mmedit.editors.chosen import NOTHING
@@ -55,7 +56,7 @@ def read(vlm: VLM, examples: Sequence[Example], site: str, *, all_tokens: bool =
     """
     observed, places = vlm.observe(examples, [site]), vlm.places(examples)
     counts = places.before_answer if all_tokens else prompt_text(places)
-    first = (~counts).int().argsort(dim=1, stable=True)[:, : int(counts.sum(1).max())]
+    first = side_by_side(counts)
     x, y = (
         values[site].float().gather(1, first.unsqueeze(-1).expand(-1, -1, values[site].shape[-1]))
         for values in (observed.x, observed.y)
