@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Int
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mmedit.deltas import require_rows
+from mmedit.editors.growing import GrowingRows
 from mmedit.errors import DataError
 
 NOT_A_TOKEN = -1
@@ -24,6 +25,8 @@ class Entries:
     tensors: Mapping[str, Tensor]
     visible: Bool[Tensor, "rows entries"] | None = None
     """The entries that each row of a batch is answered under; None: all entries for all rows."""
+    _room: dict[str, GrowingRows] = field(default_factory=dict, repr=False)
+    """Shared with the memories that this one becomes, which add to it."""
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values()))) if self.tensors else 0
@@ -37,7 +40,7 @@ class Entries:
         if visible is not None:
             new = len(next(iter(stored.values())))
             visible = torch.cat([visible, visible.new_ones(len(visible), new)], dim=1)
-        return Entries(tensors=_joined(self.tensors, stored), visible=visible)
+        return replace(self, tensors=self._added(stored), visible=visible)
 
     def with_each(self, stored: Mapping[str, Tensor]) -> Entries:
         """Return the memory with one more entry for each row. Raises DataError unless there are as
@@ -49,15 +52,16 @@ class Entries:
             before = torch.ones(rows, len(self), dtype=torch.bool, device=first.device)
         _require_rows(len(before), rows)
         own = torch.eye(rows, dtype=torch.bool, device=first.device)
-        return Entries(
-            tensors=_joined(self.tensors, stored), visible=torch.cat([before, own], dim=1)
-        )
+        visible = torch.cat([before, own], dim=1)
+        return replace(self, tensors=self._added(stored), visible=visible)
 
     def replaced(self, entry: int, by: Mapping[str, Tensor]) -> Entries:
         """Return the memory with one entry in the place of another, for all rows."""
-        before = {name: tensor[:entry] for name, tensor in self.tensors.items()}
-        after = {name: tensor[entry + 1 :] for name, tensor in self.tensors.items()}
-        return replace(self, tensors=_joined(_joined(before, by), after))
+        tensors = {
+            name: joined_rows(joined_rows(tensor[:entry], by[name]), tensor[entry + 1 :])
+            for name, tensor in self.tensors.items()
+        }
+        return replace(self, tensors=tensors)
 
     def hidden_from_rows(
         self, entry: Int[Tensor, " rows"], where: Bool[Tensor, " rows"]
@@ -92,12 +96,19 @@ class Entries:
         seen = len(self) if self.visible is None else int(self.visible.sum(1).max())
         return each * seen
 
-
-def _joined(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the rows of both, tensor by tensor."""
-    if not first:
-        return dict(second)
-    return {name: joined_rows(first[name], tensor) for name, tensor in second.items()}
+    def _added(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors with more entries."""
+        if not self.tensors:
+            return dict(stored)
+        tensors = {}
+        for name, more in stored.items():
+            rows = self.tensors[name]
+            if rows.shape[1:] == more.shape[1:]:
+                room = self._room.setdefault(name, GrowingRows())
+                tensors[name] = room.added(rows, more)
+            else:  # token ids of other lengths
+                tensors[name] = joined_rows(rows, more)
+        return tensors
 
 
 def joined_rows(first: Tensor, second: Tensor) -> Tensor:

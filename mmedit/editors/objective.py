@@ -1,8 +1,10 @@
 """The outer loss of the methods that learn, computed on the probes of training cases:
 
     Σ_p w_p · nll(p)                  over reliability, text and image generality
-  + Σ_p w_p · KL(base || edited)(p)   over text and image locality, and with weights > 0 over the
-                                      probes of De-VQA (`mmedit.datasets.neighbours`)
+  + Σ_p w_p · KL(base || edited)(p)   over text and image locality
+
+and with weights > 0 over the fine probes of FGVEdit and the locality probes of De-VQA
+(`mmedit.datasets.neighbours`).
 
 With the default weights it is the loss of MMEdit (Cheng et al. 2023, Can We Edit Multimodal Large
 Language Models?): c_edit · nll(rephrase) + i_edit · nll(image rephrase) + c_loc · KL + i_loc · KL.
@@ -44,6 +46,8 @@ NAMES = {
     Probe.IMAGE_GENERALITY: "image_rephrase",
     Probe.TEXT_LOCALITY: "loc",
     Probe.IMAGE_LOCALITY: "image_loc",
+    Probe.FINE_GENERALITY: "fine",
+    Probe.FINE_LOCALITY: "fine_loc",
     Probe.RANDOM_IMAGE: "random_image_loc",
     Probe.CONSISTENT_IMAGE: "consistent_image_loc",
     Probe.NO_IMAGE: "no_image_loc",
@@ -65,6 +69,13 @@ class ObjectiveConfig(LearnedConfig):
     i_loc: float = Field(default=1.0, ge=0)
     """Weight of the KL on questions about another image (image locality). MMEdit: 1."""
 
+    fg_edit: float = Field(default=0.0, ge=0)
+    """Weight of the NLL of another question in the edit's scope about its own image (FG-Gen). These
+    two count where the training cases have such probes (FGVEdit).
+    """
+    fg_loc: float = Field(default=0.0, ge=0)
+    """Weight of the KL on a question out of the edit's scope about its own image (FG-Loc)."""
+
     ri_loc: float = Field(default=0.0, ge=0)
     """Weight of the KL on the edit's question about another image (RI). Balanced: 0.1. These three
     need training cases with the probes of De-VQA: --set dataset.probes=devqa.
@@ -83,6 +94,8 @@ class ObjectiveConfig(LearnedConfig):
             Probe.IMAGE_GENERALITY: self.i_edit,
             Probe.TEXT_LOCALITY: self.c_loc,
             Probe.IMAGE_LOCALITY: self.i_loc,
+            Probe.FINE_GENERALITY: self.fg_edit,
+            Probe.FINE_LOCALITY: self.fg_loc,
             Probe.RANDOM_IMAGE: self.ri_loc,
             Probe.CONSISTENT_IMAGE: self.ci_loc,
             Probe.NO_IMAGE: self.ni_loc,

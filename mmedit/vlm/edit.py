@@ -9,7 +9,7 @@ others are added to the base model again, which costs no forward.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -286,10 +286,8 @@ def merged(edits: Sequence[Edit], deltas: Mapping[str, Delta]) -> tuple[Edit, ..
     found: list[Edit] = []
     for edit in edits:
         both = found[-1].change.merged_with(edit.change) if found else None
-        if both is not None:
-            edit = as_one([found.pop(), edit], both)
-        found = list(with_own_name(found, edit))
-    return tuple(found)
+        found.append(edit if both is None else as_one([found.pop(), edit], both))
+    return named_apart(found)
 
 
 def as_one(edits: Sequence[Edit], change: Change) -> Edit:
@@ -319,11 +317,25 @@ def all_kept(edits: Sequence[Edit]) -> dict[str, Tensor]:
 
 def with_own_name(edits: Sequence[Edit], edit: Edit) -> tuple[Edit, ...]:
     """Return the edits with one more. If its name is taken, it gets the next number: "ft-2"."""
-    taken = {known.name for known in edits}
+    return (*edits, with_name_besides({known.name for known in edits}, edit))
+
+
+def named_apart(edits: Sequence[Edit]) -> tuple[Edit, ...]:
+    """Return the edits, those whose name an earlier one has with the next number: "ft-2"."""
+    named: list[Edit] = []
+    taken: set[str] = set()
+    for edit in edits:
+        named.append(with_name_besides(taken, edit))
+        taken.add(named[-1].name)
+    return tuple(named)
+
+
+def with_name_besides(taken: Set[str], edit: Edit) -> Edit:
+    """Return the edit with a name that is not taken: its own one, or with the next number."""
     name, number = edit.name, 2
     while name in taken:
         name, number = f"{edit.name}-{number}", number + 1
-    return (*edits, edit if name == edit.name else replace(edit, name=name))
+    return edit if name == edit.name else replace(edit, name=name)
 
 
 def moved(delta: Delta, device: torch.device) -> Delta:

@@ -26,7 +26,12 @@ from mmedit.methods.serac import SERAC, SERACConfig, SERACNetwork, towers
 from mmedit.methods.serac.counterfactual import Briefing, make_inputs
 from mmedit.methods.serac.memory import SERACVLM, Memory, SoftSERACVLM
 from mmedit.methods.serac.scope import FusedScope
-from mmedit.methods.serac.similarity import fuse, log_similarity, over_vocabulary
+from mmedit.methods.serac.similarity import (
+    classification_loss,
+    fuse,
+    log_similarity,
+    over_vocabulary,
+)
 from mmedit.metrics.locality import kl
 from mmedit.training.settings import TrainingConfig
 from mmedit.vlm.interface import VLM
@@ -158,6 +163,27 @@ def test_supervised_scope_learns_which_probe_belongs_to_which_edit(vlm, cases, s
         optimizer.step()
         losses.append(figures["loss/scope"].item())
     assert losses[-1] < losses[0] / 3
+
+
+def test_a_fine_question_in_scope_belongs_to_its_edit_and_one_out_of_scope_to_none(vlm, cases):
+    def fine(case: EditCase) -> dict[Probe, tuple[Example, ...]]:
+        other = replace(case.request, prompt="is the image large?")
+        return {
+            Probe.FINE_GENERALITY: case.probes[Probe.TEXT_GENERALITY],
+            Probe.FINE_LOCALITY: (other,),
+        }
+
+    few = [replace(case, probes=fine(case)) for case in cases[:3]]
+    network = untrained(vlm, "fused")
+    editor = SERAC(config(scope="fused", fg_edit=1, fg_loc=1))
+    _, figures = editor.learner(vlm, network, few)(few)
+    requests = [case.request for case in few]
+    probes = (Probe.FINE_GENERALITY, Probe.FINE_LOCALITY)
+    asked = [case.probes[probe][0] for probe in probes for case in few]
+    found = log_similarity(*(network.scope(rows, vlm.frozen) for rows in (asked, requests)))
+    belongs = torch.cat([torch.eye(3, dtype=torch.bool), torch.zeros(3, 3, dtype=torch.bool)])
+    torch.testing.assert_close(figures["loss/scope"], classification_loss(found, belongs))
+    assert {"loss/fine", "loss/fine_loc"} <= figures.keys()
 
 
 def test_text_and_image_are_fused_pair_by_pair(vlm, requests_):

@@ -20,6 +20,9 @@ Differences from the published code:
 - Rows of a batch are routed apart, and experts chosen for the prompt stay while an answer is
   generated. The published use has one row, and does not generate.
 - The KL is over all text tokens, and there over the answer's.
+- With `c_apart` > 0 training also asks that the images of a batch's other edits are farther than
+  the learnt image. The published losses rank them behind the edit's own image alone, so with many
+  edits ever more of them pass the filter.
 - Pairs of an image and its edit come from the generality probes of the training cases, and
   unrelated images from the image-locality probes.
 """
@@ -92,10 +95,9 @@ class LiveEditLearner(BlockLearner):
         parts = dict(zip(probes, extracts.split(len(cases)), strict=True))
         near = [part for probe, part in parts.items() if not probe.is_locality]
         far = [part for probe, part in parts.items() if probe.is_locality]
-        soft, hard = routing_losses(near, far, stored)
-        for weight, terms in ((config.c_soft, soft), (config.c_hard, hard)):
-            loss = loss + weight * torch.stack(list(terms.values())).sum()
-            figures |= {f"loss/{name}": term.detach() for name, term in terms.items()}
+        for name, term in routing_losses(near, far, stored).items():
+            loss = loss + config.routing_weights[name] * term
+            figures[f"loss/{name}"] = term.detach()
         return loss, figures
 
 

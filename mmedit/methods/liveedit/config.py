@@ -35,5 +35,18 @@ class LiveEditConfig(BlockConfig):
     """Weight of the losses of the soft routing, by the question. Published: 1."""
     c_hard: float = Field(default=1.0, ge=0)
     """Weight of the losses of the hard routing, by the image. Published: 1."""
+    c_apart: float = Field(default=0.0, ge=0)
+    """Weight of the loss of the hard routing on the images of other edits; 0: as published."""
     training: TrainingConfig = TrainingConfig(batch_size=8)
     """Settings of the training loop. Published: 8 edits a step, 50 epochs."""
+
+    @property
+    def routing_weights(self) -> dict[str, float]:
+        """Weights of the losses of the routing, by name."""
+        return {
+            "soft_relative": self.c_soft,
+            "soft_absolute": self.c_soft,
+            "hard_neighbour": self.c_hard,
+            "hard_prototype": self.c_hard,
+            "hard_apart": self.c_apart,
+        }

@@ -63,7 +63,12 @@ from mmedit.vlm.edit import Change, separate
 from mmedit.vlm.interface import VLM
 from mmedit.vlm.prepared import Asked
 
-IN_SCOPE = (Probe.RELIABILITY, Probe.TEXT_GENERALITY, Probe.IMAGE_GENERALITY)
+IN_SCOPE = (
+    Probe.RELIABILITY,
+    Probe.TEXT_GENERALITY,
+    Probe.IMAGE_GENERALITY,
+    Probe.FINE_GENERALITY,
+)
 """Probes that belong to the edit of their case: 1 in the classification, all others 0."""
 
 
