@@ -130,7 +130,8 @@ class LearnedEditor(Editor[Learned]):
         """
         self.require_fitted_on(vlm)
         trained: TrainedNetwork = self.learnt
-        return trained.module.to(vlm.device)
+        there = next(trained.module.parameters()).device == vlm.device
+        return trained.module if there else trained.module.to(vlm.device)  # `to` visits all parts
 
     def state(self) -> dict[str, Tensor]:
         trained: TrainedNetwork | None = self.learnt

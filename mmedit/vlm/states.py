@@ -114,16 +114,17 @@ class States:
         features: Features,
     ) -> Tensor:
         """Return the logits from the states that were found, and keep those of the base model at
-        further places on the way.
+        further places on the way, also if the forward is ended there (`first_layers`).
         """
         at, states = found
         self._places.update(places)
         new = [k for k in places if k > at]
         with noted(self._adapter.layers, new, unedited=True) as passed:
-            logits = self._resumed(inputs, at, states, features)
-        for k, there in passed.items():
-            self._keep(inputs, k, there)
-        return logits
+            try:
+                return self._resumed(inputs, at, states, features)
+            finally:
+                for k, there in passed.items():
+                    self._keep(inputs, k, there)
 
     def _resumed(
         self, inputs: Inputs, at: int, states: Tensor | None, features: Features

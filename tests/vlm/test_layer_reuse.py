@@ -126,6 +126,19 @@ def test_an_edit_of_the_default_sites_starts_where_the_base_model_passed_them(vl
     assert runs == [0] * k + [1] * (len(runs) - k)
 
 
+@torch.no_grad()
+def test_a_forward_that_ended_at_a_layer_is_not_run_again_for_an_edit_behind_it(model: NetworkVLM):
+    """As a memory of edits asks: what the layer gives decides which edit acts there."""
+    site = model.layer_sites[0]
+    whole = model.with_deltas(deltas_at(model, [site])).predict(MIXED)
+    fresh = NetworkVLM(model.adapter)
+    with runs_of_layers(fresh) as runs:
+        fresh.observe(MIXED, [], after=[1])
+        found = fresh.with_deltas(deltas_at(fresh, [site])).predict(MIXED)
+    assert runs == [1] * len(runs)
+    assert_identical(found, whole)
+
+
 @every_place
 def test_capturing_from_kept_states_gives_what_a_whole_forward_does(
     model: NetworkVLM, family: str, place: Place
