@@ -73,6 +73,12 @@ class EditorFile(Settings):
 
     method: str
     label: str
+    paper: str = ""
+    """Short citation, for `mmedit ls editors`, as the next two."""
+    edits: str = ""
+    """What an edit changes."""
+    learns: str = ""
+    """What is trained before the first edit, or "nothing"."""
     settings: Values = Field(default_factory=dict)
     per_vlm: dict[str, Values] = Field(default_factory=dict)
 

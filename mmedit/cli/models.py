@@ -39,6 +39,8 @@ def list_names(
             out.print(Text(f"\n{name}" if place else name, style="underline"))
         if what == "vlms":
             out.print(vlms_view(described, {vlm: edit_sites(vlm) for vlm, _ in described}))
+        elif what == "editors":
+            out.print(editors_view(described))
         else:
             out.print(names_view(described))
 
@@ -150,6 +152,19 @@ def names_view(described: Sequence[tuple[str, str]]) -> RenderableType:
     for name, text in described:
         table.add_row(Text(name), Text(text))
     return table
+
+
+def editors_view(described: Sequence[tuple[str, str]]) -> RenderableType:
+    """Make a list of the named editors: paper, what an edit changes, what is learnt before."""
+    from mmedit.config_files import EditorFile, read_named
+
+    lines: list[RenderableType] = []
+    for name, text in described:
+        file = EditorFile.model_validate(read_named("editor", name))
+        lines.append(Text.assemble((name, "bold"), f"  {text}"))
+        about = f"  {file.paper}; edits {file.edits}; learns {file.learns}"
+        lines.append(Text(about, style="dim"))
+    return Group(*lines)
 
 
 def vlms_view(

@@ -12,8 +12,10 @@ import tiny_families
 from PIL import Image
 
 import mmedit.vlm.loading
-from mmedit import cli
+from mmedit import catalog, cli
+from mmedit.config_files import EditorFile, read_named
 from mmedit.datasets.easyvqa.pictures import load_pictures
+from mmedit.methods import EDITORS
 
 RESULTS = Path(__file__).parents[2] / "results"
 SAMPLES = Path(__file__).parents[2] / "data" / "samples"
@@ -40,6 +42,24 @@ def test_ls_lists_names(mmedit_, what):
     shown = mmedit_("ls", what)
     assert shown.code == 0
     assert {"editors": "mend", "vlms": "embedded", "datasets": "easyvqa-caption"}[what] in shown.out
+
+
+def test_ls_editors_shows_paper_and_what_is_edited_and_learnt(mmedit_):
+    shown = mmedit_("ls", "editors").out
+    mend = "Mitchell et al. 2022; edits weights; learns a hypernetwork"
+    assert f"Settings: MMEdit's for BLIP-2. {mend}" in shown
+    assert "De-VQA 2026; edits weights; learns a hypernetwork" in shown
+
+
+@pytest.mark.parametrize("name", catalog.names("editor"))
+def test_what_a_file_of_settings_says_of_its_method_is_true(name: str):
+    file = EditorFile.model_validate(read_named("editor", name))
+    method = EDITORS[file.method]
+    assert file.paper
+    assert file.edits
+    assert file.learns.startswith("nothing") != method.learns
+    if name == file.method:
+        assert method.paper.startswith(file.paper)
 
 
 def test_ls_vlms_shows_sites_and_families(mmedit_):
