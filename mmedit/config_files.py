@@ -76,9 +76,9 @@ class EditorFile(Settings):
     paper: str = ""
     """Short citation, for `mmedit ls editors`, as the next two."""
     edits: str = ""
-    """What an edit changes."""
+    """Part that an edit changes."""
     learns: str = ""
-    """What is trained before the first edit, or "nothing"."""
+    """Part that is trained before the first edit, or "nothing"."""
     settings: Values = Field(default_factory=dict)
     per_vlm: dict[str, Values] = Field(default_factory=dict)
 
