@@ -7,12 +7,11 @@ import re
 import shutil
 import sys
 import tempfile
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import jaxtyping
 import pytest
+import typechecker
 from command_line import Mmedit, Result
 
 if TYPE_CHECKING:
@@ -46,19 +45,13 @@ NUMERIC = re.compile(
 )
 """Tests that compare numbers which different processors compute a little differently."""
 
-LIBRARIES = (
-    *("accelerate", "torch._dynamo", "torchvision", "transformers.image_utils"),
-    *("transformers.modeling_utils", "transformers.processing_utils"),
-)
-"""Large ones that mmedit imports where TYPES_CHECKED are."""
-
 # Before torch is first imported: there is a test process for every core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What mmedit makes for a user goes to a folder that is gone after the tests.
 os.environ["MMEDIT_HOME"] = tempfile.mkdtemp(prefix="mmedit-tests-")
 atexit.register(shutil.rmtree, os.environ["MMEDIT_HOME"], ignore_errors=True)
 # Before mmedit is first imported: who calls it from now on is held to the shapes it asks for.
-jaxtyping.install_import_hook(TYPES_CHECKED, "typechecker.check")
+typechecker.install(TYPES_CHECKED)
 
 
 def row_and_group(nodeid: str) -> tuple[int, str]:
@@ -78,14 +71,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collectstart() -> None:
-    """Import large libraries before mmedit, in the processes that test.
-
-    What a module of mmedit imports first is compiled anew in every process: the hook above has
-    Python look for it by another name in `__pycache__`.
-    """
     gc.disable()  # while all is imported, hardly anything is garbage
-    for library in LIBRARIES:
-        import_module(library)
 
 
 def pytest_collection_finish() -> None:

@@ -22,7 +22,7 @@ from mmedit.suite import RunOptions, run_suite
 
 TABLES = sorted(file.stem for file in (config_folder() / "table").glob("*.yaml"))
 SMALL = (
-    "--limit", "3", "--no-generate", "--set", "sequential.gaps=[1]", "--batch-size", "8",
+    "--limit", "2", "--no-generate", "--set", "sequential.gaps=[1]", "--batch-size", "8",
     *(o for name in ("mend", "ke", "serac", "serac-text")
       for o in ("--set", f"{name}.training.steps=1", "--set", f"{name}.training.batch_size=4")),
     "--set", "ft.steps=1", "--set", "ft-l.steps=1",

@@ -222,7 +222,11 @@ def _finite_scores(asked: Asked, measure: Measure, values: Sequence[float | None
 
 
 def _mean_score(examples: Sequence[ProbeRecord], measure: Measure) -> float | None:
-    """Return the mean score of the examples that count, None if one was not measured."""
+    """Return the mean score of the examples that count, at least one; None if one of them was not
+    measured.
+    """
+    if len(examples) == 1:
+        return measure.of(examples[0])
     return _mean([example for example in examples if measure.counts(example)], measure.of)
 
 

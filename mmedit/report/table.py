@@ -102,15 +102,16 @@ def _scores(
         raise UnknownNameError("set of columns", columns, COLUMN_SETS)
     table: dict[Column, dict[str, EditScores | None]] = {}
     shown = {probe: found for probe in Probe if (found := COLUMN_SETS[columns].of(probe))}
-    asked = {editor: asked_edits(records, shown) for editor, records in rows.items()}
+    together = [probe for one in COLUMN_SETS[columns].combined for probe, _ in one.parts]
+    probes = dict.fromkeys([*shown, *together])
+    asked = {editor: asked_edits(records, probes) for editor, records in rows.items()}
     for probe, measures in shown.items():
         for measure in measures:
             scores = {editor: scores_of(found[probe], measure) for editor, found in asked.items()}
             if any(found is not None for found in scores.values()):
                 table[probe.heading, measure.name] = scores
     for combined in COLUMN_SETS[columns].combined:
-        probes = [probe for probe, _ in combined.parts]
-        scores = {e: combined_scores(asked_edits(r, probes), combined) for e, r in rows.items()}
+        scores = {editor: combined_scores(found, combined) for editor, found in asked.items()}
         if any(found is not None for found in scores.values()):
             table[combined.heading, combined.measure.name] = scores
     if not table:
@@ -186,9 +187,9 @@ def _p_to_best(scores: Mapping[str, EditScores]) -> dict[str, float]:
     sign = -1 if better == "lower" else 1
     best = max(scores, key=lambda editor: sign * scores[editor].values.mean())
     found: dict[str, float] = {}
-    for editor in scores:
+    for editor in (label for label in scores if label != best):
         pairs = pair(scores[best], scores[editor])
-        if editor != best and pairs.edits:
+        if pairs.edits:
             found[editor] = paired_test(pairs.first, pairs.second, pairs.clusters).p
     return dict(zip(found, holm(list(found.values())), strict=True))
 

@@ -446,19 +446,12 @@ def test_segments_are_the_tokens_that_predictions_are_about(vlm):
         assert answer == list(segments.answer)
 
 
-@pytest.mark.parametrize("method", ["ke", "serac-mscke"])
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl", "gemma3", "instructblip"], indirect=True)
+@pytest.mark.parametrize("method", ["ke", "serac", "serac-mscke", "serac-text"])
 def test_methods_with_a_model_of_their_own_learn_and_edit(vlm, tmp_path: Path, method: str):
-    """KE and the scope that reads text and image; test_serac.py has all scopes."""
-    assert_learns_and_edits(vlm, tmp_path, method)
-
-
-@pytest.mark.parametrize("family", ["llava", "qwen3_vl", "instructblip"], indirect=True)
-@pytest.mark.parametrize("method", ["serac", "serac-text"])
-def test_serac_with_a_scope_that_reads_less_learns_and_edits(vlm, tmp_path: Path, method: str):
-    assert_learns_and_edits(vlm, tmp_path, method)
-
-
-def assert_learns_and_edits(vlm: NetworkVLM, tmp_path: Path, method: str) -> None:
+    """They read a family through `frozen` alone, which the tests above have of every one: these
+    families give one feature a patch, tiles, a fixed number, and none for a text.
+    """
     cases = [
         EditCase(
             id=str(number),

@@ -52,7 +52,7 @@ def measured(folder: Path) -> list[str]:
     return lines
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(scope="module")
 def whole(
     request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path]:
@@ -67,7 +67,12 @@ one batch, a part of a batch, one model; then an editor's first, last and second
 """
 
 
-@pytest.mark.parametrize("lines", LINES)
+@pytest.mark.parametrize(
+    ("whole", "lines"),
+    # in half precision the rows of a batch move each other, so another batch would show
+    [*(("bfloat16", lines) for lines in LINES), ("float32", 5), ("float32", 15)],
+    indirect=["whole"],
+)
 def test_a_run_cut_off_at_any_line_ends_with_the_same_records(whole, tiny_folder, tmp_path, lines):
     """In another process: nothing that the first one has looked up is there."""
     dtype, folder = whole

@@ -98,12 +98,15 @@ def measured(
     ]
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(scope="module")
 def of_dtype(request: pytest.FixtureRequest, tiny_folder: Path) -> NetworkVLM:
     return load_vlm(tiny_folder, dtype=request.param)
 
 
-@pytest.mark.parametrize("batch_size", [1, 16])
+# The other two pairs are easier: rows that share a batch move each other in half precision alone.
+@pytest.mark.parametrize(
+    ("of_dtype", "batch_size"), [("float32", 1), ("bfloat16", 16)], indirect=["of_dtype"]
+)
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.kind)
 def test_an_edit_that_reaches_nothing_moves_nothing(of_dtype, mode, batch_size):
     """In half precision too, where the other rows of a batch move a row's ranks."""

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -286,23 +284,6 @@ def test_table_is_made_from_the_records_of_runs(mmedit_, run_folder, format, sig
     shown = mmedit_("table", run_folder, run_folder, "--format", format)
     assert shown.code == 0
     assert sign in shown.out
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        ("table", VQA),
-        ("table", VQA, "--columns", "locality", "--format", "html"),
-        ("compare", f"{VQA}:MEND", f"{VQA}:FT-M"),
-    ],
-)
-def test_tables_and_comparisons_are_made_without_torch(command):
-    code = (
-        "import sys; from mmedit import cli; sys.argv[0] = 'mmedit'; cli.app(standalone_mode=False)"
-        "; sys.exit('torch' in sys.modules)"
-    )
-    arguments = [sys.executable, "-c", code, *map(str, command)]
-    assert subprocess.run(arguments, check=False, capture_output=True).returncode == 0
 
 
 def test_published_values_stand_beside_those_of_a_run(mmedit_):

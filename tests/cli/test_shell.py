@@ -38,6 +38,7 @@ COMMANDS = tuple(
 
 TRIED = """
 import json, sys
+import mmedit.report.render.page  # which bench writes, after it has loaded a VLM
 from mmedit.cli import main
 done = []
 for arguments in json.loads(sys.argv[1]):

@@ -14,7 +14,21 @@ import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 DISPLAYS = ("_repr_html_", "_repr_png_", "__repr__")
-SMALLER = {"04_sequential": {"limit=20": "limit=12"}}
+SMALLER = {
+    "02_what_else_changed": {
+        '"easyvqa", "test", limit=20': '"easyvqa", "test", limit=4',
+        '"easyvqa-caption", "test", limit=20': '"easyvqa-caption", "test", limit=4',
+    },
+    "03_compare_editors": {
+        '"steps": 20': '"steps": 3', "limit=100": "limit=20", "limit=16": "limit=8",
+    },
+    "04_sequential": {"limit=20": "limit=12"},
+    "06_where_is_it_stored": {
+        "limit=200": "limit=40",
+        'layers=[layer], tokens="text"': 'layers=[layer], tokens="text", value={"steps": 2}',
+        '"alphaedit", vlm, tokens="text"': '"alphaedit", vlm, tokens="text", value={"steps": 2}',
+    },
+}  # fmt: skip
 """Numbers of cases and steps, and those that the test runs with: the same lines run."""
 
 every_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)

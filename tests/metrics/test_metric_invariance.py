@@ -36,7 +36,7 @@ examples = st.lists(
     min_size=2,
     max_size=4,
 )
-seeded = settings(max_examples=10, deadline=None, derandomize=True, database=None)
+seeded = settings(max_examples=6, deadline=None, derandomize=True, database=None)
 
 
 @pytest.fixture(scope="module")

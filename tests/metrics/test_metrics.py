@@ -513,6 +513,6 @@ def test_a_label_outside_the_vocabulary_is_named(label: int):
 
 
 def test_a_mask_of_integers_is_refused():
-    # DataError, or jaxtyping's TypeError where the tests enforce annotations.
+    # DataError, or TypeError where the tests enforce annotations.
     with pytest.raises((DataError, TypeError), match=r"bool|Bool"):
         require_tokens(torch.ones(1, 2, dtype=torch.long))

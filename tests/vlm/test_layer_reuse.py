@@ -13,6 +13,7 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from closeness import assert_close
 from reuse import (
+    FORMS,
     NAMES,
     PLACES,
     Place,
@@ -38,6 +39,7 @@ from mmedit.vlm.states import States
 
 ANSWERS = (True, False, True)
 every_place = pytest.mark.parametrize("place", PLACES)
+a_family_of_each_form = pytest.mark.parametrize("family", FORMS, indirect=True)
 WAYS: tuple[tuple[Any, int | None, PaddingSide], ...] = (
     (LowRank, len(MIXED), "left"),
     (Dense, None, "right"),
@@ -158,6 +160,7 @@ def test_capturing_from_kept_states_gives_what_a_whole_forward_does(
             assert runs == [0] * k + [1] * (layers - k)
 
 
+@a_family_of_each_form
 @torch.no_grad()
 def test_an_edited_vlm_that_is_asked_first_keeps_the_states_for_the_next(model: NetworkVLM):
     sites = sites_at(model, "last")
@@ -177,6 +180,7 @@ def test_an_edited_vlm_that_is_asked_first_keeps_the_states_for_the_next(model: 
     assert runs[2][-1] == 1
 
 
+@a_family_of_each_form
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_edit_that_changes_nothing_leaves_every_digit(family: str, dtype: torch.dtype):
@@ -194,6 +198,7 @@ def parts(vlm: NetworkVLM) -> tuple[Any, Any]:
     return vlm.adapter.network, vlm.adapter.processor
 
 
+@a_family_of_each_form
 @pytest.mark.parametrize("place", ["three", "last", "head"])
 def test_gradients_of_deltas_are_those_of_a_whole_forward(model: NetworkVLM, place: Place):
     drawn = deltas_at(model, sites_at(model, place), edits=len(MIXED))
@@ -213,6 +218,7 @@ def test_gradients_of_deltas_are_those_of_a_whole_forward(model: NetworkVLM, pla
         torch.testing.assert_close(found, whole, atol=1e-6, rtol=1e-6)
 
 
+@a_family_of_each_form
 @torch.no_grad()
 @pytest.mark.parametrize("where", ["bridge", "vision"])
 def test_an_edit_before_the_language_model_never_starts_from_kept_states(
@@ -243,6 +249,7 @@ def shown(examples: Sequence[Example], seed: int) -> list[Example]:
     ]
 
 
+@a_family_of_each_form
 @torch.no_grad()
 def test_batches_that_differ_in_their_images_alone_share_no_states(model: NetworkVLM):
     edited = model.with_deltas(deltas_at(model, sites_at(model, "last")))
@@ -266,6 +273,7 @@ def test_the_same_rows_in_another_order_or_padded_on_the_other_side_share_no_sta
         assert runs == [1, 1, 1]
 
 
+@a_family_of_each_form
 @torch.no_grad()
 def test_a_context_is_read_whole_and_not_kept(model: NetworkVLM):
     edited = model.with_deltas(deltas_at(model, sites_at(model, "last")))
@@ -388,6 +396,7 @@ def assert_answers(found: Predictions, whole: Predictions) -> None:
         assert not found.logits[row][int(found.is_text[row].sum()) + 1 :].any()
 
 
+@a_family_of_each_form
 @torch.no_grad()
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_logits_about_answers_alone_are_those_of_the_full_prediction(
@@ -399,6 +408,7 @@ def test_logits_about_answers_alone_are_those_of_the_full_prediction(
         assert_answers(found, vlm.predict(MIXED))
 
 
+@a_family_of_each_form
 @pytest.mark.parametrize("place", ["last", "head"])
 def test_gradients_through_answers_alone_are_those_of_the_full_prediction(
     model: NetworkVLM, place: Place
@@ -413,6 +423,7 @@ def test_gradients_through_answers_alone_are_those_of_the_full_prediction(
         assert_close(one, other, passes=2)
 
 
+@a_family_of_each_form
 @torch.no_grad()
 def test_in_context_edits_give_logits_about_answers_alone_too(model: NetworkVLM):
     facts = tuple(Context((Fact(f"New Fact: {text}\n", ()),), 0) for text in ("yes", "no", "blue"))

@@ -14,6 +14,7 @@ import tiny
 import torch
 from placed import half_on_disk
 from reuse import (
+    FORMS,
     NAMES,
     PLACES,
     Place,
@@ -97,6 +98,7 @@ def test_an_edit_of_the_default_sites_begins_with_the_prefill_of_the_base_model(
     assert_skipped(runs, k)
 
 
+@pytest.mark.parametrize("loaded", FORMS, indirect=True)
 def test_a_second_question_is_answered_as_without_a_first(model: NetworkVLM):
     edited = edited_last(model)
     questions = (MIXED, [replace(example, prompt="a photo of") for example in MIXED[::-1]])
@@ -105,6 +107,7 @@ def test_a_second_question_is_answered_as_without_a_first(model: NetworkVLM):
         assert [said(edited, rows) for rows in questions] == expected
 
 
+@pytest.mark.parametrize("loaded", FORMS, indirect=True)
 def test_sampled_answers_are_those_after_a_whole_prefill(model: NetworkVLM):
     edited = edited_last(model, edits=len(MIXED))
     rows = [RowDecoding(temperature=2.0, seed=seed, max_new_tokens=2 + seed) for seed in range(3)]

@@ -103,6 +103,7 @@ def put_title(figure: Figure, title: str) -> None:
 def saved(figure: Figure, path: Path) -> list[Path]:
     """Save a figure as an SVG and a PNG beside each other. Raises RunError."""
     svg, png = path.with_suffix(".svg"), path.with_suffix(".png")
+    lay_out(figure)
     try:
         with replaced(svg) as partial:
             figure.savefig(partial, format="svg", metadata={"Date": None}, bbox_inches="tight")
@@ -111,6 +112,14 @@ def saved(figure: Figure, path: Path) -> list[Path]:
     except OSError as error:
         raise RunError(f"cannot write {svg}: {error.strerror}; choose another --out") from error
     return [svg, png]
+
+
+def lay_out(figure: Figure) -> None:
+    """Compute the places of all parts of a figure, and keep them: to save it draws it twice in each
+    format, and would compute them every time, which takes as long as drawing.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
 
 
 def looks_of(editors: Sequence[str]) -> dict[str, Look]:

@@ -21,6 +21,7 @@ from mmedit.report.intervals import Summary
 from mmedit.report.render.plots import (
     STYLE,
     Look,
+    lay_out,
     legend,
     looks_of,
     put_title,
@@ -77,6 +78,7 @@ def svg_of(figure: Figure) -> bytes:
     """Return a figure as an SVG file, to be put into a page."""
     svg = BytesIO()
     with matplotlib.rc_context(dict(STYLE)):
+        lay_out(figure)
         figure.savefig(svg, format="svg", metadata={"Date": None}, bbox_inches="tight")
     return svg.getvalue()
 
