@@ -33,7 +33,11 @@ GROUPS = (
         "processes",
     ),
     (r"test_promises\.py::.*\[(.+)\]", r"promises of \1"),
-    (r"(test_(?:suite|easyvqa|families|\w+_reuse|serac|intervals|checkpoints)\.py)", r"\1"),
+    (
+        r"(test_(?:families|cli|play_page|speed_programs|compiled|results_stay|server|shell)\.py)",
+        r"\1",
+    ),
+    (r"(test_(?:suite|easyvqa|\w+_reuse|serac|intervals|checkpoints|modes|run)\.py)", r"\1"),
     (r"(.+\.py)", r"\1"),
 )
 """Tests of one group share what their fixtures make, so one process runs them. The groups of the

@@ -212,10 +212,7 @@ def test_names_that_a_table_cannot_use_are_refused(mmedit_, more, message):
     assert message in shown.err
 
 
-def test_names_with_brackets_are_printed_as_they_are(mmedit_, tmp_path: Path):
-    shown = mmedit_("plot", VQA, "--out", tmp_path / "p[b]x[/b]")
-    assert shown.code == 0, shown.err
-    assert f"written: {tmp_path}/p[b]x[/b]/" in shown.out
+def test_a_run_without_a_name_is_not_compared(mmedit_):
     assert mmedit_("compare", VQA, "").code == 2
 
 

@@ -86,6 +86,7 @@ def test_a_folder_of_another_trace_is_refused(vlm, folder):
 
 def test_a_folder_that_other_code_began_says_so(vlm, tmp_path, monkeypatch):
     settings = SETTINGS.model_copy(update={"components": ("block",), "draws": 1, "cells": 0})
+    monkeypatch.setattr("mmedit.trace.run.write_outputs", lambda *_: None)  # which takes longest
     whole = run_trace(vlm, candidates(), tmp_path, settings=settings)
     assert len(whole.manifest.parts) == 1
     assert not any("same code" in note for note in notes_of(whole))
