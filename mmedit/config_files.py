@@ -74,7 +74,7 @@ class EditorFile(Settings):
     method: str
     label: str
     paper: str = ""
-    """Short citation, for `mmedit ls editors`, as the next two."""
+    """Short citation. `mmedit ls editors` shows it and the next two."""
     edits: str = ""
     """Part that an edit changes."""
     learns: str = ""

@@ -133,7 +133,7 @@ def _gives_states_alone(layer: nn.Module) -> bool:
     return flows == ["hidden_states"] and (returned or type(layer).__name__ in GIVE_STATES)
 
 
-class _ReachedError(Exception):
+class ReachedError(Exception):
     """Ends a forward whose further layers are not needed."""
 
     def __init__(self, states: Tensor) -> None:
@@ -166,7 +166,7 @@ def first_layers(layers: Sequence[nn.Module], k: int, run: Callable[[], Any]) ->
     """
 
     def stop(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        raise _ReachedError(output.detach())
+        raise ReachedError(output.detach())
 
     return _until(layers[k - 1].register_forward_hook(stop), run)
 
@@ -177,7 +177,7 @@ def input_at(module: nn.Module, run: Callable[[], Any]) -> Tensor:
     """
 
     def stop(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        raise _ReachedError(inputs[0].detach())
+        raise ReachedError(inputs[0].detach())
 
     return _until(module.register_forward_pre_hook(stop), run)
 
@@ -185,7 +185,7 @@ def input_at(module: nn.Module, run: Callable[[], Any]) -> Tensor:
 def _until(hook: Any, run: Callable[[], Any]) -> Tensor:
     try:
         run()
-    except _ReachedError as reached:
+    except ReachedError as reached:
         return reached.states
     finally:
         hook.remove()

@@ -157,13 +157,15 @@ def names_view(described: Sequence[tuple[str, str]]) -> RenderableType:
 def editors_view(described: Sequence[tuple[str, str]]) -> RenderableType:
     """Make a list of the named editors: paper, what an edit changes, what is learnt before."""
     from mmedit.config_files import EditorFile, read_named
+    from mmedit.settings import validate
 
     lines: list[RenderableType] = []
     for name, text in described:
-        file = EditorFile.model_validate(read_named("editor", name))
+        file = validate(EditorFile, read_named("editor", name), f"editor {name}")
         lines.append(Text.assemble((name, "bold"), f"  {text}"))
-        about = f"  {file.paper}; edits {file.edits}; learns {file.learns}"
-        lines.append(Text(about, style="dim"))
+        said = (("", file.paper), ("edits ", file.edits), ("learns ", file.learns))
+        about = "; ".join(f"{verb}{what}" for verb, what in said if what)
+        lines.append(Text(f"  {about}", style="dim"))
     return Group(*lines)
 
 

@@ -28,18 +28,25 @@ class GrowingRows:
         self._used = 0
         self._lock = Lock()
 
+    def __reduce__(self) -> tuple[type[GrowingRows], tuple[()]]:
+        """Copy as a buffer without rows: the copied tensors go on in one of their own."""
+        return GrowingRows, ()
+
     def added(self, rows: Tensor, more: Tensor) -> Tensor:
         """Return these rows and more behind them, in one tensor.
 
         Costs a copy of the new rows, if the others are what this method returned last and there is
-        room behind them; else a copy of all.
+        room behind them; else a copy of all. The first time there is no room for more.
         """
-        with self._lock:
+        if rows.requires_grad or more.requires_grad:
+            return torch.cat([rows, more])
+        # a buffer made in inference mode could not be written to outside it
+        with self._lock, torch.inference_mode(False), torch.no_grad():
             total, buffer = len(rows) + len(more), self._buffer
             if buffer is None or not self._holds_just(rows) or total > len(buffer):
-                buffer = torch.empty(
-                    int(GROWTH * total), *rows.shape[1:], dtype=rows.dtype, device=rows.device
-                )
+                room = total if buffer is None else int(GROWTH * total)
+                shape = (room, *rows.shape[1:])
+                buffer = torch.empty(shape, dtype=rows.dtype, device=rows.device)
                 buffer[: len(rows)] = rows
             buffer[len(rows) : total] = more
             self._buffer, self._used = buffer, total

@@ -225,9 +225,8 @@ def _mean_score(examples: Sequence[ProbeRecord], measure: Measure) -> float | No
     """Return the mean score of the examples that count, at least one; None if one of them was not
     measured.
     """
-    if len(examples) == 1:
-        return measure.of(examples[0])
-    return _mean([example for example in examples if measure.counts(example)], measure.of)
+    counted = examples if len(examples) == 1 else [e for e in examples if measure.counts(e)]
+    return _mean(counted, measure.of)
 
 
 def _mean(examples: Sequence[ProbeRecord], score: Score) -> float | None:

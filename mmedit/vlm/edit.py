@@ -317,20 +317,20 @@ def all_kept(edits: Sequence[Edit]) -> dict[str, Tensor]:
 
 def with_own_name(edits: Sequence[Edit], edit: Edit) -> tuple[Edit, ...]:
     """Return the edits with one more. If its name is taken, it gets the next number: "ft-2"."""
-    return (*edits, with_name_besides({known.name for known in edits}, edit))
+    return (*edits, with_free_name({known.name for known in edits}, edit))
 
 
 def named_apart(edits: Sequence[Edit]) -> tuple[Edit, ...]:
-    """Return the edits, those whose name an earlier one has with the next number: "ft-2"."""
+    """Return the edits with unique names: a later one with a taken name gets the next number."""
     named: list[Edit] = []
     taken: set[str] = set()
     for edit in edits:
-        named.append(with_name_besides(taken, edit))
+        named.append(with_free_name(taken, edit))
         taken.add(named[-1].name)
     return tuple(named)
 
 
-def with_name_besides(taken: Set[str], edit: Edit) -> Edit:
+def with_free_name(taken: Set[str], edit: Edit) -> Edit:
     """Return the edit with a name that is not taken: its own one, or with the next number."""
     name, number = edit.name, 2
     while name in taken:

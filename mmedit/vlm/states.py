@@ -8,7 +8,7 @@ whose batches differ in every step, states are kept example by example (`mmedit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, final, runtime_checkable
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mmedit.adapters.base import Adapter
 from mmedit.adapters.inputs import Inputs
-from mmedit.adapters.layers import noted, resumed
+from mmedit.adapters.layers import ReachedError, noted, resumed
 from mmedit.cache import GIGABYTE, TensorCache
 from mmedit.cases import Example
 
@@ -121,10 +121,12 @@ class States:
         new = [k for k in places if k > at]
         with noted(self._adapter.layers, new, unedited=True) as passed:
             try:
-                return self._resumed(inputs, at, states, features)
-            finally:
-                for k, there in passed.items():
-                    self._keep(inputs, k, there)
+                logits = self._resumed(inputs, at, states, features)
+            except ReachedError:
+                self._keep_all(inputs, passed)
+                raise
+        self._keep_all(inputs, passed)
+        return logits
 
     def _resumed(
         self, inputs: Inputs, at: int, states: Tensor | None, features: Features
@@ -134,10 +136,13 @@ class States:
         with resumed(adapter.layers, at, states):
             return adapter.logits(inputs, features() if read else ())
 
-    def _keep(self, inputs: Inputs, k: int, states: Tensor) -> None:
-        packed = states[self.kept_at(inputs, k).to(states.device)]
-        if packed.nbytes <= self._most_bytes:
-            self._batches.put(_key(inputs, k), packed.cpu())  # a GPU's memory is for the network
+    def _keep_all(self, inputs: Inputs, passed: Mapping[int, Tensor]) -> None:
+        for k, states in passed.items():
+            packed = states[self.kept_at(inputs, k).to(states.device)]
+            if packed.nbytes <= self._most_bytes:
+                self._batches.put(
+                    _key(inputs, k), packed.cpu()
+                )  # a GPU's memory is for the network
 
     def _spread(self, packed: Packed, inputs: Inputs, k: int) -> Tensor:
         """Return packed states in their places, and zeros elsewhere."""

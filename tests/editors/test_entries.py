@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 
 import torch
@@ -36,6 +37,21 @@ def test_most_entries_are_added_without_a_copy_of_the_others():
         places.add(memory["key"].data_ptr())
     assert len(places) < 20
     assert memory["key"][:, 0].tolist() == list(range(500))
+
+
+def test_a_memory_that_began_in_inference_mode_grows_outside_it():
+    with torch.inference_mode():
+        memory = Entries(tensors={}).with_all(entry(0)).with_all(entry(1))
+    for number in (2, 3):
+        memory = memory.with_all(entry(number))
+    assert memory["key"][:, 0].tolist() == [0, 1, 2, 3]
+
+
+def test_a_copied_memory_grows_apart():
+    memory = Entries(tensors={}).with_all(entry(0)).with_all(entry(1))
+    copied = copy.deepcopy(memory).with_all(entry(7))
+    assert memory.with_all(entry(2))["key"][:, 0].tolist() == [0, 1, 2]
+    assert copied["key"][:, 0].tolist() == [0, 1, 7]
 
 
 def test_a_memory_whose_entry_was_replaced_grows_apart_from_the_other():

@@ -20,10 +20,11 @@ from mmedit.vlm.prefills import Prefills
 from mmedit.vlm.states import States
 
 NAMES = ("embedded", "blip2", *FAMILIES)
-FORMS = ("blip2", "llava", "qwen2_5_vl", "gemma3", "instructblip")
-"""BLIP-2, and families with plain positions, with positions in three dimensions, with sliding
-windows and image tokens that see each other, and with texts that pass the language model alone.
-What does not depend on how a family names and nests its layers needs no others.
+FORMS = ("blip2", "llava", "qwen2_5_vl", "qwen3_vl", "gemma3", "instructblip")
+"""BLIP-2, and families with plain positions, with positions in three dimensions, with image
+features that are read between decoder layers too, with sliding windows and image tokens that see
+each other, and with texts that pass the language model alone. What does not depend on how a family
+names and nests its layers needs no others.
 """
 Place = Literal["three", "last", "head"]
 PLACES: tuple[Place, ...] = ("three", "last", "head")

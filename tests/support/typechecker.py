@@ -8,12 +8,15 @@ checks them once, and prepares a function when it is first called.
 from __future__ import annotations
 
 import ast
+import builtins
 import inspect
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from functools import wraps
+from hashlib import sha256
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any, get_type_hints
 
@@ -22,6 +25,8 @@ from jaxtyping import jaxtyped
 
 Function = Callable[..., Any]
 CHECKER = beartype(conf=BeartypeConf(violation_type=TypeError))
+VERSION = sha256(Path(__file__).read_bytes()).hexdigest()[:8]
+"""Of this file: what it compiles changes with it."""
 STAND_INS_ALLOWED = {"Blip2Family.__init__"}
 """Tests pass stand-ins of a processor to these."""
 
@@ -69,11 +74,19 @@ def _prepared(function: Any) -> Function:
 
 
 def _resolved(hint: Any, names: dict[str, Any]) -> Any:
-    """Return what an annotation says, and Any for names that only a type checker imports."""
+    """Return what an annotation says, with Any for names that only a type checker imports."""
     try:
-        return get_type_hints(_Annotated(hint), names, include_extras=True)["it"]
-    except NameError:
+        known = _Known(names)
+        return get_type_hints(_Annotated(hint), names, known, include_extras=True)["it"]
+    except (AttributeError, TypeError):  # a part of an unknown name, such as Unknown[int]
         return Any
+
+
+class _Known(dict[str, Any]):
+    """Names of a module and of Python, and Any for all others."""
+
+    def __missing__(self, name: str) -> Any:
+        return getattr(builtins, name, Any)
 
 
 class _Annotated:
@@ -119,7 +132,8 @@ class _Loader(SourceFileLoader):
 
 
 def _own(path: str) -> str:
-    return path.removesuffix("pyc") + "checked.pyc" if path.endswith(".pyc") else path
+    name = f"checked-{VERSION}.pyc"
+    return path.removesuffix("pyc") + name if path.endswith(".pyc") else path
 
 
 class _Finder(PathFinder):

@@ -36,7 +36,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from mmedit.cases import EditCase, Example, Probe
+from mmedit.cases import EditCase, Example, Probe, image_name
 from mmedit.deltas import Delta
 from mmedit.editors.block_editor import BlockEditor, BlockLearner
 from mmedit.editors.blocks import read_block, require_images
@@ -95,10 +95,18 @@ class LiveEditLearner(BlockLearner):
         parts = dict(zip(probes, extracts.split(len(cases)), strict=True))
         near = [part for probe, part in parts.items() if not probe.is_locality]
         far = [part for probe, part in parts.items() if probe.is_locality]
-        for name, term in routing_losses(near, far, stored).items():
+        same = about_same_image(requests).to(vlm.device)
+        for name, term in routing_losses(near, far, stored, same).items():
             loss = loss + config.routing_weights[name] * term
             figures[f"loss/{name}"] = term.detach()
         return loss, figures
+
+
+def about_same_image(requests: Sequence[Example]) -> Bool[Tensor, "edits edits"]:
+    """Return which edits are about the same image."""
+    images = [image_name(request) for request in requests]
+    numbers = torch.tensor([images.index(image) for image in images])
+    return numbers.unsqueeze(0) == numbers.unsqueeze(1)
 
 
 def supersets(edits: int, probes: Sequence[Probe]) -> Bool[Tensor, "rows edits"]:

@@ -82,12 +82,15 @@ def prototype_loss(found: Float[Tensor, "rows edits_and_1"]) -> Tensor:
     return -_log(found.softmax(1)[:, -1]).mean()
 
 
-def apart_loss(found: Float[Tensor, "edits edits_and_1"]) -> Tensor:
+def apart_loss(
+    found: Float[Tensor, "edits edits_and_1"], same: Bool[Tensor, "edits edits"]
+) -> Tensor:
     """Return the loss of the hard routing on images that belong to the edits, row i to edit i: the
-    learnt image is nearer than those of all other edits. Not in the published training.
+    learnt image is nearer than those of all edits that are not about the `same` image. Not in the
+    published training.
     """
-    own = torch.eye(*found.shape, dtype=torch.bool, device=found.device)
-    return prototype_loss(found.masked_fill(own, -torch.inf))
+    others = found[:, :-1].masked_fill(same, -torch.inf)
+    return prototype_loss(torch.cat([others, found[:, -1:]], 1))
 
 
 def image_similarity(
@@ -103,12 +106,15 @@ def _log(probability: Tensor) -> Tensor:
 
 
 def routing_losses(
-    near: Sequence[Asked], far: Sequence[Asked], stored: Mapping[str, Tensor]
+    near: Sequence[Asked],
+    far: Sequence[Asked],
+    stored: Mapping[str, Tensor],
+    same: Bool[Tensor, "edits edits"],
 ) -> dict[str, Tensor]:
     """Return the losses of the soft routing and of the hard one, by name.
 
-    `near` are questions that belong to the edits, row i to edit i; `far` belong to none. The losses
-    are means over them.
+    `near` are questions that belong to the edits, row i to edit i; `far` belong to none. `same`
+    says which edits are about the same image. The losses are means over the questions.
     """
     soft = [soft_losses(similarity(asked.query, stored["eqr"])) for asked in near]
     images = [image_similarity(asked, stored["evr"]) for asked in near]
@@ -118,7 +124,7 @@ def routing_losses(
         "soft_relative": relative,
         "soft_absolute": absolute,
         "hard_neighbour": [neighbour_loss(found) for found in images],
-        "hard_apart": [apart_loss(found) for found in images],
+        "hard_apart": [apart_loss(found, same) for found in images],
     }
     if away:
         terms["hard_prototype"] = away

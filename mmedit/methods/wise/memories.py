@@ -59,6 +59,8 @@ def taken_in_each(entries: Entries, stored: Mapping[str, Tensor], rules: Rules) 
 
 def first_of(entries: Entries, kept: int) -> Entries:
     """Return the first memories alone."""
+    if kept == len(entries):
+        return entries
     return Entries(tensors={name: tensor[:kept] for name, tensor in entries.tensors.items()})
 
 
