@@ -33,11 +33,11 @@ from mmedit.config_checks import (
     vlm_name,
 )
 from mmedit.config_files import (
-    EditorFile,
     TableFile,
     VLMFile,
     file_of,
     merged_sites,
+    read_editor,
     read_named,
 )
 from mmedit.errors import ConfigError, UnknownNameError, shortened
@@ -272,7 +272,7 @@ def _editor(name: str, vlm: str, settings: Values) -> Editor:
     require_known("editor", name)
     if name not in names("editor") and not is_file_of("editor", name):
         return _saved_editor(name, settings)
-    file = validate(EditorFile, read_named("editor", name), str(file_of("editor", name)))
+    file = read_editor(name)
     if file.method not in EDITORS:
         raise UnknownNameError("editing method", file.method, EDITORS)
     known = named_as(vlm)

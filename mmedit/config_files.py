@@ -167,6 +167,11 @@ def read_named(kind: Kind, name: str) -> Values:
     return _extended(read_named(kind, parent), written)
 
 
+def read_editor(name: str) -> EditorFile:
+    """Return the file of an editor, by its name or its path. Raises ConfigError."""
+    return validate(EditorFile, read_named("editor", name), str(file_of("editor", name)))
+
+
 def file_of(kind: Kind, name: str) -> Path:
     """Return the file of a name: that of `configs`, or else the one of your own."""
     return config_folder() / kind / f"{name}.yaml" if name in names(kind) else Path(name)

@@ -156,12 +156,11 @@ def names_view(described: Sequence[tuple[str, str]]) -> RenderableType:
 
 def editors_view(described: Sequence[tuple[str, str]]) -> RenderableType:
     """Make a list of the named editors: paper, what an edit changes, what is learnt before."""
-    from mmedit.config_files import EditorFile, read_named
-    from mmedit.settings import validate
+    from mmedit.config_files import read_editor
 
     lines: list[RenderableType] = []
     for name, text in described:
-        file = validate(EditorFile, read_named("editor", name), f"editor {name}")
+        file = read_editor(name)
         lines.append(Text.assemble((name, "bold"), f"  {text}"))
         said = (("", file.paper), ("edits ", file.edits), ("learns ", file.learns))
         about = "; ".join(f"{verb}{what}" for verb, what in said if what)

@@ -140,9 +140,8 @@ class States:
         for k, states in passed.items():
             packed = states[self.kept_at(inputs, k).to(states.device)]
             if packed.nbytes <= self._most_bytes:
-                self._batches.put(
-                    _key(inputs, k), packed.cpu()
-                )  # a GPU's memory is for the network
+                kept = packed.cpu()  # a GPU's memory is for the network
+                self._batches.put(_key(inputs, k), kept)
 
     def _spread(self, packed: Packed, inputs: Inputs, k: int) -> Tensor:
         """Return packed states in their places, and zeros elsewhere."""

@@ -11,7 +11,7 @@ from PIL import Image
 
 import mmedit.vlm.loading
 from mmedit import catalog, cli
-from mmedit.config_files import EditorFile, read_named
+from mmedit.config_files import read_editor
 from mmedit.datasets.easyvqa.pictures import load_pictures
 from mmedit.methods import EDITORS
 
@@ -51,7 +51,7 @@ def test_ls_editors_shows_paper_and_what_is_edited_and_learnt(mmedit_):
 
 @pytest.mark.parametrize("name", catalog.names("editor"))
 def test_what_a_file_of_settings_says_of_its_method_is_true(name: str):
-    file = EditorFile.model_validate(read_named("editor", name))
+    file = read_editor(name)
     method = EDITORS[file.method]
     assert file.paper
     assert file.edits
