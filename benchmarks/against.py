@@ -31,6 +31,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from against_worker import write_cases
 from measuring import Clock, header, ratio
 
 HERE = Path(__file__).resolve().parent
@@ -148,9 +149,7 @@ def main() -> None:
     print(header("against.py", sys.argv[1:], clock, **settings))
     with tempfile.TemporaryDirectory() as folder:
         options.file = Path(folder) / "cases.json"
-        numbers = ["--write", str(options.cases), str(options.edits)]
-        new = environment(HERE.parent)
-        subprocess.run([*WORKER, str(options.file), *numbers], env=new, check=True)
+        write_cases(options.file, options.cases, options.edits)
         report_ratios([row for row in ROWS if row.size in options.parts], options)
         for part, report in REPORTS.items():
             if part in options.parts:

@@ -255,11 +255,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("file", type=Path, help="file of the cases")
     parser.add_argument("--size", choices=shapes.SHAPES)
-    parser.add_argument("--write", nargs=2, type=int, help="write so many cases, and edits")
     options = parser.parse_args()
-    if options.write:
-        write_cases(options.file, *options.write)
-        return
     torch.set_num_threads(1)
     disable_progress_bar()
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")

@@ -17,6 +17,7 @@ from mmedit.datasets.easyvqa import cases as easyvqa
 from mmedit.datasets.easyvqa.pictures import known_pictures, load_pictures
 from mmedit.errors import ConfigError, MmeditError, UnknownNameError
 from mmedit.report.published import load_published
+from mmedit.report.render import page
 from mmedit.storage import config_folder
 from mmedit.suite import RunOptions, run_suite
 
@@ -65,7 +66,13 @@ def few_training_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(easyvqa, "known_pictures", few)
 
 
-@pytest.mark.usefixtures("few_training_cases")
+@pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave plots out of the pages: they take half of the time of a small run."""
+    monkeypatch.setattr(page, "sequence_figures", lambda *_, **__: {})
+
+
+@pytest.mark.usefixtures("few_training_cases", "no_plots")
 def test_the_table_of_the_embedded_vlm_runs_in_small(mmedit_, tmp_path):
     command = ("bench", "embedded", "--out", tmp_path / "t", *SMALL)
     shown = mmedit_(*command)

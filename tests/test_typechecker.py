@@ -92,6 +92,15 @@ def test_what_does_not_fit_its_annotation_is_a_type_error(checked: ModuleType, c
         call(checked)
 
 
+def test_the_first_calls_of_every_test_are_checked(checked: ModuleType):
+    for _ in range(2):
+        typechecker.begin_test()
+        for _ in range(typechecker.CHECKED_CALLS):
+            with pytest.raises(TypeError):
+                checked.Some.still("text")
+        assert checked.Some.still("text") == "text"
+
+
 def test_what_fits_passes(checked: ModuleType):
     assert len(checked.same(torch.ones(2), torch.ones(2))) == 2
     assert list(checked.counted(3, "anything")) == [3]

@@ -114,7 +114,8 @@ def test_the_committed_ratios_are_of_every_method(programs: Any):
 def test_two_checkouts_are_measured_in_turn_and_give_the_same_scores(
     programs: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    arguments = ["--old", REPOSITORY, "--parts", "embedded", "--cases", "1", "--rounds", "1"]
+    small = ["--cases", "1", "--edits", "1", "--rounds", "1"]
+    arguments = ["--old", REPOSITORY, "--parts", "embedded", *small]
     monkeypatch.setattr(sys, "argv", ["against.py", *map(str, arguments)])
     programs("against").main()
     rows = re.findall(r"^\| embedded \| .*$", capsys.readouterr().out, re.MULTILINE)

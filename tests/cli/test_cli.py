@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tiny_families
 from PIL import Image
+from run_folders import edits, write_run
 
 import mmedit.vlm.loading
 from mmedit import catalog, cli
@@ -335,18 +336,22 @@ def test_a_run_whose_records_stand_there_twice_is_refused(mmedit_, run_folder, t
 
 
 def test_a_run_with_markup_and_formulas_in_its_name_is_shown_as_it_is(mmedit_, tmp_path):
-    odd = tmp_path / "[/b] $x^$ _y"
-    shutil.copytree(VQA, odd)
-    assert f"MEND ({odd})" in mmedit_("table", VQA, odd).out
+    plain, odd = tmp_path / "plain", tmp_path / "[/b] $x^$ _y"
+    shutil.copytree(write_run(plain, *edits("MEND", [1.0, 0.0, 1.0])), odd)
+    assert f"MEND ({odd})" in mmedit_("table", plain, odd).out
     plots = tmp_path / "p[b]x[/b][/x]$y^$"
-    shown = mmedit_("plot", VQA, odd, "--out", plots)
+    shown = mmedit_("plot", plain, odd, "--out", plots)
     assert shown.code == 0
     assert f"written: {plots}" in shown.out
-    assert str(odd) in mmedit_("compare", f"{VQA}:MEND", f"{odd}:MEND").out
+    assert str(odd) in mmedit_("compare", f"{plain}:MEND", f"{odd}:MEND").out
 
 
 def test_runs_of_different_datasets_have_a_folder_of_plots_each(mmedit_, tmp_path):
-    shown = mmedit_("plot", VQA, CAPTION, "--out", tmp_path)
+    runs = [
+        write_run(tmp_path / name, *edits("MEND", [1.0, 0.0]), vlm="embedded", dataset=name)
+        for name in ("easyvqa", "easyvqa-caption")
+    ]
+    shown = mmedit_("plot", *runs, "--out", tmp_path)
     assert "2: embedded, easyvqa-caption" in shown.out
     for folder in (tmp_path / "1", tmp_path / "2"):
         assert (folder / "splits.svg").exists()

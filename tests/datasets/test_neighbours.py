@@ -170,17 +170,17 @@ def test_wordings_of_easy_vqa_are_told_apart_by_what_they_are_about():
 def test_a_file_fixes_the_neighbours(tmp_path):
     file = tmp_path / "neighbours.json"
     command = ["data", "neighbours", "--dataset", "easyvqa", "--out", str(file)]
-    result = CliRunner().invoke(app, [*command, "--split", "validation"])
+    result = CliRunner().invoke(app, [*command, "--split", "test"])
     assert result.exit_code == 0, result.output
     settings: dict[str, Any] = {"probes": "devqa", "neighbours": str(file)}
-    first = load_cases("easyvqa", "validation", limit=3, probes="devqa")
-    assert list(load_cases("easyvqa", "validation", limit=3, **settings)) == list(first)
+    first = load_cases("easyvqa", "test", limit=3, probes="devqa")
+    assert list(load_cases("easyvqa", "test", limit=3, **settings)) == list(first)
     content = json.loads(file.read_text())
     moved = content["neighbours"][first[1].id]
     content["neighbours"][first[0].id] = moved
     file.write_text(json.dumps(content))
-    [changed] = load_cases("easyvqa", "validation", limit=1, **settings)
-    assert moved["image"].endswith(path_of(changed.probes[Probe.CONSISTENT_IMAGE][1]).name)
+    [changed] = load_cases("easyvqa", "test", limit=1, **settings)
+    assert moved["image"].endswith(path_of(changed.probes[Probe.CONSISTENT_IMAGE][0]).name)
 
 
 @pytest.mark.parametrize(
