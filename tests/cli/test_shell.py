@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from run_folders import edits, write_run
 
 from mmedit import catalog
 from mmedit.adapters import ADAPTERS
@@ -59,12 +60,13 @@ def tried(commands: list[list[str]]) -> list[list[object]]:
 
 
 def test_help_lists_tables_and_plots_import_no_torch(tmp_path: Path):
+    run = write_run(tmp_path / "run", *edits("MEND", [1.0, 0.0]), *edits("FT-M", [0.0, 1.0]))
     commands = [
         ["--help"], ["-h"], ["--version"], ["help"], ["data", "--help"],
         *([*command.split(), "--help"] for command in COMMANDS),
         ["ls"], *(["ls", name] for name in catalog.LISTS),
-        ["table", str(VQA)], ["table", str(VQA), "--columns", "locality", "--format", "html"],
-        ["compare", f"{VQA}:MEND", f"{VQA}:FT-M"], ["plot", str(VQA), "--out", str(tmp_path)],
+        ["table", str(VQA), "--columns", "locality", "--format", "html"], ["table", str(run)],
+        ["compare", f"{run}:MEND", f"{run}:FT-M"], ["plot", str(run), "--out", str(tmp_path)],
     ]  # fmt: skip
     for command, result in zip(commands, tried(commands), strict=True):
         assert result == [0, False], command
