@@ -11,7 +11,7 @@ from mmedit.bench.modes import MODES
 from mmedit.catalog import FAMILIES, built_in_vlms, names, require_known
 from mmedit.config_files import Block, DatasetFile, TableFile, read_named, require_names
 from mmedit.errors import ConfigError, UnknownNameError, shortened
-from mmedit.report.published import load_published
+from mmedit.report.papers import load_published
 from mmedit.settings import Overrides, Values, merged, validate
 
 if TYPE_CHECKING:

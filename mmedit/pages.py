@@ -14,7 +14,8 @@ from mmedit.errors import MmeditError
 from mmedit.processes import is_main_process
 from mmedit.records.schema import Record, RunManifest
 from mmedit.records.store import read_run
-from mmedit.report.published import Comparison, compare_with_published, load_published
+from mmedit.report.papers import load_published
+from mmedit.report.published import Comparison, compare_with_published
 from mmedit.report.render import render
 from mmedit.report.render.page import EXAMPLES, write_report
 from mmedit.report.runs import Origin

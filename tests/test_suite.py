@@ -16,7 +16,7 @@ from mmedit.config_files import Block
 from mmedit.datasets.easyvqa import cases as easyvqa
 from mmedit.datasets.easyvqa.pictures import known_pictures, load_pictures
 from mmedit.errors import ConfigError, MmeditError, UnknownNameError
-from mmedit.report.published import load_published
+from mmedit.report.papers import load_published
 from mmedit.report.render import page
 from mmedit.storage import config_folder
 from mmedit.suite import RunOptions, run_suite

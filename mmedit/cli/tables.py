@@ -83,7 +83,7 @@ def table(
 
     Runs of different modes, VLMs, datasets or cases are not compared: each set has a table.
     """
-    from mmedit.report.published import load_published
+    from mmedit.report.papers import load_published
     from mmedit.report.render import render_all
     from mmedit.report.render.terminal import tables_view
     from mmedit.report.run_tables import run_tables

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import pandas
 
-from mmedit.report.published import Comparison, Published, comparisons
+from mmedit.report.papers import Published
+from mmedit.report.published import Comparison, comparisons
 from mmedit.report.runs import Measured, Origin
 from mmedit.report.sequences import sequence_notes
 from mmedit.report.table import method_table

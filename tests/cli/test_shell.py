@@ -23,7 +23,7 @@ from mmedit.datasets.fetch.origins import ORIGINS
 from mmedit.errors import ConfigError, UnknownNameError
 from mmedit.progress import Progress
 from mmedit.report.columns import COLUMN_SETS
-from mmedit.report.published import published_names
+from mmedit.report.papers import published_names
 from mmedit.report.render import FORMATS
 
 VQA = Path(__file__).parents[2] / "results" / "embedded-vqa"

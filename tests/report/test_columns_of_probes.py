@@ -8,7 +8,8 @@ from made_records import asked, kept, not_finite, record
 from mmedit.cases import Probe
 from mmedit.records.schema import ProbeRecord, Record
 from mmedit.report.columns import measure_of
-from mmedit.report.published import compare_with_published, load_published
+from mmedit.report.papers import load_published
+from mmedit.report.published import compare_with_published
 from mmedit.report.render import render
 from mmedit.report.runs import Origin
 from mmedit.report.table import method_table

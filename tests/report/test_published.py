@@ -4,12 +4,8 @@ import pytest
 from made_records import LOC, REL, asked, kept, record
 
 from mmedit.errors import DataError, UnknownNameError
-from mmedit.report.published import (
-    Published,
-    compare_with_published,
-    load_published,
-    published_names,
-)
+from mmedit.report.papers import Published, load_published, published_names
+from mmedit.report.published import compare_with_published
 from mmedit.report.render import render
 from mmedit.report.runs import Origin
 from mmedit.report.table import method_table
