@@ -31,8 +31,11 @@ from statistics import median
 from typing import Any
 
 import torch
-from against_worker import write_cases
 from measuring import Clock, header, ratio
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # cases of this checkout
+
+from against_worker import write_cases
 
 HERE = Path(__file__).resolve().parent
 CLOSE = 1e-5

@@ -254,7 +254,7 @@ def _case(told: Mapping[str, Any]) -> EditCase:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("file", type=Path, help="file of the cases")
-    parser.add_argument("--size", choices=shapes.SHAPES)
+    parser.add_argument("--size", choices=shapes.SHAPES, required=True)
     options = parser.parse_args()
     torch.set_num_threads(1)
     disable_progress_bar()

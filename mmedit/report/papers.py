@@ -1,7 +1,7 @@
 """The published values of papers: the files configs/published/*.yaml.
 
-`published` compares tables with them. This module needs nothing that makes tables, which every
-command would load to check a name.
+`published` compares tables with them. This module imports nothing that makes tables, so checking a
+name is quick.
 """
 
 from __future__ import annotations
