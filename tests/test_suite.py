@@ -68,7 +68,7 @@ def few_training_cases(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave plots out of the pages: they take half of the time of a small run."""
+    """Leave plots out of the pages: they take a quarter of the time of a small run."""
     monkeypatch.setattr(page, "sequence_figures", lambda *_, **__: {})
 
 

@@ -237,6 +237,7 @@ def test_a_limit_above_what_there_is_says_how_many_there_are(own_file, tmp_path)
     ("name", "root", "split", "counts"),
     [
         ("evqa", "editing-data", "train", {"text_generality": 3}),
+        ("evqa", "editing-data", "test", {}),
         ("eic", "editing-data", "test", {}),
         ("vlkeb", "VLKEB", "test", {}),
     ],
